@@ -1,0 +1,100 @@
+//! The public face of serving: a backend takes batches of tokens and streams completions.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::Stream;
+use tokio::sync::mpsc;
+
+use crate::error::Result;
+use crate::request::{Batch, Completion};
+use crate::tokenizer::Tokenizer;
+
+/// Something that answers batches: the embedded engine, a remote endpoint, or the mock.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Returns what the backend can do; does not wait for the device.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Returns the tokenizer of the model, which also renders its chat template.
+    fn tokenizer(&self) -> Arc<dyn Tokenizer>;
+
+    /// Starts a batch. Completions come as requests finish, in any order; dropping the stream cancels the rest.
+    fn submit(&self, batch: Batch) -> CompletionStream;
+
+    /// Cancels a batch: its stream ends after what has been completed already.
+    fn cancel(&self, batch: BatchId);
+
+    /// Returns counters since the backend was started.
+    fn stats(&self) -> Stats;
+}
+
+/// The name of a submitted batch, unique within its backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchId(pub u64);
+
+/// What a backend can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Where and on what it runs, in a few words for people, such as `cpu, 2 threads`.
+    pub device: String,
+    /// The longest prompt and answer together, in tokens.
+    pub max_context: usize,
+    /// Prefixes are shared in units of this many tokens; 1 when a split page is copied.
+    pub prefix_granularity: usize,
+    /// Digest of weights, tokenizer and configuration: the identity of the model in caches.
+    pub model_digest: String,
+}
+
+/// Counters since the backend was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Forward passes.
+    pub steps: u64,
+    /// Tokens run through the model, in prefill and decode.
+    pub computed_tokens: u64,
+    /// Tokens of all prompts that were admitted.
+    pub prompt_tokens: u64,
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: u64,
+    /// Tokens of all answers.
+    pub output_tokens: u64,
+    /// Requests that were completed, failed ones included.
+    pub completed: u64,
+    /// Requests that were cancelled.
+    pub cancelled: u64,
+    /// Requests that are waiting or running now.
+    pub pending: u64,
+    /// KV pages in use now, cached prefixes included.
+    pub pages_used: u64,
+    /// KV pages of the pool.
+    pub pages_total: u64,
+}
+
+/// The completions of one batch, as they finish. Dropping it cancels what has not finished.
+#[derive(Debug)]
+pub struct CompletionStream {
+    id: BatchId,
+    receiver: mpsc::Receiver<Result<Completion>>,
+}
+
+impl CompletionStream {
+    /// Wraps the receiving end of a channel that has room for every completion of the batch.
+    pub fn new(id: BatchId, receiver: mpsc::Receiver<Result<Completion>>) -> Self {
+        CompletionStream { id, receiver }
+    }
+
+    /// Returns the name under which the batch can be cancelled.
+    pub fn id(&self) -> BatchId {
+        self.id
+    }
+}
+
+impl Stream for CompletionStream {
+    type Item = Result<Completion>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.receiver.poll_recv(cx)
+    }
+}

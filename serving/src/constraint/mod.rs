@@ -1,0 +1,35 @@
+//! Constrained decoding: which tokens may come next, and which need not be asked for.
+
+use std::fmt;
+
+use crate::error::Result;
+use crate::request::TokenId;
+
+/// The state of one request's output shape.
+///
+/// The scheduler alternates `next` and `accept`: `next` says what may follow the tokens accepted so far.
+pub trait Constraint: Send + fmt::Debug {
+    /// Returns what may come next. May be called again without `accept` and returns the same.
+    fn next(&mut self) -> Result<Next>;
+
+    /// Takes one token, sampled or forced, that `next` allowed. The end token is never passed in.
+    fn accept(&mut self, token: TokenId) -> Result<()>;
+
+    /// Returns whether the tokens accepted so far are a complete answer, as when the token limit cuts it here.
+    fn is_complete(&mut self) -> bool;
+}
+
+/// What may come next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Any token; an end token ends the answer.
+    Free,
+    /// Nothing is left to decide: these tokens (maybe none) complete the answer. They need not be computed.
+    Finish(Vec<TokenId>),
+    /// These tokens follow without a choice, and a choice comes after them.
+    Forced(Vec<TokenId>),
+    /// One of these tokens, at least two, in ascending order; an end token among them ends the answer.
+    OneOf(Vec<TokenId>),
+    /// One of the tokens whose bit is set, `ceil(vocabulary / 32)` words; an end token among them ends the answer.
+    Mask(Vec<u32>),
+}

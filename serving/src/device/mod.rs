@@ -1,0 +1,41 @@
+//! Devices run step plans. The CPU is one implementation; a GPU is another and nothing else changes.
+
+pub mod cpu;
+
+use std::fmt;
+
+use crate::error::Result;
+use crate::step::{PageCopy, StepPlan, StepResult};
+
+/// Runs forward passes of one model over one pool of KV pages.
+pub trait Device: Send + fmt::Debug {
+    /// Returns the size of the KV pool.
+    fn pool(&self) -> PoolSpec;
+
+    /// Describes the device in a few words for people, such as `cpu, 2 threads`.
+    fn describe(&self) -> String;
+
+    /// Starts a pass and returns without waiting for it where the device allows.
+    ///
+    /// Passes run in the order of their launch. Fails if the device is lost.
+    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket>;
+
+    /// Asks for the result of a pass: `true` once `result` has been filled in, `false` while the pass is still running.
+    fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool>;
+
+    /// Copies page contents in launch order, apart from any pass.
+    fn copy(&mut self, copies: &[PageCopy]) -> Result<()>;
+}
+
+/// A pass that was launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StepTicket(pub u64);
+
+/// The size of a KV pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSpec {
+    /// Number of pages.
+    pub pages: u32,
+    /// Bytes of one page over all layers, keys and values.
+    pub page_bytes: usize,
+}

@@ -1,0 +1,1 @@
+//! Models from files: weights, configuration, tokenizer and chat template.

@@ -1,0 +1,7 @@
+//! What a decoder is made of, apart from its weights.
+
+mod config;
+mod tensor;
+
+pub use config::{ModelConfig, RopeScaling};
+pub use tensor::{DType, HostTensor, TensorSource};

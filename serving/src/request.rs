@@ -1,0 +1,185 @@
+//! What a caller hands to a backend and what comes back: batches, requests and completions.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A token of a model's vocabulary.
+pub type TokenId = u32;
+
+/// A run of prompt tokens, shared by every request of a batch that contains it.
+pub type Segment = Arc<[TokenId]>;
+
+/// The name of a request, unique within its batch and chosen by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u32);
+
+/// Requests that are known together.
+///
+/// Their order is the order of execution as far as capacity allows: neighbours that share a prefix compute it once, and a
+/// prefix is freed with the last request that needs it. Callers therefore sort requests depth first.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The requests, depth first by shared prefix.
+    pub requests: Vec<Request>,
+    /// Leading prompt tokens worth keeping after the batch, since later batches are likely to begin with them.
+    pub keep_prefix: u32,
+    /// Batches with a higher priority are admitted first.
+    pub priority: i32,
+    /// Among equal priorities, the earlier deadline is admitted first.
+    pub deadline: Option<Instant>,
+}
+
+/// One question to the model.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Chosen by the caller, unique in the batch.
+    pub id: RequestId,
+    /// The prompt: its tokens are the concatenation of the segments, control tokens included.
+    pub prompt: Vec<Segment>,
+    /// What the answer must look like.
+    pub shape: Arc<OutputShape>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// The longest answer, in tokens.
+    pub max_tokens: u32,
+}
+
+impl Request {
+    /// Returns the number of prompt tokens.
+    pub fn prompt_len(&self) -> usize {
+        self.prompt.iter().map(|segment| segment.len()).sum()
+    }
+}
+
+/// What an answer must look like; enforced while decoding.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutputShape {
+    /// Any text.
+    Text,
+    /// One of these strings, which are distinct and not empty.
+    Choice(Vec<String>),
+    /// A decimal number within `min..=max`, without exponent.
+    Number {
+        /// The least value allowed.
+        min: f64,
+        /// The greatest value allowed.
+        max: f64,
+        /// Whether only whole numbers are allowed.
+        integer: bool,
+    },
+    /// JSON text that is valid under this JSON schema.
+    Json(serde_json::Value),
+    /// Text that matches this regular expression as a whole.
+    Regex(String),
+}
+
+/// How a token is chosen from its distribution.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the most probable token; ties go to the smaller token id.
+    pub temperature: f32,
+    /// Keep the most probable tokens whose probabilities sum to at least this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Together with the position in the answer it decides every draw of the request.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// The most probable token at every step.
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 };
+}
+
+/// The end of one request.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    /// The request this completes.
+    pub id: RequestId,
+    /// The answer, or why this request alone has none.
+    pub result: Result<Answer, RowFailure>,
+    /// What the request cost.
+    pub usage: Usage,
+}
+
+/// An answer of the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The decoded tokens, control tokens left out.
+    pub text: String,
+    /// The tokens, without the one that ends the text.
+    pub tokens: Vec<TokenId>,
+    /// Why the answer ended.
+    pub finish: FinishReason,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or its shape left nothing more to say.
+    Stop,
+    /// It reached `max_tokens`, or the end of the context.
+    Length,
+}
+
+/// Why one request failed while the others go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RowFailure {
+    /// The prompt does not fit into the context, or into the whole KV pool.
+    Overflow {
+        /// Tokens that the request needs.
+        tokens: usize,
+        /// Tokens that there is room for.
+        limit: usize,
+    },
+    /// No answer of the demanded shape came within `max_tokens`; holds what was written.
+    Schema(String),
+    /// The model or its provider refused.
+    Refused(String),
+    /// The provider's rate limit held after all retries.
+    RateLimit(String),
+    /// The connection failed after all retries.
+    Transport(String),
+}
+
+impl RowFailure {
+    /// Returns the name that users see and count by.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            RowFailure::Overflow { .. } => "overflow",
+            RowFailure::Schema(_) => "schema",
+            RowFailure::Refused(_) => "refused",
+            RowFailure::RateLimit(_) => "rate_limit",
+            RowFailure::Transport(_) => "transport",
+        }
+    }
+}
+
+impl fmt::Display for RowFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RowFailure::Overflow { tokens, limit } => write!(f, "the request needs {tokens} tokens, the limit is {limit}"),
+            RowFailure::Schema(text) => write!(f, "no valid answer within max_tokens; the model wrote {text:?}"),
+            RowFailure::Refused(message) | RowFailure::RateLimit(message) | RowFailure::Transport(message) => {
+                f.write_str(message)
+            }
+        }
+    }
+}
+
+/// Tokens of one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: u32,
+    /// Prompt tokens that were not computed for this request, since their KV was there.
+    pub cached: u32,
+    /// Tokens of the answer, forced ones included.
+    pub output: u32,
+    /// Tokens proposed by a draft.
+    pub drafted: u32,
+    /// Proposed tokens that were kept.
+    pub accepted: u32,
+}

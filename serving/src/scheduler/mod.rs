@@ -1,0 +1,1 @@
+//! The scheduler: which tokens run in the next step.
