@@ -42,8 +42,8 @@ impl ConstraintCompiler {
                     None => Compiled::Number(Number::new(range, tokenizer)?),
                 }
             }
-            OutputShape::Json(schema) => Compiled::Grammar(self.grammars()?.json(schema)?),
-            OutputShape::Regex(expression) => Compiled::Grammar(self.grammars()?.regex(expression)?),
+            OutputShape::Json(schema) => Compiled::Grammar(Box::new(self.grammars()?.json(schema)?)),
+            OutputShape::Regex(expression) => Compiled::Grammar(Box::new(self.grammars()?.regex(expression)?)),
         };
         Ok(ConstraintFactory { compiled })
     }
@@ -70,7 +70,7 @@ enum Compiled {
     Text,
     Choice(Arc<LabelTrie>),
     Number(Number),
-    Grammar(Grammar),
+    Grammar(Box<Grammar>),
 }
 
 impl ConstraintFactory {
@@ -85,7 +85,7 @@ impl ConstraintFactory {
             Compiled::Text => Box::new(FreeText),
             Compiled::Choice(trie) => Box::new(Choice::new(Arc::clone(trie))),
             Compiled::Number(number) => Box::new(number.clone()),
-            Compiled::Grammar(grammar) => Box::new(grammar.clone()),
+            Compiled::Grammar(grammar) => grammar.clone(),
         }
     }
 }

@@ -69,7 +69,7 @@ impl GrammarCompiler {
     /// Compiles a regular expression that the whole answer matches. Fails if it is not one.
     pub(super) fn regex(&self, expression: &str) -> Result<Grammar> {
         // llguidance would drop a last backslash in silence.
-        if trailing_backslashes(expression) % 2 == 1 {
+        if !trailing_backslashes(expression).is_multiple_of(2) {
             return Err(invalid("the regular expression", &"it ends with a backslash that escapes nothing"));
         }
         self.compile(TopLevelGrammar::from_regex(without_anchors(expression)), "the regular expression")
@@ -93,7 +93,7 @@ impl GrammarCompiler {
 fn without_anchors(expression: &str) -> &str {
     let expression = expression.strip_prefix('^').unwrap_or(expression);
     match expression.strip_suffix('$') {
-        Some(rest) if trailing_backslashes(rest) % 2 == 0 => rest,
+        Some(rest) if trailing_backslashes(rest).is_multiple_of(2) => rest,
         _ => expression,
     }
 }
@@ -298,6 +298,17 @@ mod tests {
         assert!(MINI.decode(&tokens).starts_with("{\"name"));
         let constant = COMPILER.json(&json!({"const": {"a": [1, 2]}})).unwrap().next().unwrap();
         assert!(matches!(constant, Next::Finish(tokens) if MINI.decode(&tokens) == "{\"a\": [1, 2]}"));
+    }
+
+    #[test]
+    fn references_within_a_schema_are_followed() {
+        let schema = json!({
+            "$defs": {"letter": {"type": "string", "pattern": "^[ab]$"}},
+            "type": "object", "properties": {"x": {"$ref": "#/$defs/letter"}}, "required": ["x"], "additionalProperties": false,
+        });
+        let mut grammar = COMPILER.json(&schema).unwrap();
+        let text = write(&mut grammar, 50, |allowed| allowed[0]).unwrap();
+        assert!([r#"{"x": "a"}"#, r#"{"x": "b"}"#].contains(&text.as_str()), "{text}");
     }
 
     #[test]

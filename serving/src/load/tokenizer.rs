@@ -232,6 +232,8 @@ mod tests {
         HfTokenizer::from_bytes(&std::fs::read(path).unwrap(), ChatTemplate::plain(), vec![2]).unwrap()
     });
 
+    static METASPACE: LazyLock<HfTokenizer> = LazyLock::new(metaspace);
+
     /// A SentencePiece-like tokenizer with byte fallback, a dummy prefix, and added tokens of both kinds.
     fn metaspace() -> HfTokenizer {
         let mut vocab = serde_json::Map::new();
@@ -272,7 +274,7 @@ mod tests {
 
     #[test]
     fn added_tokens_that_are_not_special_are_plain_in_row_data() {
-        let tokenizer = metaspace();
+        let tokenizer = &*METASPACE;
         assert_eq!(tokenizer.encode_control("[tool]").len(), 1);
         assert_eq!(tokenizer.encode("[tool]").len(), 6);
         assert_eq!(tokenizer.decode(&tokenizer.encode_control("<s>[tool]")), "[tool]");
@@ -281,7 +283,7 @@ mod tests {
 
     #[test]
     fn nothing_is_added_in_front() {
-        let tokenizer = metaspace();
+        let tokenizer = &*METASPACE;
         assert_eq!(tokenizer.decode(&tokenizer.encode("ab")), "ab");
         assert_eq!(tokenizer.encode("ab").len(), 1);
         assert!(tokenizer.encode("").is_empty());
@@ -332,7 +334,7 @@ mod tests {
     proptest! {
         #[test]
         fn row_data_never_becomes_control_tokens(text in any_text()) {
-            for tokenizer in [&*MINI, &metaspace()] {
+            for tokenizer in [&*MINI, &*METASPACE] {
                 let control = |id: &TokenId| tokenizer.control_ids.contains(id);
                 prop_assert!(!tokenizer.encode(&text).iter().any(control));
             }
@@ -340,7 +342,7 @@ mod tests {
 
         #[test]
         fn decoding_gives_the_text_back(text in any_text()) {
-            for tokenizer in [&*MINI, &metaspace()] {
+            for tokenizer in [&*MINI, &*METASPACE] {
                 prop_assert_eq!(&tokenizer.decode(&tokenizer.encode(&text)), &text);
             }
         }
