@@ -1,6 +1,7 @@
 //! The embedded API: a session, its queries, and queries that run.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -124,7 +125,7 @@ impl Refrain {
 
     /// Says in one line which model answers by default.
     pub fn banner(&self) -> String {
-        match self.models.resolve(None, &self.settings()) {
+        match self.models.resolve(self.settings().model.as_deref()) {
             Ok(name) if self.models.is_fallback(&name) => {
                 format!("model {name}: bundled, small, for demonstration and tests; for real work: CREATE MODEL name FROM 'folder'")
             }
@@ -186,9 +187,9 @@ impl Refrain {
     fn load_options(&self) {
         let settings = self.settings();
         self.models.set_device(DeviceOptions {
-            threads: settings.threads,
+            threads: settings.threads.and_then(NonZeroUsize::new),
             kv_cache_bytes: settings.kv_cache_bytes,
-            step_tokens: settings.step_tokens,
+            step_tokens: settings.step_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
         });
     }
 

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
+use refrain_serving::device::Device;
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
 use refrain_serving::load::{self, LoadedModel};
 use refrain_serving::local::{LocalBackend, LocalConfig};
 use refrain_serving::{Backend, Tokenizer};
-use refrain_udf::{Settings, TokenizerSource};
+use refrain_udf::TokenizerSource;
 use tokio::sync::OnceCell;
 
 use crate::Error;
@@ -72,14 +73,14 @@ pub struct ModelCatalog {
 }
 
 /// How the embedded engine runs models that are loaded from now on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// Threads of the CPU device; all cores if not set.
+    /// Threads of the CPU device; one for each core if not set.
     pub threads: Option<NonZeroUsize>,
-    /// Bytes of the KV pool.
-    pub kv_cache_bytes: usize,
-    /// Tokens in one step.
-    pub step_tokens: usize,
+    /// Bytes of the KV pool; the device's choice if not set.
+    pub kv_cache_bytes: Option<usize>,
+    /// Tokens in one step; the scheduler's choice if not set.
+    pub step_tokens: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -118,6 +119,11 @@ impl ModelCatalog {
         self.lock().remove(name).is_some()
     }
 
+    /// Returns whether a model serves only while no other is there.
+    pub fn is_fallback(&self, name: &str) -> bool {
+        self.lock().get(name).is_some_and(|model| model.is_fallback)
+    }
+
     /// Returns whether there is a model of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.lock().contains_key(name)
@@ -133,10 +139,10 @@ impl ModelCatalog {
         self.lock().values().map(|model| model.info()).collect()
     }
 
-    /// Returns the name of the model that a call uses: the one it names, the one that the setting names, or the only one there is.
-    pub fn resolve(&self, named: Option<&str>, settings: &Settings) -> Result<String> {
+    /// Returns the name of the model that a call uses: the one that it or the settings name, or the only one there is.
+    pub fn resolve(&self, named: Option<&str>) -> Result<String> {
         let models = self.lock();
-        if let Some(name) = named.or(settings.model.as_deref()) {
+        if let Some(name) = named {
             return match models.contains_key(name) {
                 true => Ok(name.to_owned()),
                 false => Err(unknown(name, &models)),
@@ -159,7 +165,7 @@ impl ModelCatalog {
     /// Returns the backend of a model, which is loaded on the first call.
     pub async fn backend(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let model = self.model(name)?;
-        let device = self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let device = *self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let backend = model.backend.get_or_try_init(|| async {
             let source = model.source.clone();
             let loading = SpawnedTask::spawn_blocking(move || start(source, device));
@@ -194,7 +200,7 @@ impl ModelCatalog {
 
 impl TokenizerSource for ModelCatalog {
     fn tokenizer(&self, model: Option<&str>) -> Result<Arc<dyn Tokenizer>> {
-        let name = self.resolve(model, &Settings::default())?;
+        let name = self.resolve(model)?;
         self.tokenizer_of(&name)
     }
 }
@@ -232,4 +238,43 @@ fn unknown(name: &str, models: &BTreeMap<String, Arc<Model>>) -> DataFusionError
         true => plan_datafusion_err!("model {name:?} is unknown; make it with CREATE MODEL {name} FROM 'folder'"),
         false => plan_datafusion_err!("model {name:?} is unknown; known models: {}", names.join(", ")),
     }
+}
+
+/// Reads a model's configuration and tokenizer; weights are read tensor by tensor later.
+fn open(source: &ModelSource) -> refrain_serving::Result<Opened> {
+    Ok(match source {
+        ModelSource::Path(path) => Opened::Files(load::load_folder(path)?),
+        #[cfg(feature = "bundled-model")]
+        ModelSource::Bundled(name) => Opened::Files(load::bundled(*name)?),
+        ModelSource::Backend(backend) => Opened::Backend(Arc::clone(backend)),
+    })
+}
+
+enum Opened {
+    Files(LoadedModel),
+    Backend(Arc<dyn Backend>),
+}
+
+fn load_tokenizer(source: &ModelSource) -> refrain_serving::Result<Arc<dyn Tokenizer>> {
+    Ok(match open(source)? {
+        Opened::Files(model) => model.tokenizer,
+        Opened::Backend(backend) => backend.tokenizer(),
+    })
+}
+
+/// Loads a model onto the CPU and starts its engine. Takes seconds for a large model.
+fn start(source: ModelSource, options: DeviceOptions) -> refrain_serving::Result<Arc<dyn Backend>> {
+    let LoadedModel { config, weights, tokenizer, digest } = match open(&source)? {
+        Opened::Files(model) => model,
+        Opened::Backend(backend) => return Ok(backend),
+    };
+    let mut local = LocalConfig::new(config.max_context, digest);
+    if let Some(tokens) = options.step_tokens {
+        local.scheduler.step_tokens = tokens;
+    }
+    let mut cpu = CpuOptions::default();
+    cpu.threads = options.threads.or(cpu.threads);
+    cpu.kv_bytes = options.kv_cache_bytes.unwrap_or(cpu.kv_bytes);
+    let device = move || Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), cpu)?) as Box<dyn Device>);
+    Ok(Arc::new(LocalBackend::start(device, tokenizer, local)?))
 }

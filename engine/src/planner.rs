@@ -95,7 +95,7 @@ impl ExtensionPlanner for LlmPlanner {
                 inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,
                 guard: node_call.guard.as_ref().map(physical).transpose()?,
                 output: Arc::clone(&node_call.output),
-                model: self.models.resolve(node_call.call.options.model.as_deref(), &settings)?,
+                model: self.models.resolve(options.model.as_deref())?,
                 call: Arc::new(node_call.call.clone()),
                 options,
             }));

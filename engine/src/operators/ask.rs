@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, exec_datafusion_err, internal_datafusion_err};
 use futures::StreamExt;
-use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request};
-use refrain_udf::{Dedup, OnError, PromptLayout};
+use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, Sampling};
+use refrain_udf::{Dedup, NullInput, OnError, OnOverflow, PromptLayout, ResolvedOptions};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
@@ -76,7 +76,7 @@ impl Asker {
     fn keys(&self, questions: &Questions) -> Vec<Key> {
         let mut call = blake3::Hasher::new();
         call.update(&self.call.call.digest());
-        call.update(&self.call.options.digest());
+        call.update(format!("{:?}", Answering::of(&self.call)).as_bytes());
         call.update(self.backend.capabilities().model_digest.as_bytes());
         if self.call.options.dedup == Dedup::Off {
             // Every row pays for itself: no other operator knows these keys.
@@ -167,6 +167,26 @@ impl Asker {
         self.stats.output_tokens.fetch_add(u64::from(usage.output), Ordering::Relaxed);
         let answer = result.map_err(|failure| Failure { reason: failure.reason(), message: failure.to_string() })?;
         self.call.call.task.parse(&answer.text).map_err(|message| Failure { reason: "schema", message })
+    }
+}
+
+/// Settings that change answers, beside what the call itself says.
+#[derive(Debug)]
+#[expect(dead_code, reason = "read through Debug, as part of the key")]
+struct Answering {
+    sampling: Sampling,
+    max_tokens: u32,
+    on_overflow: OnOverflow,
+    null_input: NullInput,
+}
+
+impl Answering {
+    fn of(call: &PhysicalCall) -> Self {
+        // In full, so that a new option is a decision here.
+        let ResolvedOptions {
+            sampling, max_tokens, on_overflow, null_input, model: _, on_error: _, reorder: _, reorder_window: _, dedup: _,
+        } = call.options;
+        Answering { sampling, max_tokens, on_overflow, null_input }
     }
 }
 

@@ -101,11 +101,11 @@ impl Questions {
         end: usize,
         max_questions: usize,
     ) -> Result<usize> {
-        let renderers = inputs.iter().map(JsonRenderer::try_new).collect::<Result<Vec<_>>>()?;
+        let renderers = inputs.iter().map(|input| JsonRenderer::new(input.as_ref())).collect::<Result<Vec<_>>>()?;
         let mut text = String::new();
         let mut tuple = vec![0; inputs.len()];
         for row in start..end {
-            let asked = guard.is_none_or(|mask| mask.value(row)) && !nulls.skips(inputs.iter().map(|input| input.is_null(row)));
+            let asked = guard.is_none_or(|mask| mask.value(row)) && !skips(nulls, inputs, row);
             if !asked {
                 self.of_row.push(NO_QUESTION);
                 continue;
@@ -115,7 +115,7 @@ impl Questions {
             }
             for ((code, renderer), column) in tuple.iter_mut().zip(&renderers).zip(&mut self.columns) {
                 text.clear();
-                renderer.write(row, &mut text)?;
+                renderer.write(row, &mut text);
                 let (cell, added) = column.intern(&text);
                 *code = cell;
                 self.bytes += added;
@@ -149,6 +149,16 @@ impl Questions {
     }
 }
 
+/// Returns whether a row gets NULL without a question.
+fn skips(nulls: NullPolicy, inputs: &[ArrayRef], row: usize) -> bool {
+    let mut is_null = inputs.iter().map(|input| input.is_null(row));
+    match nulls {
+        NullPolicy::SkipIfAny => is_null.any(|null| null),
+        NullPolicy::SkipIfAll => is_null.all(|null| null),
+        NullPolicy::Never => false,
+    }
+}
+
 impl CellDictionary {
     /// Returns the code of a cell, and the bytes that it added to the dictionary.
     fn intern(&mut self, text: &str) -> (u32, usize) {
@@ -173,7 +183,7 @@ mod tests {
         let names: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), Some("b"), None, Some("a"), Some("a")]));
         let numbers: ArrayRef = Arc::new(Int64Array::from(vec![Some(1), Some(1), None, Some(1), Some(2)]));
         let mut questions = Questions::new(2, dedup, 0);
-        let end = questions.push(&[names, numbers], None, NullPolicy::SkipIfAllNull, 0, 5, usize::MAX);
+        let end = questions.push(&[names, numbers], None, NullPolicy::SkipIfAll, 0, 5, usize::MAX);
         assert_eq!(end.unwrap(), 5);
         questions
     }
@@ -199,7 +209,7 @@ mod tests {
     fn stops_before_a_row_that_would_ask_too_much() {
         let names: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "a", "c"]));
         let mut questions = Questions::new(1, true, 0);
-        let mut push = |start, max| questions.push(&[Arc::clone(&names)], None, NullPolicy::SkipIfAnyNull, start, 4, max).unwrap();
+        let mut push = |start, max| questions.push(&[Arc::clone(&names)], None, NullPolicy::SkipIfAny, start, 4, max).unwrap();
         assert_eq!(push(0, 2), 2, "row 2 is not looked at, although its question is known");
         assert_eq!(push(2, 3), 4);
     }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::Result;
 use refrain_serving::Tokenizer;
-use refrain_udf::{Dedup, Prompt, PromptLayout};
+use refrain_udf::{Prompt, PromptLayout};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
-use crate::operators::prompts::plan_requests;
+use crate::operators::prompts::{plan_requests, strategy};
 
 /// What one call is expected to cost.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,10 +41,10 @@ pub fn estimate_call(
     rows: Option<u64>,
 ) -> Result<CallEstimate> {
     let layout = PromptLayout::new(&call.call, tokenizer)?;
-    let mut questions = Questions::new(call.inputs.len(), call.options.dedup != Dedup::Off, 0);
+    let mut questions = Questions::new(call.inputs.len(), call.options.dedups(), 0);
     for batch in sample {
         let (inputs, guard) = (call.evaluate_inputs(batch)?, call.evaluate_guard(batch)?);
-        let nulls = call.call.null_policy(&call.options);
+        let nulls = call.call.null_policy(call.options.null_input);
         questions.push(&inputs, guard.as_ref(), nulls, 0, batch.num_rows(), usize::MAX)?;
     }
     let asked: Vec<u32> = (0..questions.len() as u32).collect();
@@ -65,7 +65,7 @@ pub fn estimate_call(
         head_tokens: u64::from(planned.head_len),
         prefix_hit: if prompt_tokens == 0 { 0.0 } else { shared as f64 / prompt_tokens as f64 },
         field_order: field_names(call, planned.field_order),
-        strategy: call.options.reorder.to_string(),
+        strategy: strategy(call).to_string(),
         is_exact: scale == 1.0,
     })
 }

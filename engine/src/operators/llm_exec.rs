@@ -442,7 +442,7 @@ impl Job {
                 });
             }
             let outcome = outcome.map_err(|failure| format!("{}: {}", failure.reason, failure.message));
-            values.push(call.call.value(outcome, call.options.on_error)?);
+            values.push(call.call.value(outcome.as_ref().map(Clone::clone).map_err(String::as_str), call.options.on_error));
         }
         self.check_error_ratio(call, stats)?;
         let values = match values.is_empty() {

@@ -6,7 +6,7 @@ use ahash::RandomState;
 use datafusion::common::{HashMap, Result, exec_datafusion_err};
 use refrain_optimizer::reorder::{self, Column, FieldOrder, Schedule, Strategy, Table};
 use refrain_serving::{OutputShape, Request, RequestId, Sampling, Segment, Tokenizer};
-use refrain_udf::{Place, Prompt, PromptLayout};
+use refrain_udf::{Place, Prompt, PromptLayout, Reorder};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
@@ -37,12 +37,7 @@ pub fn plan_requests(
 ) -> Result<PlannedRequests> {
     let mut cells = Cells { layout, tokenizer, questions, segments: HashMap::default() };
     let table = cells.table(asked, call.inputs.len())?;
-    let strategy = match (&call.call.prompt, call.options.reorder) {
-        (_, Strategy::None) => Strategy::None,
-        // The user has fixed the order of values in a template; only rows may move.
-        (Prompt::Template(_), _) => Strategy::Rows,
-        (Prompt::Fields { .. }, strategy) => strategy,
-    };
+    let strategy = strategy(call);
     let options = reorder::Options { page: granularity as u32, ..reorder::Options::default() };
     let schedule = reorder::schedule(&table, strategy, &options)
         .map_err(|e| exec_datafusion_err!("cannot order the rows with refrain.reorder = '{strategy}': {e}"))?;
@@ -67,6 +62,18 @@ pub fn plan_requests(
     })
 }
 
+/// Returns how rows and fields are ordered for a call. The user has fixed the order of values in a template; only rows may move.
+pub fn strategy(call: &PhysicalCall) -> Strategy {
+    match (&call.call.prompt, call.options.reorder) {
+        (_, Reorder::None) => Strategy::None,
+        (Prompt::Template(_), _) | (_, Reorder::Rows) => Strategy::Rows,
+        (_, Reorder::Auto) => Strategy::Auto,
+        (_, Reorder::Search) => Strategy::Search,
+        (_, Reorder::Ggr) => Strategy::Ggr,
+        (_, Reorder::Ophr) => Strategy::Ophr,
+    }
+}
+
 fn field_order(schedule: Schedule) -> Option<Vec<u32>> {
     match schedule.fields() {
         FieldOrder::Same(order) => Some(order.clone()),
@@ -75,28 +82,23 @@ fn field_order(schedule: Schedule) -> Option<Vec<u32>> {
 }
 
 fn request(call: &PhysicalCall, id: u32, prompt: Vec<Segment>, shape: &Arc<OutputShape>, seed: u64) -> Request {
-    let options = &call.options;
     Request {
         id: RequestId(id),
         prompt,
         shape: Arc::clone(shape),
-        sampling: Sampling {
-            temperature: options.temperature as f32,
-            top_p: options.top_p as f32,
-            top_k: options.top_k,
-            seed,
-        },
-        max_tokens: options.max_tokens,
+        sampling: Sampling { seed, ..call.options.sampling },
+        max_tokens: call.options.max_tokens,
     }
 }
 
 /// Derives the seed of a question from its inputs, so that a sampled answer does not depend on the order of rows, and the same
 /// question in another operator of the query gets the same answer. Rows sampled apart differ by their number.
 fn seed(call: &PhysicalCall, questions: &Questions, question: u32) -> u64 {
-    if call.options.temperature == 0.0 {
-        return call.options.seed;
+    let sampling = call.options.sampling;
+    if sampling.temperature == 0.0 {
+        return sampling.seed;
     }
-    let hasher = RandomState::with_seeds(call.options.seed, 1, 2, 3);
+    let hasher = RandomState::with_seeds(sampling.seed, 1, 2, 3);
     let inputs: Vec<&str> = (0..call.inputs.len()).map(|input| questions.text(question, input).as_ref()).collect();
     hasher.hash_one((inputs, questions.occurrence(question)))
 }

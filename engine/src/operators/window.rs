@@ -11,7 +11,6 @@ use datafusion::physical_plan::SpillManager;
 use datafusion::physical_plan::metrics::SpillMetrics;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{StreamExt, stream};
-use refrain_udf::Dedup;
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::{NO_QUESTION, Questions};
@@ -73,11 +72,7 @@ impl RowStore {
         mut pending: Option<RecordBatch>,
         input: &mut SendableRecordBatchStream,
     ) -> Result<(Window, Filled)> {
-        let new_questions = |call: &Arc<PhysicalCall>| {
-            let apart = call.options.temperature > 0.0 && call.options.dedup != Dedup::Always;
-            Questions::new(call.inputs.len(), call.options.dedup != Dedup::Off && !apart, number)
-        };
-        let questions = calls.iter().map(new_questions).collect();
+        let questions = calls.iter().map(|call| Questions::new(call.inputs.len(), call.options.dedups(), number)).collect();
         let mut window = Window { batches: vec![], batch_bytes: 0, questions, rows: 0 };
         loop {
             let batch = match pending.take() {
@@ -163,7 +158,7 @@ impl Window {
         }
         let before: Vec<usize> = self.questions.iter().map(|questions| questions.of_row.len()).collect();
         for ((call, (inputs, guard)), questions) in calls.iter().zip(&evaluated).zip(&mut self.questions) {
-            let nulls = call.call.null_policy(&call.options);
+            let nulls = call.call.null_policy(call.options.null_input);
             end = end.min(questions.push(inputs, guard.as_ref(), nulls, 0, end, limit.questions)?);
         }
         // A later call may have stopped earlier: rows beyond the common end belong to the next window.
