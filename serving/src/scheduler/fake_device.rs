@@ -17,7 +17,7 @@ pub(crate) const END: TokenId = 0;
 
 /// A place of a page: the hash of the prefix before its token, and with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+pub(crate) struct Place {
     before: u64,
     hash: u64,
     position: usize,
@@ -25,9 +25,9 @@ struct Place {
 
 #[derive(Debug)]
 pub(crate) struct FakeDevice {
-    pages: Vec<[Option<Place>; PAGE_TOKENS]>,
-    results: HashMap<StepTicket, StepResult>,
-    steps: u64,
+    pub(crate) pages: Vec<[Option<Place>; PAGE_TOKENS]>,
+    pub(crate) results: HashMap<StepTicket, StepResult>,
+    pub(crate) steps: u64,
     /// Fails, or panics, at this step.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
