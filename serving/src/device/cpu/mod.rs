@@ -21,6 +21,8 @@
 
 mod aligned;
 mod attention;
+#[doc(hidden)]
+pub mod bench;
 mod check;
 mod device;
 mod exp;
