@@ -1,1 +1,32 @@
-//! placeholder
+//! Refrain: a SQL engine for tables that a language model has to read.
+//!
+//! A statement is parsed ([`statement`]), its named arguments are folded away (`refrain_udf::desugar`), and DataFusion plans it
+//! with the rules of `refrain_optimizer`. LLM calls become [`operators::LlmExec`] ([`planner`]), which asks the model through a
+//! backend of `refrain_serving`. `docs/life_of_a_query.md` follows one query through all of it.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`api`] | [`Refrain`], [`Query`], [`Run`]: the embedded API |
+//! | [`session`](mod@crate::api) | a DataFusion session with our functions, rules and planner |
+//! | [`statement`] | statements of our own |
+//! | [`models`] | names, weights and backends |
+//! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
+//! | [`operators`] | the operator and its parts |
+
+pub mod api;
+pub mod error;
+pub mod models;
+pub mod operators;
+pub mod planner;
+mod session;
+pub mod statement;
+mod wildcard;
+
+pub use api::{Builder, CancelHandle, Estimate, Query, Refrain, Run, register, sql};
+pub use datafusion;
+pub use error::{Error, Result};
+pub use models::{ModelCatalog, ModelInfo, ModelSource};
+pub use operators::{NodeProgress, Progress, QueryUsage, RowError};
+pub use refrain_serving as serving;
+
+use wildcard::desugared;

@@ -1,1 +1,21 @@
-//! placeholder
+//! Planning for LLM calls: what is asked, of which rows, in which order.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`node`] | `LlmNode`, the operator that LLM calls become |
+//! | [`logical`] | rules over logical plans |
+//! | [`rules`] | the list of all rules in order |
+//! | [`reorder`] | orders rows and fields so that prompts share prefixes; knows no plans and no Arrow |
+//!
+//! | rule | effect | needs |
+//! |---|---|---|
+//! | `extract_llm` | LLM calls leave their expressions for `LlmNode`s below them | all of DataFusion's rules before it |
+//! | `defer_llm_past_topk` | `ORDER BY … LIMIT k` sorts first and asks for k rows | `extract_llm` |
+//! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |
+
+pub mod logical;
+pub mod node;
+pub mod reorder;
+pub mod rules;
+
+pub use node::{FilterUntil, LlmNode, NodeCall};

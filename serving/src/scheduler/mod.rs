@@ -1,1 +1,24 @@
 //! The scheduler: which tokens run in the next step.
+
+mod config;
+mod pool;
+mod prefix_tree;
+mod row;
+mod run;
+#[allow(clippy::module_inception, reason = "the file bears the name of its type")]
+mod scheduler;
+mod step_builder;
+mod waiting;
+
+pub use config::SchedulerConfig;
+pub use pool::{KvPool, PageState};
+pub use row::Ending;
+pub use scheduler::{Finished, Outcome, Scheduler};
+pub use waiting::{Job, OpenConstraint, Work};
+
+#[cfg(test)]
+pub(crate) mod fake_device;
+#[cfg(test)]
+pub(crate) mod test_constraints;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,443 @@
+//! The embedded API: a session, its queries, and queries that run.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::config::ExtensionOptions;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::{plan_datafusion_err, plan_err};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
+use futures::future::{AbortHandle, Abortable};
+use futures::{Stream, StreamExt, stream};
+use refrain_udf::Settings;
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use crate::models::{DeviceOptions, ModelCatalog, ModelInfo, ModelSource};
+use crate::operators::{CallEstimate, Progress, QueryScope, QueryUsage, RowError};
+use crate::planner::{EstimateCosts, llm_operators};
+use crate::statement::{self, Statement};
+use crate::{desugared, session};
+
+/// How often the progress of a running query is looked at.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A session: tables, models and settings. Clones are the same session.
+#[derive(Clone)]
+pub struct Refrain {
+    context: SessionContext,
+    models: Arc<ModelCatalog>,
+}
+
+/// Collects what a session starts with.
+#[derive(Default)]
+pub struct Builder {
+    models: Vec<(String, ModelSource)>,
+    settings: Vec<(String, String)>,
+    config: SessionConfig,
+}
+
+impl Builder {
+    /// Adds a model. Where there is exactly one it answers every call that names none; with none, the bundled model does.
+    pub fn model(mut self, name: impl Into<String>, source: ModelSource) -> Self {
+        self.models.push((name.into(), source));
+        self
+    }
+
+    /// Changes a setting, as `SET refrain.key = value` would.
+    pub fn setting(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.push((key.into(), value.into()));
+        self
+    }
+
+    /// Replaces DataFusion's part of the configuration.
+    pub fn config(mut self, config: SessionConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Builds the session. Fails on an unknown setting or a model that is not there; loads nothing.
+    pub async fn build(self) -> Result<Refrain> {
+        let mut settings = Settings::default();
+        for (key, value) in &self.settings {
+            settings.set(key, value)?;
+        }
+        let models = Arc::new(ModelCatalog::default());
+        #[cfg(feature = "bundled-model")]
+        models.add_fallback("mini", ModelSource::Bundled(refrain_serving::load::BundledModel::Mini));
+        for (name, source) in self.models {
+            models.add(&name, source, true)?;
+        }
+        let context = session::new_session(&models, settings, self.config);
+        Ok(Refrain { context, models })
+    }
+}
+
+impl Refrain {
+    /// Starts a session of its own.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Plans one statement. No model is called, and nothing is changed before the query is executed.
+    pub async fn sql(&self, statement: &str) -> Result<Query> {
+        let kind = match statement::parse(statement, self.dialect().as_ref())? {
+            Statement::DataFusion(parsed) => {
+                let parsed = desugared(&self.context, *parsed).await?;
+                Kind::Plan(Box::new(self.context.state().statement_to_plan(parsed).await?))
+            }
+            own => Kind::Own(own),
+        };
+        Ok(Query { db: self.clone(), kind })
+    }
+
+    /// Splits a script at its semicolons.
+    pub fn statements(&self, script: &str) -> Result<Vec<String>> {
+        Ok(statement::split(script, self.dialect().as_ref())?)
+    }
+
+    /// Returns the DataFusion session, to register tables and functions of the program's own.
+    pub fn context(&self) -> &SessionContext {
+        &self.context
+    }
+
+    /// Lists the models of the session.
+    pub fn models(&self) -> Vec<ModelInfo> {
+        self.models.list()
+    }
+
+    /// Returns the models, to add to them or to give them to another session.
+    pub fn model_catalog(&self) -> &Arc<ModelCatalog> {
+        &self.models
+    }
+
+    /// Says in one line which model answers by default.
+    pub fn banner(&self) -> String {
+        match self.models.resolve(self.settings().model.as_deref()) {
+            Ok(name) if self.models.is_fallback(&name) => {
+                format!("model {name}: bundled, small, for demonstration and tests; for real work: CREATE MODEL name FROM 'folder'")
+            }
+            Ok(name) => format!("model {name}"),
+            Err(error) => error.strip_backtrace(),
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        crate::planner::settings(&self.context.state())
+    }
+
+    fn dialect(&self) -> Box<dyn Dialect> {
+        let name = self.context.state().config().options().sql_parser.dialect.to_string();
+        dialect_from_str(name).unwrap_or_else(|| Box::new(GenericDialect {}))
+    }
+
+    /// Runs a statement of our own.
+    async fn run_own(&self, statement: Statement) -> Result<Option<RecordBatch>> {
+        match statement {
+            Statement::CreateModel { name, path, replace, if_not_exists, options } => {
+                if if_not_exists && self.models.contains(&name) {
+                    return Ok(None);
+                }
+                for (key, value) in options {
+                    check_model_option(&name, &key, &value)?;
+                }
+                self.models.add(&name, ModelSource::Path(PathBuf::from(path)), replace)?;
+            }
+            Statement::DropModel { name, if_exists } => {
+                if !self.models.remove(&name) && !if_exists {
+                    return Err(plan_datafusion_err!("model {name:?} is unknown; SHOW MODELS lists the known ones").into());
+                }
+            }
+            Statement::LoadModel { name } => {
+                self.load_options();
+                self.models.backend(&name).await?;
+            }
+            Statement::ShowModels => return Ok(Some(model_table(&self.models.list())?)),
+            Statement::DescribeModel { name } => {
+                let models: Vec<_> = self.models.list().into_iter().filter(|model| model.name == name).collect();
+                if models.is_empty() {
+                    return Err(plan_datafusion_err!("model {name:?} is unknown; SHOW MODELS lists the known ones").into());
+                }
+                return Ok(Some(model_table(&models)?));
+            }
+            Statement::Reset { setting } => {
+                let state = self.context.state_ref();
+                let mut state = state.write();
+                let settings = state.config_mut().options_mut().extensions.get_mut::<Settings>();
+                settings.ok_or_else(|| plan_datafusion_err!("this session has no settings of refrain"))?.reset(&setting)?;
+            }
+            Statement::DataFusion(_) => return Err(plan_datafusion_err!("not a statement of our own").into()),
+        }
+        Ok(None)
+    }
+
+    /// Settings that decide how a model is run take effect when it is loaded.
+    fn load_options(&self) {
+        let settings = self.settings();
+        self.models.set_device(DeviceOptions {
+            threads: settings.threads.and_then(NonZeroUsize::new),
+            kv_cache_bytes: settings.kv_cache_bytes,
+            step_tokens: settings.step_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
+        });
+    }
+
+    /// Makes the physical plan of a query in a scope of its own, and runs at once what DataFusion runs while planning.
+    async fn physical_plan(&self, plan: LogicalPlan, scope: &Arc<QueryScope>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.load_options();
+        // SET and PREPARE change this session, so they must not run in a copy of it; what makes tables may.
+        let context = match &plan {
+            LogicalPlan::Statement(_) => self.context.clone(),
+            _ => SessionContext::new_with_state(session::state_with(&self.context, Arc::clone(scope))),
+        };
+        let frame = context.execute_logical_plan(plan).await?;
+        let state = session::state_with(&self.context, Arc::clone(scope));
+        Ok(state.create_physical_plan(frame.logical_plan()).await?)
+    }
+}
+
+impl fmt::Debug for Refrain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refrain").field("session_id", &self.context.session_id()).finish_non_exhaustive()
+    }
+}
+
+/// Adds the LLM functions, their rules and their planner to a session that a program has already.
+pub fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<()> {
+    Ok(session::register(context, models)?)
+}
+
+/// Plans one SQL query in a session that [`register`] has prepared; the way to named arguments of `ai_*` functions there.
+pub async fn sql(context: &SessionContext, query: &str) -> Result<datafusion::prelude::DataFrame> {
+    let statement = match statement::parse(query, &GenericDialect {})? {
+        Statement::DataFusion(statement) => desugared(context, *statement).await?,
+        _ => return Err(plan_datafusion_err!("statements about models need a session of refrain: Refrain::sql").into()),
+    };
+    let plan = context.state().statement_to_plan(statement).await?;
+    Ok(context.execute_logical_plan(plan).await?)
+}
+
+fn check_model_option(model: &str, key: &str, value: &str) -> datafusion::common::Result<()> {
+    match (key, value) {
+        ("type", "completion") => Ok(()),
+        ("type", other) => plan_err!("model {model:?}: type '{other}' is not available in this version, only 'completion'"),
+        _ => plan_err!("model {model:?}: option {key} is not available in this version; known: type"),
+    }
+}
+
+fn model_table(models: &[ModelInfo]) -> datafusion::common::Result<RecordBatch> {
+    let column = |name: &str, value: fn(&ModelInfo) -> &String| {
+        let values: ArrayRef = Arc::new(StringArray::from_iter_values(models.iter().map(value)));
+        (Field::new(name, DataType::Utf8, false), values)
+    };
+    let columns = [
+        column("name", |m| &m.name),
+        column("location", |m| &m.location),
+        column("state", |m| &m.state),
+        column("device", |m| &m.device),
+        column("max_context", |m| &m.max_context),
+        column("digest", |m| &m.digest),
+    ];
+    let (fields, values): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), values)?)
+}
+
+/// A statement that has been planned and not run.
+#[derive(Debug)]
+pub struct Query {
+    db: Refrain,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Plan(Box<LogicalPlan>),
+    Own(Statement),
+}
+
+impl Query {
+    /// Returns the columns of the result.
+    pub fn schema(&self) -> SchemaRef {
+        match &self.kind {
+            Kind::Plan(plan) => Arc::new(plan.schema().as_arrow().clone()),
+            Kind::Own(_) => Arc::new(Schema::empty()),
+        }
+    }
+
+    /// Returns the plan before optimisation; `None` for statements about models and settings.
+    pub fn logical_plan(&self) -> Option<&LogicalPlan> {
+        match &self.kind {
+            Kind::Plan(plan) => Some(plan),
+            Kind::Own(_) => None,
+        }
+    }
+
+    /// Estimates what the query costs, from a sample of its tables. Calls no model.
+    pub async fn estimate(&self) -> Result<Estimate> {
+        let Kind::Plan(plan) = &self.kind else { return Ok(Estimate::default()) };
+        if matches!(plan.as_ref(), LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) {
+            return Ok(Estimate::default());
+        }
+        let state = session::state_with(&self.db.context, Arc::new(EstimateCosts));
+        let physical = state.create_physical_plan(plan).await?;
+        let mut calls = vec![];
+        for operator in llm_operators(&physical)? {
+            for (idx, call) in operator.calls().iter().enumerate() {
+                calls.push((call.to_string(), operator.estimates().get(idx).cloned()));
+            }
+        }
+        Ok(Estimate { calls })
+    }
+
+    /// Starts the query. Rows come as they are finished; dropping the result cancels the rest.
+    pub async fn execute(self) -> Result<Run> {
+        let scope = Arc::new(QueryScope::default());
+        let rows: SendableRecordBatchStream = match self.kind {
+            Kind::Own(statement) => {
+                let batch = self.db.run_own(statement).await?;
+                let schema = batch.as_ref().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
+                Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batch.map(Ok))))
+            }
+            Kind::Plan(plan) => {
+                let physical = self.db.physical_plan(*plan, &scope).await?;
+                execute_stream(physical, self.db.context.task_ctx())?
+            }
+        };
+        let schema = rows.schema();
+        let (handle, registration) = AbortHandle::new_pair();
+        let rows = Box::pin(Abortable::new(rows, registration));
+        Ok(Run { schema, rows: Some(rows), handle, scope, progress: None })
+    }
+}
+
+/// What a query is expected to cost.
+#[derive(Clone, Debug, Default)]
+pub struct Estimate {
+    /// Each call with its estimate; `None` where the input of a call depends on the answers of another.
+    pub calls: Vec<(String, Option<CallEstimate>)>,
+}
+
+impl fmt::Display for Estimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.calls.is_empty() {
+            return f.write_str("no model is asked");
+        }
+        for (idx, (call, estimate)) in self.calls.iter().enumerate() {
+            if idx > 0 {
+                writeln!(f)?;
+            }
+            match estimate {
+                Some(estimate) => write!(f, "{call}\n  {estimate}")?,
+                None => write!(f, "{call}\n  not estimated: its rows depend on the answers below it")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A query that runs: a stream of its rows.
+pub struct Run {
+    schema: SchemaRef,
+    rows: Option<Pin<Box<Abortable<SendableRecordBatchStream>>>>,
+    handle: AbortHandle,
+    scope: Arc<QueryScope>,
+    progress: Option<(watch::Receiver<Progress>, SpawnedTask<()>)>,
+}
+
+/// Cancels a running query from elsewhere.
+#[derive(Clone, Debug)]
+pub struct CancelHandle(AbortHandle);
+
+impl CancelHandle {
+    /// Cancels the query: its stream ends with [`Error::Cancelled`], and its model calls stop within one step.
+    pub fn cancel(&self) {
+        self.0.abort();
+    }
+}
+
+impl Run {
+    /// Returns the columns of the rows.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    /// Returns how far the query is, ten times a second. Must be called within a tokio runtime.
+    pub fn progress(&mut self) -> watch::Receiver<Progress> {
+        let scope = Arc::clone(&self.scope);
+        let (receiver, _) = self.progress.get_or_insert_with(|| {
+            let (sender, receiver) = watch::channel(scope.progress());
+            let task = SpawnedTask::spawn(async move {
+                let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+                while !sender.is_closed() {
+                    ticks.tick().await;
+                    sender.send_replace(scope.progress());
+                }
+            });
+            (receiver, task)
+        });
+        receiver.clone()
+    }
+
+    /// Returns a handle that cancels the query.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle(self.handle.clone())
+    }
+
+    /// Returns what the query has cost so far.
+    pub fn usage(&self) -> QueryUsage {
+        self.scope.usage()
+    }
+
+    /// Returns the inputs that failed so far, at most a thousand.
+    pub fn row_errors(&self) -> Vec<RowError> {
+        self.scope.row_errors()
+    }
+
+    /// Runs the query to its end and returns all rows.
+    pub async fn collect(&mut self) -> Result<Vec<RecordBatch>> {
+        let mut batches = vec![];
+        while let Some(batch) = self.next().await {
+            batches.push(batch?);
+        }
+        Ok(batches)
+    }
+}
+
+impl Stream for Run {
+    type Item = Result<RecordBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(rows) = &mut self.rows else { return Poll::Ready(None) };
+        match rows.as_mut().poll_next(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(batch))) => Poll::Ready(Some(Ok(batch))),
+            Poll::Ready(Some(Err(error))) => {
+                self.rows = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                // Dropping the operators is what stops their model calls.
+                let cancelled = rows.is_aborted();
+                self.rows = None;
+                Poll::Ready(cancelled.then_some(Err(Error::Cancelled)))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,121 @@
+//! The error of the public API.
+
+use datafusion::common::DataFusionError;
+
+/// A result whose error is [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a statement failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The statement is wrong, or its data is.
+    #[error("{}", describe(.0))]
+    Sql(#[source] DataFusionError),
+    /// A model cannot be found or loaded.
+    #[error("{0}")]
+    Model(String),
+    /// More rows failed than `refrain.max_error_ratio` allows.
+    #[error(
+        "{failed} of {rows} rows of {function} failed, more than refrain.max_error_ratio = {limit} allows; \
+         raise it to get NULL for such rows"
+    )]
+    RowErrors {
+        /// The function whose rows failed.
+        function: String,
+        /// Failed rows.
+        failed: u64,
+        /// Rows asked about so far.
+        rows: u64,
+        /// The setting.
+        limit: f64,
+    },
+    /// A budget of the query is used up.
+    #[error("the budget {which} is used up: {spent}")]
+    Budget {
+        /// The setting that names the budget.
+        which: String,
+        /// What was spent.
+        spent: String,
+    },
+    /// The query was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The backend failed.
+    #[error("{message}")]
+    Backend {
+        /// Whether every query of this backend fails.
+        fatal: bool,
+        /// What happened.
+        message: String,
+    },
+}
+
+impl From<DataFusionError> for Error {
+    fn from(error: DataFusionError) -> Self {
+        from_shared(error)
+    }
+}
+
+impl From<refrain_serving::Error> for Error {
+    fn from(error: refrain_serving::Error) -> Self {
+        use refrain_serving::Error as Serving;
+        match error {
+            Serving::Weights { .. } => Error::Model(error.to_string()),
+            Serving::Cancelled => Error::Cancelled,
+            Serving::Device(_) => Error::Backend { fatal: true, message: error.to_string() },
+            Serving::Invalid(_) => Error::Sql(DataFusionError::Plan(error.to_string())),
+            _ => Error::Backend { fatal: false, message: error.to_string() },
+        }
+    }
+}
+
+impl From<Error> for DataFusionError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Sql(error) => error,
+            other => DataFusionError::External(Box::new(other)),
+        }
+    }
+}
+
+/// Finds our own errors inside the layers that DataFusion puts around them.
+fn from_shared(error: DataFusionError) -> Error {
+    match error {
+        DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner)
+            if matches!(inner.find_root(), DataFusionError::External(_)) =>
+        {
+            from_shared(*inner)
+        }
+        DataFusionError::Shared(shared) => match std::sync::Arc::try_unwrap(shared) {
+            Ok(inner) => from_shared(inner),
+            Err(shared) => match shared.find_root() {
+                DataFusionError::External(external) => match external.downcast_ref::<refrain_serving::Error>() {
+                    Some(error) => error.clone().into(),
+                    None => Error::Sql(DataFusionError::Shared(shared)),
+                },
+                _ => Error::Sql(DataFusionError::Shared(shared)),
+            },
+        },
+        DataFusionError::External(external) => match external.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(external) => match external.downcast::<refrain_serving::Error>() {
+                Ok(serving) => (*serving).into(),
+                Err(external) => match external.downcast::<DataFusionError>() {
+                    Ok(inner) => from_shared(*inner),
+                    Err(external) => Error::Sql(DataFusionError::External(external)),
+                },
+            },
+        },
+        other => Error::Sql(other),
+    }
+}
+
+/// What a user reads: the message without the backtrace and without DataFusion's invitation to report a bug in it.
+fn describe(error: &DataFusionError) -> String {
+    let message = error.strip_backtrace();
+    match message.split_once(".\nThis issue was likely caused by a bug in DataFusion's code.") {
+        Some((message, _)) => message.to_owned(),
+        None => message,
+    }
+}

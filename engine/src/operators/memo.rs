@@ -1,0 +1,151 @@
+//! The memo of a query: one call and one value for each distinct question, across operators and windows.
+//!
+//! An operator claims the keys of its questions. Those it is first to claim it asks; those that another operator is asking it
+//! waits for; the rest is known. A claim that is dropped unanswered, because its operator was cancelled, is free again.
+
+use std::collections::hash_map::Entry as MapEntry;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ahash::RandomState;
+use datafusion::common::ScalarValue;
+use tokio::sync::Notify;
+
+/// Identity of a question: function, prompt layout, model, options, and inputs as declared.
+pub type Key = [u8; 32];
+
+/// What became of a question: a value, or why there is none.
+pub type Outcome = Result<ScalarValue, Failure>;
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// A name from sql.md §6, such as `overflow`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// The questions that a query has asked.
+#[derive(Debug, Default)]
+pub struct Memo {
+    entries: Mutex<std::collections::HashMap<Key, Entry, RandomState>>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Asked,
+    Known(Outcome),
+}
+
+/// What a claim found.
+#[derive(Debug)]
+pub enum Claim {
+    /// The claimer must ask, and publish the outcome.
+    Mine,
+    /// Another operator is asking.
+    Theirs,
+    /// The answer is known.
+    Known(Outcome),
+}
+
+/// The keys that an operator has claimed and not yet answered; frees them when dropped.
+#[derive(Debug)]
+pub struct Claims {
+    memo: Arc<Memo>,
+    open: std::collections::HashSet<Key, RandomState>,
+}
+
+impl Memo {
+    /// Starts claiming for one operator.
+    pub fn claims(self: &Arc<Self>) -> Claims {
+        Claims { memo: Arc::clone(self), open: Default::default() }
+    }
+
+    /// Waits for a question that another operator is asking. `None` if that operator gave up: claim it again.
+    pub async fn wait(&self, key: &Key) -> Option<Outcome> {
+        loop {
+            let changed = self.changed.notified();
+            match self.lock().get(key) {
+                Some(Entry::Known(outcome)) => return Some(outcome.clone()),
+                Some(Entry::Asked) => {}
+                None => return None,
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, std::collections::HashMap<Key, Entry, RandomState>> {
+        self.entries.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Claims {
+    /// Claims a question. A key must be claimed once only.
+    pub fn claim(&mut self, key: Key) -> Claim {
+        match self.memo.lock().entry(key) {
+            MapEntry::Occupied(entry) => match entry.get() {
+                Entry::Known(outcome) => Claim::Known(outcome.clone()),
+                Entry::Asked => Claim::Theirs,
+            },
+            MapEntry::Vacant(entry) => {
+                entry.insert(Entry::Asked);
+                self.open.insert(key);
+                Claim::Mine
+            }
+        }
+    }
+
+    /// Makes the outcome of a claimed question known to all.
+    pub fn publish(&mut self, key: Key, outcome: Outcome) {
+        self.open.remove(&key);
+        self.memo.lock().insert(key, Entry::Known(outcome));
+        self.memo.changed.notify_waiters();
+    }
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        let mut entries = self.memo.lock();
+        for key in &self.open {
+            entries.remove(key);
+        }
+        drop(entries);
+        self.memo.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u8) -> Key {
+        [n; 32]
+    }
+
+    #[test]
+    fn the_first_claim_asks_and_the_rest_know() {
+        let memo = Arc::new(Memo::default());
+        let (mut first, mut second) = (memo.claims(), memo.claims());
+        assert!(matches!(first.claim(key(1)), Claim::Mine));
+        assert!(matches!(second.claim(key(1)), Claim::Theirs));
+        first.publish(key(1), Ok(ScalarValue::from(true)));
+        assert!(matches!(second.claim(key(1)), Claim::Known(Ok(ScalarValue::Boolean(Some(true))))));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_claim_is_free_again() {
+        let memo = Arc::new(Memo::default());
+        let mut first = memo.claims();
+        assert!(matches!(first.claim(key(1)), Claim::Mine));
+        let waiting = Arc::clone(&memo);
+        let waiter = tokio::spawn(async move { waiting.wait(&key(1)).await });
+        tokio::task::yield_now().await;
+        drop(first);
+        assert_eq!(waiter.await.unwrap(), None);
+        assert!(matches!(memo.claims().claim(key(1)), Claim::Mine));
+    }
+}

@@ -1,0 +1,22 @@
+//! The physical operator that asks the model, and its parts in the order in which a row meets them.
+//!
+//! [`LlmExec`] gathers a window of rows ([`window`]), finds the distinct questions among them ([`distinct`]), looks up what the
+//! query has asked already ([`memo`]), orders the rest so that prompts share prefixes and turns them into requests
+//! ([`prompts`]), asks the backend ([`ask`]), and puts the answers beside the rows.
+
+mod ask;
+mod call;
+mod distinct;
+mod estimate;
+mod llm_exec;
+mod memo;
+mod prompts;
+mod scope;
+mod window;
+
+pub use call::PhysicalCall;
+pub use estimate::{CallEstimate, estimate_call};
+pub use llm_exec::{LlmExec, Shared, Until};
+pub(crate) use llm_exec::output_schema;
+pub use memo::Memo;
+pub use scope::{NodeProgress, NodeStats, Progress, QueryScope, QueryUsage, RowError};

@@ -1,0 +1,188 @@
+//! From `LlmNode` to `LlmExec`: resolves models and options, and estimates costs where a plan is to be explained.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::Schema;
+use datafusion::catalog::Session;
+use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{DFSchema, Result};
+use datafusion::execution::context::QueryPlanner;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
+use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
+use datafusion::physical_plan::{ExecutionPlan, collect};
+use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+use refrain_optimizer::LlmNode;
+use refrain_udf::Settings;
+
+use crate::models::ModelCatalog;
+use crate::operators::{CallEstimate, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema};
+
+/// Rows that an estimate looks at.
+const SAMPLE_ROWS: usize = 4096;
+
+/// Plans queries with LLM calls; everything else is DataFusion's.
+#[derive(Debug)]
+pub struct LlmQueryPlanner {
+    models: Arc<ModelCatalog>,
+}
+
+impl LlmQueryPlanner {
+    /// Plans over the models of a session.
+    pub fn new(models: Arc<ModelCatalog>) -> Self {
+        LlmQueryPlanner { models }
+    }
+}
+
+#[async_trait]
+impl QueryPlanner for LlmQueryPlanner {
+    async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
+        let explained = matches!(plan, LogicalPlan::Explain(_)) || session.config().get_extension::<EstimateCosts>().is_some();
+        let llm = extension_planner_for(Arc::clone(&self.models), session, explained);
+        DefaultPhysicalPlanner::with_extension_planners(vec![llm]).create_physical_plan(plan, session).await
+    }
+}
+
+/// Marks a session whose plans are to carry estimates.
+#[derive(Debug)]
+pub struct EstimateCosts;
+
+/// Returns the planner of `LlmNode`s for programs that compose their query planner themselves. All nodes that it plans share one
+/// memo, so a planner must serve one query only.
+pub fn extension_planner(models: Arc<ModelCatalog>, session: &dyn Session) -> Arc<dyn ExtensionPlanner + Send + Sync> {
+    extension_planner_for(models, session, false)
+}
+
+fn extension_planner_for(
+    models: Arc<ModelCatalog>,
+    session: &dyn Session,
+    estimates: bool,
+) -> Arc<dyn ExtensionPlanner + Send + Sync> {
+    let scope = session.config().get_extension::<QueryScope>().unwrap_or_default();
+    Arc::new(LlmPlanner { models, scope, estimates })
+}
+
+#[derive(Debug)]
+struct LlmPlanner {
+    models: Arc<ModelCatalog>,
+    scope: Arc<QueryScope>,
+    estimates: bool,
+}
+
+#[async_trait]
+impl ExtensionPlanner for LlmPlanner {
+    async fn plan_extension(
+        &self,
+        planner: &dyn PhysicalPlanner,
+        node: &dyn UserDefinedLogicalNode,
+        logical_inputs: &[&LogicalPlan],
+        physical_inputs: &[Arc<dyn ExecutionPlan>],
+        session: &dyn Session,
+        context: &PhysicalPlanningContext,
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let (Some(node), [logical], [input]) = (LlmNode::from_node(node), logical_inputs, physical_inputs) else {
+            return Ok(None);
+        };
+        let settings = settings(session);
+        let mut calls = Vec::with_capacity(node.calls.len());
+        for node_call in &node.calls {
+            let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
+            let options = node_call.call.options.resolve(&settings);
+            calls.push(Arc::new(PhysicalCall {
+                inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,
+                guard: node_call.guard.as_ref().map(physical).transpose()?,
+                output: Arc::clone(&node_call.output),
+                model: self.models.resolve(options.model.as_deref())?,
+                call: Arc::new(node_call.call.clone()),
+                options,
+            }));
+        }
+        let until = match &node.until {
+            Some(until) => {
+                let schema = with_answers(logical.schema(), &output_schema(&input.schema(), &calls))?;
+                let predicate = planner.create_physical_expr(&until.predicate, &schema, session, context)?;
+                Some(Until { predicate, wanted: until.wanted, stops: until.stops })
+            }
+            None => None,
+        };
+        let estimates = match self.estimates {
+            true => self.estimate(&calls, logical, input, session).await?,
+            false => vec![],
+        };
+        let shared = Shared {
+            models: Arc::clone(&self.models),
+            scope: Arc::clone(&self.scope),
+            reorder_window: settings.reorder_window,
+            max_error_ratio: settings.max_error_ratio,
+        };
+        Ok(Some(Arc::new(LlmExec::try_new(Arc::clone(input), calls, until, shared, estimates)?)))
+    }
+}
+
+impl LlmPlanner {
+    /// Reads the first rows of the input and plans prompts for them. An input that itself asks a model is not run: its calls are
+    /// shown without estimate.
+    async fn estimate(
+        &self,
+        calls: &[Arc<PhysicalCall>],
+        logical: &LogicalPlan,
+        physical: &Arc<dyn ExecutionPlan>,
+        session: &dyn Session,
+    ) -> Result<Vec<CallEstimate>> {
+        if asks_a_model(logical)? {
+            return Ok(vec![]);
+        }
+        let sample = sample(logical, session).await?;
+        let statistics = StatisticsContext::new().compute(physical.as_ref(), &StatisticsArgs::new())?;
+        let sampled: usize = sample.iter().map(RecordBatch::num_rows).sum();
+        let rows = match statistics.num_rows {
+            _ if sampled < SAMPLE_ROWS => Some(sampled as u64),
+            Precision::Exact(rows) | Precision::Inexact(rows) => Some(rows as u64),
+            Precision::Absent => None,
+        };
+        let mut estimates = vec![];
+        for call in calls {
+            let tokenizer = self.models.tokenizer_of(&call.model)?;
+            estimates.push(estimate_call(call, tokenizer.as_ref(), &sample, rows)?);
+        }
+        Ok(estimates)
+    }
+}
+
+fn asks_a_model(plan: &LogicalPlan) -> Result<bool> {
+    plan.exists(|node| Ok(LlmNode::from_plan(node).is_some()))
+}
+
+async fn sample(logical: &LogicalPlan, session: &dyn Session) -> Result<Vec<RecordBatch>> {
+    let first_rows = LogicalPlanBuilder::from(logical.clone()).limit(0, Some(SAMPLE_ROWS))?.build()?;
+    let plan = session.create_physical_plan(&first_rows).await?;
+    collect(plan, session.task_ctx()).await
+}
+
+/// Returns the settings of a session; the defaults where none were installed.
+pub fn settings(session: &dyn Session) -> Settings {
+    session.config().options().extensions.get::<Settings>().cloned().unwrap_or_default()
+}
+
+/// The columns of a node's output: those of its input with their qualifiers, then the answers.
+fn with_answers(input: &DFSchema, output: &Schema) -> Result<DFSchema> {
+    let n_input = input.fields().len();
+    let mut fields: Vec<_> = input.iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field))).collect();
+    fields.extend(output.fields().iter().skip(n_input).map(|field| (None, Arc::clone(field))));
+    DFSchema::new_with_metadata(fields, output.metadata().clone())
+}
+
+/// Returns the `LlmExec`s of a plan, top first.
+pub fn llm_operators(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<LlmExec>> {
+    let mut found = vec![];
+    plan.apply(|node| {
+        if let Some(exec) = node.downcast_ref::<LlmExec>() {
+            found.push(exec.clone());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
+}

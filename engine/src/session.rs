@@ -1,0 +1,67 @@
+//! A DataFusion session that understands LLM functions: settings, functions, rules and planner put together.
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use refrain_optimizer::rules::{llm_rules, optimizer_rules};
+use refrain_udf::{NameInputs, Settings, TokenizerSource, aggregate_functions, scalar_functions};
+
+use crate::models::ModelCatalog;
+use crate::planner::LlmQueryPlanner;
+
+/// Makes a session of our own.
+pub(crate) fn new_session(models: &Arc<ModelCatalog>, settings: Settings, config: SessionConfig) -> SessionContext {
+    let config = config.with_information_schema(true).with_option_extension(settings);
+    let state = SessionStateBuilder::new()
+        .with_config(config)
+        .with_default_features()
+        .with_optimizer_rules(optimizer_rules())
+        .with_analyzer_rule(Arc::new(NameInputs::default()))
+        .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
+        .build();
+    let context = SessionContext::new_with_state(state).enable_url_table();
+    add_functions(&context, models);
+    context
+}
+
+/// Gives an existing session the LLM functions, their rules and their planner.
+///
+/// The session's own optimizer rules stay; its query planner is replaced, so a program that has one of its own composes it with
+/// [`extension_planner`](crate::planner::extension_planner) instead.
+pub fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<()> {
+    add_functions(context, models);
+    let state = context.state();
+    let mut rules = state.optimizers().to_vec();
+    rules.extend(llm_rules());
+    let has_settings = state.config().options().extensions.get::<Settings>().is_some();
+    let mut config = state.config().clone();
+    if !has_settings {
+        config = config.with_option_extension(Settings::default());
+    }
+    let state = SessionStateBuilder::new_from_existing(state)
+        .with_config(config)
+        .with_optimizer_rules(rules)
+        .with_analyzer_rule(Arc::new(NameInputs::default()))
+        .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
+        .build();
+    *context.state_ref().write() = state;
+    Ok(())
+}
+
+fn add_functions(context: &SessionContext, models: &Arc<ModelCatalog>) {
+    for function in scalar_functions(Arc::clone(models) as Arc<dyn TokenizerSource>) {
+        context.register_udf(function);
+    }
+    for function in aggregate_functions() {
+        context.register_udaf(function);
+    }
+}
+
+/// Returns a copy of the session's state with an extension of its own; catalogs and functions are shared with the session.
+pub(crate) fn state_with<T: Send + Sync + 'static>(context: &SessionContext, extension: Arc<T>) -> SessionState {
+    let state = context.state();
+    let config = state.config().clone().with_extension(extension);
+    SessionStateBuilder::new_from_existing(state).with_config(config).build()
+}

@@ -1,0 +1,11 @@
+//! Rules over DataFusion's logical plans. Each file is one rule and opens with SQL or plans before and after.
+
+mod defer_llm_past_topk;
+mod extract_llm;
+mod lower;
+mod restore;
+mod stop_llm_filter_at_limit;
+
+pub use defer_llm_past_topk::DeferLlmPastTopK;
+pub use extract_llm::ExtractLlm;
+pub use stop_llm_filter_at_limit::StopLlmFilterAtLimit;

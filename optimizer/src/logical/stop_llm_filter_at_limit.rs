@@ -1,0 +1,78 @@
+//! An LLM filter below a `LIMIT` works until the limit is met instead of asking about the whole table.
+//!
+//! ```text
+//! SELECT i FROM t WHERE ai_filter('a', s) LIMIT 5
+//!
+//! Limit: fetch=5                               Limit: fetch=5
+//!   Projection: i                      ->        Projection: i
+//!     Filter: __llm_1                              LlmNode: ai_filter('a', s) AS __llm_1, filter=__llm_1, fetch=5
+//!       LlmNode: ai_filter('a', s)
+//! ```
+//!
+//! The operator then asks in growing morsels; see `engine/src/operators`. A sort or an aggregate between the limit and the filter
+//! needs every row, and the rule leaves such plans alone.
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::logical_expr::{Expr, FetchType, LogicalPlan, SkipType};
+use datafusion::optimizer::optimizer::ApplyOrder;
+use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+
+use crate::node::{FilterUntil, LlmNode};
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct StopLlmFilterAtLimit;
+
+impl OptimizerRule for StopLlmFilterAtLimit {
+    fn name(&self) -> &str {
+        "stop_llm_filter_at_limit"
+    }
+
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        Some(ApplyOrder::TopDown)
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, _config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        let LogicalPlan::Limit(limit) = plan else { return Ok(Transformed::no(plan)) };
+        let (SkipType::Literal(skip), FetchType::Literal(Some(fetch))) = (limit.get_skip_type()?, limit.get_fetch_type()?) else {
+            return Ok(Transformed::no(LogicalPlan::Limit(limit)));
+        };
+        let wanted = skip.saturating_add(fetch);
+        let below = stop_at(limit.input.as_ref().clone(), wanted, true)?;
+        Ok(below.update_data(|input| {
+            LogicalPlan::Limit(datafusion::logical_expr::Limit { input: Arc::new(input), ..limit })
+        }))
+    }
+}
+
+/// Walks down through operators that keep the number and order of rows, to a filter over an `LlmNode`. `stops` is whether the
+/// rows that reach this place are exactly those the limit counts.
+fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<LogicalPlan>> {
+    match &plan {
+        LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) => plan.map_children(|child| stop_at(child, wanted, stops)),
+        LogicalPlan::Extension(_) => match LlmNode::from_plan(&plan) {
+            Some(LlmNode { until: None, .. }) => plan.map_children(|child| stop_at(child, wanted, stops)),
+            Some(LlmNode { until: Some(_), .. }) => plan.map_children(|child| stop_at(child, wanted, false)),
+            None => Ok(Transformed::no(plan)),
+        },
+        LogicalPlan::Filter(filter) => match fused(&filter.predicate, &filter.input, wanted, stops)? {
+            Some(fused) => Ok(Transformed::yes(fused.map_children(|child| stop_at(child, wanted, false))?.data)),
+            // A filter of another kind: the filters below it still need not look at every row.
+            None => plan.map_children(|child| stop_at(child, wanted, false)),
+        },
+        _ => Ok(Transformed::no(plan)),
+    }
+}
+
+/// Puts a filter into the node below it.
+fn fused(predicate: &Expr, input: &LogicalPlan, wanted: usize, stops: bool) -> Result<Option<LogicalPlan>> {
+    let Some(node) = LlmNode::from_plan(input) else { return Ok(None) };
+    if node.until.is_some() || predicate.is_volatile() {
+        return Ok(None);
+    }
+    let until = FilterUntil { predicate: predicate.clone(), wanted, stops };
+    Ok(Some(LlmNode::try_new(node.input.clone(), node.calls.clone(), Some(until))?.into_plan()))
+}

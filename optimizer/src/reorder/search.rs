@@ -1,0 +1,353 @@
+//! One field order for the whole table, searched for by the tokens it saves: the default strategy.
+//!
+//! With rows sorted by an order, what it saves is a sum over its fields that class-id refinement
+//! computes without sorting, and the classes after some fields do not depend on their order. So:
+//! merge one-to-one columns; choose greedily the field that saves most given those before it, the
+//! fields that it determines in front of it; then move single fields while that helps. The result is
+//! compared on the full table with the stored order and with the one-score order of the paper's
+//! first version. Large tables are searched on a sample of whole groups, then on larger ones.
+
+use std::borrow::Cow;
+
+use super::dependencies::Dependencies;
+use super::objective::saved_by_order;
+use super::partition::{Partition, Refiner};
+use super::schedule::Options;
+use super::table::{Column, Table};
+
+/// Returns the columns of `table` in the best order found. The stored order wins ties, so that
+/// prompts change only where that saves something.
+pub(super) fn field_order(table: &Table, options: &Options) -> Vec<u32> {
+    let dependencies = Dependencies::of(table);
+    let columns = dependencies.merge(table);
+    let searched = searched_order(&columns, table.rows(), &dependencies, options);
+    let scored = dependencies.coarser_first(&scored_order(&columns));
+    let mut best = table.stored_order();
+    let mut best_saved = saved_by_order(table, &best, options.page);
+    for order in [searched, scored].map(|groups| dependencies.expand(&groups)) {
+        let saved = saved_by_order(table, &order, options.page);
+        if saved > best_saved {
+            (best, best_saved) = (order, saved);
+        }
+    }
+    best
+}
+
+/// Fields by mean length times rows over distinct values, descending: the order of the paper's first
+/// version, which looks at each field by itself.
+fn scored_order(columns: &[Cow<'_, Column>]) -> Vec<u32> {
+    let scores: Vec<f64> = columns
+        .iter()
+        .map(|column| {
+            let distinct = column.counts().iter().filter(|&&count| count > 0).count();
+            column.tokens() as f64 / distinct.max(1) as f64
+        })
+        .collect();
+    let mut order: Vec<u32> = (0..columns.len() as u32).collect();
+    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+    order
+}
+
+fn searched_order(
+    columns: &[Cow<'_, Column>],
+    rows: usize,
+    dependencies: &Dependencies,
+    options: &Options,
+) -> Vec<u32> {
+    let mut refiner = Refiner::new(options.page);
+    let mut order: Option<Vec<u32>> = None;
+    let mut target = options.sample_rows.max(1);
+    loop {
+        let sample = sample_rows(columns, rows, target);
+        let sampled = sample.as_ref().map(|sample| {
+            columns
+                .iter()
+                .map(|column| Cow::Owned(column.select(sample)))
+                .collect::<Vec<_>>()
+        });
+        let mut search = Search {
+            columns: sampled.as_deref().unwrap_or(columns),
+            rows: sample.as_ref().map_or(rows, Vec::len),
+            dependencies,
+            refiner: &mut refiner,
+            cells_max: options.search_cells,
+        };
+        let start = order.take().unwrap_or_else(|| search.greedy());
+        let improved = dependencies.coarser_first(&search.improve(start));
+        // Most moves are found on few rows; more rows correct what those could not show.
+        target = target.saturating_mul(4);
+        let cells_next = (target.min(rows) as u64).saturating_mul(columns.len() as u64);
+        if sample.is_none() || refiner.visited() + cells_next > options.search_cells {
+            return improved;
+        }
+        order = Some(improved);
+    }
+}
+
+/// Picks about `target` of the rows, or returns `None` if there are no more than that.
+///
+/// Takes all rows of a value or none, for the coarsest field whose groups are small enough to choose
+/// among: a uniform sample would make groups look unique that are merely rarer than its step.
+fn sample_rows(columns: &[Cow<'_, Column>], rows: usize, target: usize) -> Option<Vec<u32>> {
+    if rows <= target {
+        return None;
+    }
+    let counted = columns.iter().map(|column| (column, column.counts()));
+    let eligible = counted.filter(|(_, counts)| {
+        let largest = counts.iter().copied().max().unwrap_or(0) as usize;
+        largest > 1 && largest * 4 <= target
+    });
+    let coarsest = eligible.min_by_key(|(_, counts)| counts.iter().filter(|&&n| n > 0).count());
+    let Some((column, counts)) = coarsest else {
+        let step = rows.div_ceil(target.max(1));
+        return Some((0..rows as u32).step_by(step).collect());
+    };
+    let mut codes: Vec<u32> = (0..counts.len() as u32).collect();
+    codes.sort_by_key(|&code| mix(code));
+    let mut taken = 0;
+    let mut keep = vec![false; counts.len()];
+    for code in codes {
+        if taken >= target {
+            break;
+        }
+        keep[code as usize] = true;
+        taken += counts[code as usize] as usize;
+    }
+    Some(
+        (0..rows as u32)
+            .filter(|&row| keep[column.codes()[row as usize] as usize])
+            .collect(),
+    )
+}
+
+/// The finaliser of SplitMix64: codes in an order that has nothing to do with the data's.
+fn mix(code: u32) -> u64 {
+    let mut bits = (u64::from(code) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    bits ^ (bits >> 31)
+}
+
+struct Search<'a> {
+    columns: &'a [Cow<'a, Column>],
+    rows: usize,
+    dependencies: &'a Dependencies,
+    refiner: &'a mut Refiner,
+    cells_max: u64,
+}
+
+impl Search<'_> {
+    /// Appends, again and again, the field that saves most behind those chosen, after the fields
+    /// that it determines. When no two rows share all of them, the rest follows, short fields first.
+    fn greedy(&mut self) -> Vec<u32> {
+        let mut order = Vec::with_capacity(self.columns.len());
+        let mut rest: Vec<u32> = (0..self.columns.len() as u32).collect();
+        let mut partition = Partition::whole(self.rows);
+        while !partition.is_empty() && !rest.is_empty() && self.may_go_on() {
+            let gains = rest
+                .iter()
+                .map(|&field| (self.gain(&partition, field), field));
+            let Some((_, best)) = gains.max_by_key(|&(gain, field)| (gain, !field)) else {
+                break;
+            };
+            for &field in self.dependencies.determined_by(best).iter().chain([&best]) {
+                if let Some(at) = rest.iter().position(|&other| other == field) {
+                    rest.remove(at);
+                    order.push(field);
+                    partition = self.refine(&partition, field).1;
+                }
+            }
+        }
+        rest.sort_by_key(|&field| self.columns[field as usize].tokens());
+        order.extend(rest);
+        order
+    }
+
+    /// Moves one field at a time while that saves more and the budget lasts.
+    fn improve(&mut self, order: Vec<u32>) -> Vec<u32> {
+        let mut path = Path::new(order, self.rows);
+        path.extend(self);
+        loop {
+            let mut improved = false;
+            for from in 0..path.order.len() {
+                for to in 0..path.order.len() {
+                    // Behind the last shared field, positions differ in nothing.
+                    if to > path.depth() {
+                        break;
+                    }
+                    if from != to && from.min(to) < path.depth() && self.may_go_on() {
+                        improved |= self.try_move(&mut path, from, to);
+                    }
+                }
+            }
+            if !improved || !self.may_go_on() {
+                return path.order;
+            }
+        }
+    }
+
+    /// Moves a field if that saves more. Only the fields between the two positions need looking at.
+    fn try_move(&mut self, path: &mut Path, from: usize, to: usize) -> bool {
+        let (first, last) = (from.min(to), from.max(to));
+        let mut moved = path.order[first..=last].to_vec();
+        if from < to {
+            moved.rotate_left(1)
+        } else {
+            moved.rotate_right(1)
+        }
+        if !self.saves_more(path, first, &moved) {
+            return false;
+        }
+        path.order[first..=last].copy_from_slice(&moved);
+        path.cut(first);
+        path.extend(self);
+        true
+    }
+
+    /// Whether `moved` saves more than the fields of `path` from position `first` that it permutes.
+    fn saves_more(&mut self, path: &Path, first: usize, moved: &[u32]) -> bool {
+        let end = first + moved.len();
+        let saved_so_far = path.saved_between(first, end);
+        // A field that moved forward makes the classes of those it passed finer, and finer classes
+        // save no more: once it cannot catch up, the rest need not be looked at.
+        let is_forward = moved[0] == path.order[end - 1];
+        let mut partition = Cow::Borrowed(&path.before[first]);
+        let mut saved = 0;
+        for (at, &field) in (first + 1..).zip(moved) {
+            if partition.is_empty() {
+                break;
+            }
+            if at == end {
+                saved += self.gain(&partition, field);
+                break;
+            }
+            let (gain, finer) = self.refine(&partition, field);
+            saved += gain;
+            partition = Cow::Owned(finer);
+            if is_forward && saved + path.saved_between(at - 1, end - 1) <= saved_so_far {
+                return false;
+            }
+        }
+        saved > saved_so_far
+    }
+
+    fn may_go_on(&self) -> bool {
+        self.refiner.visited() < self.cells_max
+    }
+
+    fn gain(&mut self, partition: &Partition, field: u32) -> u64 {
+        self.refiner.gain(partition, &self.columns[field as usize])
+    }
+
+    fn refine(&mut self, partition: &Partition, field: u32) -> (u64, Partition) {
+        self.refiner
+            .refine(partition, &self.columns[field as usize])
+    }
+}
+
+/// A field order with what is known in front of each field, as far as rows share anything.
+struct Path {
+    order: Vec<u32>,
+    /// At `d`: the rows that share the first `d` fields.
+    before: Vec<Partition>,
+    /// At `d`: what the first `d` fields save.
+    saved: Vec<u64>,
+}
+
+impl Path {
+    fn new(order: Vec<u32>, rows: usize) -> Self {
+        Self {
+            order,
+            before: vec![Partition::whole(rows)],
+            saved: vec![0],
+        }
+    }
+
+    /// How many leading fields are shared by any rows, or tried to be.
+    fn depth(&self) -> usize {
+        self.before.len() - 1
+    }
+
+    fn saved_between(&self, start: usize, end: usize) -> u64 {
+        let at = |field: usize| self.saved[field.min(self.depth())];
+        at(end) - at(start)
+    }
+
+    /// Forgets what lies behind the first `fields` fields.
+    fn cut(&mut self, fields: usize) {
+        self.before.truncate(fields + 1);
+        self.saved.truncate(fields + 1);
+    }
+
+    fn extend(&mut self, search: &mut Search<'_>) {
+        while self.depth() < self.order.len() && !self.before[self.depth()].is_empty() {
+            let depth = self.depth();
+            let (gain, finer) = search.refine(&self.before[depth], self.order[depth]);
+            self.before.push(finer);
+            self.saved.push(self.saved[depth] + gain);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(columns: &[(&[u32], u32)]) -> Table {
+        let rows = columns[0].0.len();
+        let columns = columns
+            .iter()
+            .map(|&(codes, length)| Column::new(codes.to_vec(), vec![length; rows]).unwrap());
+        Table::new(columns.collect(), rows).unwrap()
+    }
+
+    #[test]
+    fn long_repeated_fields_come_first() {
+        let review: &[u32] = &[0, 1, 2, 3];
+        let movie: &[u32] = &[0, 1, 0, 1];
+        let genre: &[u32] = &[0, 0, 0, 0];
+        let table = table(&[(review, 90), (movie, 50), (genre, 5)]);
+        assert_eq!(field_order(&table, &Options::default()), [2, 1, 0]);
+    }
+
+    #[test]
+    fn the_stored_order_wins_ties() {
+        let table = table(&[(&[0, 0, 1], 3), (&[1, 1, 0], 3), (&[0, 1, 2], 9)]);
+        assert_eq!(field_order(&table, &Options::default()), [0, 1, 2]);
+    }
+
+    #[test]
+    fn without_a_budget_an_order_is_still_returned() {
+        let table = table(&[(&[0, 1, 2, 3], 9), (&[0, 0, 0, 1], 3), (&[1, 0, 1, 0], 4)]);
+        let options = Options {
+            search_cells: 0,
+            ..Options::default()
+        };
+        let mut order = field_order(&table, &options);
+        order.sort_unstable();
+        assert_eq!(order, [0, 1, 2]);
+    }
+
+    #[test]
+    fn samples_keep_groups_whole() {
+        let groups: Vec<u32> = (0..600).map(|row| row % 60).collect();
+        let keys: Vec<u32> = (0..600).collect();
+        let columns = [
+            Cow::Owned(Column::new(keys, vec![1; 600]).unwrap()),
+            Cow::Owned(Column::new(groups.clone(), vec![1; 60]).unwrap()),
+        ];
+        assert_eq!(sample_rows(&columns, 600, 600), None);
+        let sample = sample_rows(&columns, 600, 100).unwrap();
+        assert_eq!(sample.len(), 100);
+        for group in 0..60 {
+            let kept = sample
+                .iter()
+                .filter(|&&row| groups[row as usize] == group)
+                .count();
+            assert!(
+                kept == 0 || kept == 10,
+                "group {group} is cut to {kept} rows"
+            );
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The embedded engine around a device without a model: cancellation, failure, and its end.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use futures::executor::block_on;
+
+use super::engine::CompileShape;
+use super::{LocalBackend, LocalConfig};
+use crate::backend::{Backend, CompletionStream};
+use crate::device::{Device, PoolSpec, StepTicket};
+use crate::error::{Error, Result};
+use crate::request::{Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling, TokenId};
+use crate::scheduler::fake_device::{END, FakeDevice, VOCAB};
+use crate::scheduler::test_constraints::{any_text, labels};
+use crate::step::{PageCopy, StepPlan, StepResult};
+use crate::tokenizer::Tokenizer;
+
+#[derive(Debug)]
+struct Digits;
+
+impl Tokenizer for Digits {
+    fn encode(&self, text: &str) -> Vec<TokenId> {
+        text.chars().filter_map(|digit| digit.to_digit(VOCAB)).collect()
+    }
+
+    fn encode_control(&self, text: &str) -> Vec<TokenId> {
+        self.encode(text)
+    }
+
+    fn decode(&self, tokens: &[TokenId]) -> String {
+        tokens.iter().map(|token| token.to_string()).collect()
+    }
+
+    fn token_bytes(&self, token: TokenId) -> &[u8] {
+        &b"01234567"[token as usize..][..1]
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB as usize
+    }
+
+    fn end_tokens(&self) -> &[TokenId] {
+        &[END]
+    }
+
+    fn render_chat(&self, system: &str, user: &str) -> Result<String> {
+        Ok(format!("{system}{user}"))
+    }
+}
+
+/// A device whose passes wait for a permit each, until the sender of permits is gone.
+#[derive(Debug)]
+struct GatedDevice {
+    device: FakeDevice,
+    permits: Option<Mutex<Receiver<()>>>,
+    launched: Option<Sender<()>>,
+    alive: Arc<()>,
+}
+
+impl GatedDevice {
+    fn new(pages: u32) -> Self {
+        GatedDevice { device: FakeDevice::new(pages), permits: None, launched: None, alive: Arc::default() }
+    }
+}
+
+impl Device for GatedDevice {
+    fn pool(&self) -> PoolSpec {
+        self.device.pool()
+    }
+
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
+        if let Some(launched) = &self.launched {
+            let _ = launched.send(());
+        }
+        if let Some(permits) = &self.permits {
+            let _ = permits.lock().unwrap().recv();
+        }
+        self.device.launch(plan)
+    }
+
+    fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool> {
+        self.device.poll(ticket, result)
+    }
+
+    fn copy(&mut self, copies: &[PageCopy]) -> Result<()> {
+        self.device.copy(copies)
+    }
+}
+
+fn compile() -> CompileShape {
+    Box::new(|shape| match shape {
+        OutputShape::Text => Ok(any_text()),
+        OutputShape::Choice(_) => Ok(labels(&[&[1, 1, 1], &[2, 2, 2]], false)),
+        _ => Err(Error::Invalid("only text and choices".to_string())),
+    })
+}
+
+fn start(device: GatedDevice) -> LocalBackend {
+    let config = LocalConfig::new(2000, "digest");
+    LocalBackend::start_with(move || Ok(Box::new(device)), Arc::new(Digits), compile(), config).unwrap()
+}
+
+fn batch(count: u32, shape: OutputShape, max_tokens: u32) -> Batch {
+    let shape = Arc::new(shape);
+    let request = |id: u32| Request {
+        id: RequestId(id),
+        prompt: vec![Digits.encode("12345671234567123456").into(), Digits.encode(&format!("{:o}", id + 8)).into()],
+        shape: Arc::clone(&shape),
+        sampling: Sampling::GREEDY,
+        max_tokens,
+    };
+    Batch { requests: (0..count).map(request).collect(), ..Batch::default() }
+}
+
+fn choice() -> OutputShape {
+    OutputShape::Choice(vec!["111".to_string(), "222".to_string()])
+}
+
+fn read(stream: CompletionStream) -> Vec<Result<Completion>> {
+    block_on(stream.collect())
+}
+
+#[test]
+fn every_request_is_answered_once() {
+    let backend = start(GatedDevice::new(500));
+    let mut completions: Vec<Completion> = read(backend.submit(batch(40, choice(), 5))).into_iter().map(Result::unwrap).collect();
+    completions.sort_by_key(|completion| completion.id);
+    assert_eq!(completions.len(), 40);
+    for (id, completion) in (0..).zip(&completions) {
+        assert_eq!(completion.id, RequestId(id));
+        let answer = completion.result.as_ref().unwrap();
+        assert!(["111", "222"].contains(&answer.text.as_str()));
+        assert_eq!((answer.tokens.len(), answer.finish), (3, FinishReason::Stop));
+    }
+    let stats = backend.stats();
+    assert_eq!((stats.completed, stats.pending, stats.pages_used, stats.pages_total), (40, 0, 0, 500));
+    let distinct = 20 + 5 + 40;
+    assert_eq!(stats.prompt_tokens - stats.cached_tokens, distinct, "40 prompts begin alike and go on in 5 ways");
+}
+
+#[test]
+fn answers_that_are_cut_are_text_or_failures() {
+    let backend = start(GatedDevice::new(500));
+    let cut = |shape| read(backend.submit(batch(1, shape, 1))).remove(0).unwrap().result;
+    assert!(matches!(cut(choice()), Err(RowFailure::Schema(text)) if text.len() == 1));
+    assert!(cut(OutputShape::Text).is_ok());
+    assert!(read(backend.submit(Batch::default())).is_empty());
+}
+
+#[test]
+fn a_dropped_stream_is_noticed_within_a_step() {
+    let (permit, permits) = channel();
+    let (launched, launches) = channel();
+    let device = GatedDevice { permits: Some(Mutex::new(permits)), launched: Some(launched), ..GatedDevice::new(5000) };
+    let backend = start(device);
+    let dropped = backend.submit(batch(20, OutputShape::Text, 1000));
+    let cancelled = backend.submit(batch(20, OutputShape::Text, 1000));
+    launches.recv().unwrap();
+    let kept = backend.submit(batch(3, choice(), 5));
+    backend.cancel(cancelled.id());
+    drop(dropped);
+    drop(permit);
+    assert_eq!(read(kept).len(), 3);
+    let ended: Vec<_> = read(cancelled);
+    assert!(ended.iter().all(Result::is_ok) && ended.len() < 20);
+    let stats = backend.stats();
+    assert_eq!((stats.completed + stats.cancelled, stats.pending, stats.pages_used), (43, 0, 0));
+    assert!(stats.steps <= 3, "one step was running, and the third batch needs two at most");
+}
+
+#[test]
+fn an_invalid_batch_fails_alone() {
+    let backend = start(GatedDevice::new(100));
+    let check = |batch: Batch| {
+        let answers = read(backend.submit(batch));
+        assert!(matches!(answers[..], [Err(Error::Invalid(_))]), "{answers:?}");
+    };
+    check(batch(3, OutputShape::Regex("a".to_string()), 5));
+    let mut unknown_token = batch(1, choice(), 5);
+    unknown_token.requests[0].prompt.push([VOCAB].into());
+    check(unknown_token);
+    let mut empty = batch(1, choice(), 5);
+    empty.requests[0].prompt.clear();
+    check(empty);
+    assert_eq!(read(backend.submit(batch(3, choice(), 5))).len(), 3);
+}
+
+#[test]
+fn a_failing_device_fails_every_batch() {
+    let check = |device: FakeDevice, expected: &str| {
+        let (permit, permits) = channel();
+        let device = GatedDevice { device, permits: Some(Mutex::new(permits)), ..GatedDevice::new(0) };
+        let backend = start(device);
+        let streams = [backend.submit(batch(3, choice(), 5)), backend.submit(batch(3, OutputShape::Text, 500))];
+        drop(permit);
+        for stream in streams {
+            let answers = read(stream);
+            assert!(matches!(answers.last(), Some(Err(Error::Device(reason))) if reason.contains(expected)), "{answers:?}");
+        }
+        let later = read(backend.submit(batch(3, choice(), 5)));
+        assert!(matches!(&later[..], [Err(Error::Device(reason))] if reason.contains(expected)), "{later:?}");
+        assert_eq!((backend.stats().pending, backend.capabilities().prefix_granularity), (0, 1));
+    };
+    check(FakeDevice { fail_at: Some(1), ..FakeDevice::new(100) }, "told to fail");
+    check(FakeDevice { panic_at: Some(1), ..FakeDevice::new(100) }, "told to panic");
+}
+
+#[test]
+fn a_device_that_does_not_open_is_an_error() {
+    let check = |open: fn() -> Result<Box<dyn Device>>| {
+        LocalBackend::start_with(open, Arc::new(Digits), compile(), LocalConfig::new(100, "digest")).unwrap_err()
+    };
+    assert!(matches!(check(|| Err(Error::OutOfMemory("too big".to_string()))), Error::OutOfMemory(_)));
+    assert!(matches!(check(|| panic!("no driver")), Error::Device(reason) if reason.contains("no driver")));
+}
+
+#[test]
+fn dropping_the_backend_ends_its_thread() {
+    let (permit, permits) = channel();
+    let (launched, launches) = channel();
+    let device = GatedDevice { permits: Some(Mutex::new(permits)), launched: Some(launched), ..GatedDevice::new(5000) };
+    let alive = Arc::downgrade(&device.alive);
+    let backend = start(device);
+    let stream = backend.submit(batch(20, OutputShape::Text, 1000));
+    launches.recv().unwrap();
+    permit.send(()).unwrap();
+    drop(permit);
+    drop(backend);
+    assert!(alive.upgrade().is_none());
+    // Rows that finished before are answered; if any did not, the stream says so.
+    let answers = read(stream);
+    assert!(answers.len() == 20 || matches!(answers.last(), Some(Err(Error::Cancelled))), "{answers:?}");
+}

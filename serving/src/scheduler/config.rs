@@ -1,0 +1,37 @@
+//! Budgets of the scheduler.
+
+use crate::error::{Error, Result};
+
+/// What a step and the scheduler as a whole may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// Most tokens of one forward pass. Larger passes use the device better, until its matrix products stop improving;
+    /// smaller ones let running answers grow more evenly.
+    pub step_tokens: u32,
+    /// Most rows that run at once.
+    pub max_rows: u32,
+    /// The longest prompt and answer together, in tokens.
+    pub max_context: usize,
+    /// Whether rows share the keys and values of common prefixes. Without it each request computes its whole prompt: the
+    /// baseline against which sharing is measured.
+    pub prefix_cache: bool,
+}
+
+impl SchedulerConfig {
+    /// Returns the usual budgets for a model with this context.
+    ///
+    /// 512 tokens is where the matrix products of the CPU device have reached their full rate. 256 rows keep decode steps
+    /// at half of that while the next prompts fill the rest.
+    pub fn new(max_context: usize) -> Self {
+        SchedulerConfig { step_tokens: 512, max_rows: 256, max_context, prefix_cache: true }
+    }
+
+    /// Fails if a budget is zero, since nothing could ever run.
+    pub fn validate(&self) -> Result<()> {
+        let SchedulerConfig { step_tokens, max_rows, max_context, prefix_cache: _ } = *self;
+        if step_tokens == 0 || max_rows == 0 || max_context == 0 {
+            return Err(Error::Invalid("step_tokens, max_rows and max_context must be at least 1".to_string()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! Every place in a query where an LLM call may stand: the answers, and how many calls they took.
+
+use refrain::Refrain;
+
+use crate::support::{Oracle, rows, session};
+
+/// Tables `t` (5 rows; `s` has 3 distinct values and a NULL), `u`, `big` (20,000 rows, 10 distinct `s`) and the file `p`.
+async fn tables() -> (Refrain, Oracle, tempfile::TempDir) {
+    let (db, oracle) = session(&[("reorder", "search")]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.parquet");
+    for sql in [
+        "create table t as select * from (values (1,'a'),(2,'b'),(3,'a'),(4,null),(5,'c')) as v(i,s)".to_owned(),
+        "create table u as select * from (values (1,'x'),(2,'ab'),(7,'c')) as v(j,w)".to_owned(),
+        "create table big as select value as i, 'k' || (value % 10) as s from generate_series(1, 20000)".to_owned(),
+        format!("copy (select value as i, 'k' || (value % 10) as s from generate_series(1, 1200)) to '{}'", file.display()),
+        format!("create external table p stored as parquet location '{}'", file.display()),
+        "create view v as select i, ai_complete('p', s) x from t".to_owned(),
+    ] {
+        rows(&db, &sql).await.unwrap();
+    }
+    (db, oracle, folder)
+}
+
+/// Runs one query; rows are compared in sorted order unless the query orders them itself.
+async fn check(sql: &str, expected: &[&str], calls: usize) {
+    let (db, oracle, _folder) = tables().await;
+    let mut answer = rows(&db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    if !sql.contains("order by") {
+        answer.sort();
+    }
+    assert_eq!(answer, expected, "{sql}");
+    assert_eq!(oracle.calls(), calls, "model calls of {sql}: {:#?}", oracle.prompts());
+}
+
+/// Runs a query of which only the number of rows is fixed.
+async fn check_count(sql: &str, n_rows: usize, calls: usize) {
+    let (db, oracle, _folder) = tables().await;
+    let answer = rows(&db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    assert_eq!((answer.len(), oracle.calls()), (n_rows, calls), "rows and model calls of {sql}");
+}
+
+async fn check_error(sql: &str, expected: &str) {
+    let (db, oracle, _folder) = tables().await;
+    let error = rows(&db, sql).await.expect_err(sql);
+    assert!(error.to_string().contains(expected), "{sql}: {error}");
+    assert_eq!(oracle.calls(), 0, "{sql}");
+}
+
+macro_rules! shapes {
+    ($($name:ident: $check:ident($($argument:expr),+ $(,)?);)+) => {
+        $(#[tokio::test] async fn $name() { $check($($argument),+).await; })+
+    };
+}
+
+// One test for each shape, so that a failure names it.
+shapes! {
+    projection: check("select i, ai_complete('p', s) from t", &["1|p(a)", "2|p(b)", "3|p(a)", "4|NULL", "5|p(c)"], 3);
+    same_call_twice: check(
+        "select ai_complete('p', s) a, upper(ai_complete('p', s)) b from t where i < 3", &["p(a)|P(A)", "p(b)|P(B)"], 2);
+    nested: check(
+        "select ai_complete('q', ai_complete('p', s)) from t", &["NULL", "q(p(a))", "q(p(a))", "q(p(b))", "q(p(c))"], 6);
+    under_a_function: check("select i, length(ai_complete('p', s)) from t where i > 3", &["4|NULL", "5|4"], 1);
+    filter: check("select i from t where ai_filter('a', s) and i > 1", &["3"], 3);
+    filter_stages: check(
+        "select i from t where ai_filter('a', s) and i > 1 and ai_filter('x', ai_complete('x', s))", &["3"], 5);
+    filter_not: check("select i from t where not ai_filter('a', s)", &["2", "5"], 3);
+    filter_is_null: check("select i from t where ai_filter('a', s) is null", &["4"], 3);
+    filter_or_guards: check("select i from t where ai_filter('b', s) or i = 1", &["1", "2"], 3);
+    filter_and_select_agree: check("select ai_filter('a', s) from t where ai_filter('a', s)", &["true", "true"], 3);
+    volatile_guard_is_not_copied: check_count("select random() < 2 or ai_filter('a', s) from t", 5, 3);
+    case_guards: check(
+        "select i, case when i < 3 then ai_complete('lo', s) when ai_filter('a', s) then ai_complete('hi', s) else 'x' end from t",
+        &["1|lo(a)", "2|lo(b)", "3|hi(a)", "4|x", "5|x"], 5);
+    case_over_a_call: check(
+        "select i, case ai_complete('p', s) when 'p(a)' then 'A' when 'p(b)' then ai_complete('q', s) end from t",
+        &["1|A", "2|q(b)", "3|A", "4|NULL", "5|NULL"], 4);
+    coalesce: check("select coalesce(s, ai_complete('p', i)) from t", &["a", "a", "b", "c", "p(4)"], 1);
+    and_in_a_projection: check(
+        "select i, i > 3 and ai_filter('c', s) from t", &["1|false", "2|false", "3|false", "4|NULL", "5|true"], 1);
+    group_by: check(
+        "select ai_complete('p', s), count(*) c from t group by ai_complete('p', s) order by c desc, 1",
+        &["p(a)|2", "p(b)|1", "p(c)|1", "NULL|1"], 3);
+    aggregate_argument: check("select max(ai_complete('p', s)), min(ai_complete('q', s)) from t", &["p(c)|q(a)"], 6);
+    aggregate_filter: check("select count(*) filter (where ai_filter('a', s)) from t", &["2"], 3);
+    aggregate_filter_guards_its_argument: check(
+        "select max(ai_complete('p', s)) filter (where i < 3) from t", &["p(b)"], 2);
+    having: check("select s, count(*) from t group by s having ai_filter('a', s)", &["a|2"], 3);
+    having_over_an_aggregate: check(
+        "select s, count(*) c from t group by s having count(*) > 1 and ai_filter('a', s)", &["a|2"], 1);
+    order_by: check("select i from t order by ai_complete('p', s), i", &["1", "3", "2", "5", "4"], 3);
+    order_by_limit_is_deferred: check(
+        "select i, ai_complete('p', i) from big order by i desc limit 3", &["20000|p(20000)", "19999|p(19999)", "19998|p(19998)"], 3);
+    limit: check_count("select ai_complete('p', i) from big limit 5", 5, 5);
+    limit_offset: check_count("select ai_complete('p', i) from big limit 2 offset 3", 2, 2);
+    limit_over_a_filter: check_count("select i from big where ai_filter('k1', s) limit 5", 5, 10);
+    limit_over_a_filter_and_a_map: check_count("select ai_complete('p', i) from big where ai_filter('0', i) limit 3", 3, 43);
+    limit_zero: check_count("select ai_complete('p', i) from big limit 0", 0, 0);
+    join_one_side: check("select t.i, u.j from t join u on t.i = u.j and ai_filter('a', u.w)", &["2|2"], 3);
+    left_join_one_side: check(
+        "select t.i, u.j from t left join u on t.i = u.j and ai_filter('a', u.w)", &["1|NULL", "2|2", "3|NULL", "4|NULL", "5|NULL"], 3);
+    inner_join_both_sides: check(
+        "select t.i, u.j from t join u on ai_filter('ab', t.s, u.w)", &["1|2", "2|2", "3|2", "4|2", "5|2"], 12);
+    inner_join_key_and_both_sides: check(
+        "select t.i, u.j from t join u on t.i = u.j and ai_filter('ab', t.s, u.w)", &["2|2"], 2);
+    left_join_both_sides: check_error(
+        "select t.i, u.j from t left join u on ai_filter('ab', t.s, u.w)", "an LLM predicate over both sides of a Left join");
+    join_on_answers: check("select t.i, u.j from t join u on ai_complete('p', t.s) = ai_complete('p', u.w)", &["5|7"], 6);
+    filter_over_a_join: check("select t.i, u.j from t join u on t.i = u.j where ai_filter('a', u.w)", &["2|2"], 3);
+    subquery: check(
+        "select x, count(*) from (select ai_complete('p', s) x from t) where x <> 'p(b)' group by x", &["p(a)|2", "p(c)|1"], 3);
+    unused_column: check("select i from (select i, ai_complete('p', s) x from t)", &["1", "2", "3", "4", "5"], 0);
+    exists: check(
+        "select i from t where exists (select 1 from u where u.j = t.i and ai_filter('x', u.w))", &["1"], 3);
+    not_exists: check(
+        "select i from t where not exists (select 1 from u where u.j = t.i and ai_filter('x', u.w))", &["2", "3", "4", "5"], 3);
+    exists_both_sides: check_error(
+        "select i from t where exists (select 1 from u where ai_filter('ab', t.s, u.w))", "an LLM predicate over both sides");
+    in_subquery: check(
+        "select i from t where ai_complete('p', s) in (select ai_complete('p', s) from t where i = 1)", &["1", "3"], 3);
+    scalar_subquery: check(
+        "select i, (select max(ai_complete('p', s)) from t) from t where i < 3", &["1|p(c)", "2|p(c)"], 3);
+    correlated_scalar_subquery: check(
+        "select i, (select max(ai_complete('p', w)) from u where u.j = t.i) from t where i < 4", &["1|p(x)", "2|p(ab)", "3|NULL"], 3);
+    union_all: check(
+        "select ai_complete('p', s) from t where i < 3 union all select ai_complete('p', w) from u where j < 2",
+        &["p(a)", "p(b)", "p(x)"], 3);
+    distinct: check("select distinct ai_complete('p', s) from t", &["NULL", "p(a)", "p(b)", "p(c)"], 3);
+    window_partition: check(
+        "select i, row_number() over (partition by ai_complete('p', s) order by i) from t",
+        &["1|1", "2|1", "3|2", "4|1", "5|1"], 3);
+    window_argument: check(
+        "select i, first_value(ai_complete('p', s)) over (order by i) from t where i < 3", &["1|p(a)", "2|p(a)"], 2);
+    without_table: check("select ai_complete('p', 'x')", &["p(x)"], 1);
+    without_input: check("select ai_complete('p')", &["p()"], 1);
+    constant_filter: check("select i from t where ai_filter('a', 'banana')", &["1", "2", "3", "4", "5"], 1);
+    structs: check("select ai_extract(s, 'STRUCT(n INT, b VARCHAR)') from t where i = 1", &["{n: 1, b: a}"], 1);
+    struct_field_and_named_arguments: check(
+        "select ai_extract(input => s, fields => 'STRUCT(n INT)')['n'] from t where i = 2", &["1"], 1);
+    parquet: check_count("select i from p where ai_filter('k1', s) and i < 100", 10, 10);
+    parquet_columns_are_pruned: check("select ai_complete('p', s) from p where i < 3", &["p(k1)", "p(k2)"], 2);
+    sorted_input_stays_sorted: check(
+        "select i, ai_complete('p', s) from (select * from t order by i) order by i",
+        &["1|p(a)", "2|p(b)", "3|p(a)", "4|NULL", "5|p(c)"], 3);
+    cte_used_twice: check(
+        "with c as (select i, ai_complete('p', s) x from t) select a.i, b.x from c a join c b on a.x = b.x and a.i = b.i",
+        &["1|p(a)", "2|p(b)", "3|p(a)", "5|p(c)"], 3);
+    view: check("select i from v where x like 'p(a%' and i > 1", &["3"], 3);
+    view_of_a_view: check("select upper(x) from (select * from v) w where i = 5", &["P(C)"], 1);
+    unnested: check("select unnest([ai_complete('p', s), 'z']) from t where i = 1", &["p(a)", "z"], 1);
+    values: check("select * from (values (ai_complete('p', 'x'), 1), ('y', 2)) as q(a, b)", &["p(x)|1", "y|2"], 1);
+    lateral_list: check("select ai_complete('p', e) from (select unnest(['m', 'n', 'm']) e)", &["p(m)", "p(m)", "p(n)"], 2);
+    wildcard: check("select ai_complete('p', u.*) from u where j = 7", &["p(7c)"], 1);
+    llm_alias_and_wildcard: check("select LLM('p', u.*) from u where j = 7", &["p(7c)"], 1);
+    wildcard_of_a_cte: check("with c as (select w from u where j = 7) select ai_complete('p', *) from c", &["p(c)"], 1);
+    explain_calls_nothing: check_count("explain select ai_complete('p', s) from t where ai_filter('a', s)", 2, 0);
+}
+
+#[tokio::test]
+async fn statements_that_write_ask_once() {
+    let (db, oracle, _folder) = tables().await;
+    rows(&db, "create table kinds as select i, ai_complete('p', s) x from t").await.unwrap();
+    assert_eq!(oracle.calls(), 3);
+    rows(&db, "insert into kinds select i + 10, ai_complete('p', s) from t where i = 5").await.unwrap();
+    assert_eq!(oracle.calls(), 4);
+    assert_eq!(rows(&db, "select x from kinds where i = 15").await.unwrap(), ["p(c)"]);
+}
+
+#[tokio::test]
+async fn prepared_statements_ask_when_executed() {
+    let (db, oracle, _folder) = tables().await;
+    rows(&db, "prepare q(int) as select ai_complete('p', s) from t where i = $1").await.unwrap();
+    assert_eq!(oracle.calls(), 0);
+    assert_eq!(rows(&db, "execute q(2)").await.unwrap(), ["p(b)"]);
+    assert_eq!(rows(&db, "execute q(5)").await.unwrap(), ["p(c)"]);
+    assert_eq!(oracle.calls(), 2);
+}
+
+#[tokio::test]
+async fn a_selective_join_reaches_the_scan_below_the_call() {
+    let (db, oracle, _folder) = tables().await;
+    rows(&db, "set datafusion.execution.parquet.pushdown_filters = true").await.unwrap();
+    let answer = rows(&db, "select u.j, x from (select i, ai_complete('p', i) x from p) q join u on q.i = u.j").await.unwrap();
+    assert_eq!(answer.len(), 3);
+    assert_eq!(oracle.calls(), 3, "the join's keys must be pushed through the operator");
+}

@@ -1,0 +1,103 @@
+//! SQL answers as files: every `.slt` runs with the optimisations on and off, and must answer the same.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use refrain::Refrain;
+use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
+
+use crate::support::session;
+
+/// Settings that change cost and must not change answers.
+const OPTIMIZED: &[(&str, &str)] = &[];
+const BASELINE: &[(&str, &str)] = &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false")];
+const ROWS_ONLY: &[(&str, &str)] = &[("reorder", "rows"), ("reorder_window", "2")];
+
+async fn run(file: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("slt").join(file);
+    for settings in [OPTIMIZED, BASELINE, ROWS_ONLY] {
+        let mut runner = Runner::new(|| async { Ok(Database { db: session(settings).await.0 }) });
+        if let Err(error) = runner.run_file_async(&path).await {
+            panic!("{file} with {settings:?}: {error}");
+        }
+    }
+}
+
+macro_rules! files {
+    ($($name:ident)+) => { $(#[tokio::test] async fn $name() { run(concat!(stringify!($name), ".slt")).await; })+ };
+}
+
+files! { functions modes nulls options errors models }
+
+/// Every file in the folder is run.
+#[test]
+fn no_file_is_forgotten() {
+    let here = include_str!("slt.rs");
+    for entry in std::fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("slt")).unwrap() {
+        let name = entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(here.contains(&name), "{name}.slt is not run");
+    }
+}
+
+struct Database {
+    db: Refrain,
+}
+
+#[derive(Debug)]
+struct Failed(String);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+#[async_trait::async_trait]
+impl AsyncDB for Database {
+    type Error = Failed;
+    type ColumnType = DefaultColumnType;
+
+    async fn run(&mut self, sql: &str) -> Result<DBOutput<DefaultColumnType>, Failed> {
+        let failed = |error: refrain::Error| Failed(error.to_string());
+        let mut run = self.db.sql(sql).await.map_err(failed)?.execute().await.map_err(failed)?;
+        let types: Vec<_> = run.schema().fields().iter().map(|field| column_type(field.data_type())).collect();
+        let batches = run.collect().await.map_err(failed)?;
+        if types.is_empty() {
+            return Ok(DBOutput::StatementComplete(0));
+        }
+        let options = FormatOptions::default().with_null("NULL");
+        let mut rows = vec![];
+        for batch in &batches {
+            let columns: Vec<_> =
+                batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap()).collect();
+            for row in 0..batch.num_rows() {
+                let cells = columns.iter().map(|column| column.value(row).to_string());
+                rows.push(cells.map(|cell| if cell.is_empty() { "(empty)".to_owned() } else { cell }).collect());
+            }
+        }
+        Ok(DBOutput::Rows { types, rows })
+    }
+
+    async fn shutdown(&mut self) {}
+
+    fn engine_name(&self) -> &str {
+        "refrain"
+    }
+
+    async fn sleep(duration: std::time::Duration) {
+        tokio::time::sleep(duration).await;
+    }
+}
+
+fn column_type(data_type: &DataType) -> DefaultColumnType {
+    match data_type {
+        t if t.is_integer() => DefaultColumnType::Integer,
+        t if t.is_floating() => DefaultColumnType::FloatingPoint,
+        DataType::Utf8 | DataType::Utf8View | DataType::LargeUtf8 | DataType::Boolean => DefaultColumnType::Text,
+        _ => DefaultColumnType::Any,
+    }
+}
