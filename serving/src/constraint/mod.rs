@@ -2,10 +2,10 @@
 //!
 //! | shape | how it is enforced |
 //! |---|---|
-//! | text | not at all ([`compile`]) |
-//! | choice | a trie of the labels' tokens ([`choice`]) |
-//! | number | the decimal numbers of a range ([`number`]); few whole numbers are a choice |
-//! | JSON, regular expression | token masks of llguidance ([`grammar`]) |
+//! | text | not at all (`compile.rs`) |
+//! | choice | a trie of the labels' tokens (`choice.rs`) |
+//! | number | the decimal numbers of a range (`number.rs`); few whole numbers are a choice |
+//! | JSON, regular expression | token masks of llguidance (`grammar.rs`) |
 
 mod choice;
 pub mod compile;
