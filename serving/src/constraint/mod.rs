@@ -1,6 +1,20 @@
 //! Constrained decoding: which tokens may come next, and which need not be asked for.
+//!
+//! | shape | how it is enforced |
+//! |---|---|
+//! | text | not at all ([`compile`]) |
+//! | choice | a trie of the labels' tokens ([`choice`]) |
+//! | number | the decimal numbers of a range ([`number`]); few whole numbers are a choice |
+//! | JSON, regular expression | token masks of llguidance ([`grammar`]) |
+
+mod choice;
+pub mod compile;
+mod grammar;
+mod number;
 
 use std::fmt;
+
+pub use compile::{ConstraintCompiler, ConstraintFactory, constraint};
 
 use crate::error::Result;
 use crate::request::TokenId;

@@ -1,0 +1,203 @@
+//! From an output shape to the states that enforce it, one for each request.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use super::choice::{Choice, LabelTrie};
+use super::grammar::{Grammar, GrammarCompiler};
+use super::number::{Number, NumberRange};
+use super::{Constraint, Next};
+use crate::error::{Error, Result};
+use crate::request::{OutputShape, TokenId};
+use crate::tokenizer::Tokenizer;
+
+/// Whole numbers are spelt out as choices while there are at most this many.
+const NUMBER_CHOICES_MAX: i128 = 256;
+
+/// Compiles the shapes of one tokenizer. What all grammars need of the vocabulary is prepared once, when the first one is asked for.
+pub struct ConstraintCompiler {
+    tokenizer: Arc<dyn Tokenizer>,
+    grammars: OnceLock<Result<GrammarCompiler>>,
+}
+
+impl ConstraintCompiler {
+    /// Starts with nothing compiled.
+    pub fn new(tokenizer: Arc<dyn Tokenizer>) -> Self {
+        ConstraintCompiler { tokenizer, grammars: OnceLock::new() }
+    }
+
+    /// Compiles a shape.
+    ///
+    /// Fails with [`Error::Invalid`] if no answer can have it: no label, an empty range, a schema or an expression that is
+    /// wrong or not supported, text that the tokenizer cannot write.
+    pub fn compile(&self, shape: &OutputShape) -> Result<ConstraintFactory> {
+        let tokenizer = self.tokenizer.as_ref();
+        let compiled = match shape {
+            OutputShape::Text => Compiled::Text,
+            OutputShape::Choice(labels) => Compiled::Choice(LabelTrie::new(labels, tokenizer)?),
+            OutputShape::Number { min, max, integer } => {
+                let range = NumberRange::new(*min, *max, *integer)?;
+                match range.whole_numbers(NUMBER_CHOICES_MAX) {
+                    Some(labels) => Compiled::Choice(LabelTrie::new(&labels, tokenizer)?),
+                    None => Compiled::Number(Number::new(range, tokenizer)?),
+                }
+            }
+            OutputShape::Json(schema) => Compiled::Grammar(self.grammars()?.json(schema)?),
+            OutputShape::Regex(expression) => Compiled::Grammar(self.grammars()?.regex(expression)?),
+        };
+        Ok(ConstraintFactory { compiled })
+    }
+
+    fn grammars(&self) -> Result<&GrammarCompiler> {
+        self.grammars.get_or_init(|| GrammarCompiler::new(&self.tokenizer)).as_ref().map_err(Error::clone)
+    }
+}
+
+impl fmt::Debug for ConstraintCompiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConstraintCompiler").field("tokenizer", &self.tokenizer).finish_non_exhaustive()
+    }
+}
+
+/// A compiled shape: hands out fresh states, each for the price of a few pointers or of a small parser.
+#[derive(Debug)]
+pub struct ConstraintFactory {
+    compiled: Compiled,
+}
+
+#[derive(Debug)]
+enum Compiled {
+    Text,
+    Choice(Arc<LabelTrie>),
+    Number(Number),
+    Grammar(Grammar),
+}
+
+impl ConstraintFactory {
+    /// Compiles one shape. To compile several for one tokenizer, keep a [`ConstraintCompiler`].
+    pub fn new(shape: &OutputShape, tokenizer: &Arc<dyn Tokenizer>) -> Result<Self> {
+        ConstraintCompiler::new(Arc::clone(tokenizer)).compile(shape)
+    }
+
+    /// Returns the state of a request that has no answer yet.
+    pub fn state(&self) -> Box<dyn Constraint> {
+        match &self.compiled {
+            Compiled::Text => Box::new(FreeText),
+            Compiled::Choice(trie) => Box::new(Choice::new(Arc::clone(trie))),
+            Compiled::Number(number) => Box::new(number.clone()),
+            Compiled::Grammar(grammar) => Box::new(grammar.clone()),
+        }
+    }
+}
+
+/// Compiles a shape for a single request.
+pub fn constraint(shape: &OutputShape, tokenizer: &Arc<dyn Tokenizer>) -> Result<Box<dyn Constraint>> {
+    Ok(ConstraintFactory::new(shape, tokenizer)?.state())
+}
+
+/// Any text.
+#[derive(Debug)]
+struct FreeText;
+
+impl Constraint for FreeText {
+    fn next(&mut self) -> Result<Next> {
+        Ok(Next::Free)
+    }
+
+    fn accept(&mut self, _token: TokenId) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_complete(&mut self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::path::Path;
+    use std::sync::LazyLock;
+
+    use super::*;
+    use crate::load::{ChatTemplate, HfTokenizer};
+
+    /// The tokenizer of the bundled models, for the tests of all constraints.
+    pub(in crate::constraint) static MINI: LazyLock<Arc<dyn Tokenizer>> = LazyLock::new(|| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini/tokenizer.json");
+        let json = std::fs::read(path).unwrap();
+        Arc::new(HfTokenizer::from_bytes(&json, ChatTemplate::plain(), vec![2]).unwrap())
+    });
+
+    /// Writes an answer: `choose` picks among the allowed tokens, the end token 2 among them. Checks on the way that asking
+    /// twice gives the same, that lists are sorted, that an end is offered where the answer is complete and nowhere else, and
+    /// gives up with `None` after `limit` tokens.
+    pub(in crate::constraint) fn write(
+        state: &mut dyn Constraint,
+        limit: usize,
+        mut choose: impl FnMut(&[TokenId]) -> TokenId,
+    ) -> Option<String> {
+        let mut tokens = Vec::new();
+        while tokens.len() < limit {
+            let next = state.next().unwrap();
+            assert_eq!(next, state.next().unwrap());
+            let allowed: Vec<TokenId> = match next {
+                Next::Free => return None,
+                Next::Finish(rest) => {
+                    assert_eq!(state.is_complete(), rest.is_empty());
+                    tokens.extend(rest);
+                    return Some(MINI.decode(&tokens));
+                }
+                Next::Forced(forced) => {
+                    assert!(!forced.is_empty() && !state.is_complete());
+                    for token in forced {
+                        state.accept(token).unwrap();
+                        tokens.push(token);
+                    }
+                    assert!(matches!(state.next().unwrap(), Next::OneOf(_) | Next::Mask(_)), "a choice follows");
+                    continue;
+                }
+                Next::OneOf(list) => list,
+                Next::Mask(words) => {
+                    assert_eq!(words.len(), MINI.vocab_size().div_ceil(32));
+                    (0..MINI.vocab_size() as u32).filter(|t| words[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
+                }
+            };
+            assert!(allowed.len() >= 2 && allowed.is_sorted());
+            assert_eq!(allowed.contains(&2), state.is_complete(), "{:?}", MINI.decode(&tokens));
+            match choose(&allowed) {
+                2 => return Some(MINI.decode(&tokens)),
+                token => {
+                    state.accept(token).unwrap();
+                    tokens.push(token);
+                }
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn every_shape_compiles_and_starts_afresh() {
+        let compiler = ConstraintCompiler::new(Arc::clone(&MINI));
+        let shapes = [
+            OutputShape::Choice(vec!["yes".into(), "no".into()]),
+            OutputShape::Number { min: 0.0, max: 10.0, integer: true },
+            OutputShape::Number { min: 0.0, max: 1.0, integer: false },
+            OutputShape::Json(serde_json::json!({"type": "boolean"})),
+            OutputShape::Regex("[a-z]{2}".into()),
+        ];
+        for shape in shapes {
+            let factory = compiler.compile(&shape).unwrap();
+            let first = factory.state().next().unwrap();
+            assert!(write(&mut *factory.state(), 100, |allowed| allowed[0]).is_some(), "{shape:?}");
+            assert_eq!(factory.state().next().unwrap(), first, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn text_is_free_and_always_complete() {
+        let mut state = constraint(&OutputShape::Text, &MINI).unwrap();
+        assert_eq!(state.next().unwrap(), Next::Free);
+        state.accept(7).unwrap();
+        assert!(state.is_complete());
+    }
+}

@@ -1,0 +1,378 @@
+//! JSON under a schema, and text under a regular expression, by llguidance.
+//!
+//! A grammar is compiled once into a parser; each request gets a copy, and all copies share the lexer's tables, which grow as
+//! they are used. What the grammar forces is written in the tokenizer's own tokens. JSON is written as `{"a": 1, "b": [2, 3]}`,
+//! with these spaces and no others: white space without end is the one thing in JSON that a model can write forever.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+use super::{Constraint, Next};
+use crate::error::{Error, Result};
+use crate::request::TokenId;
+use crate::tokenizer::Tokenizer;
+
+/// Up to this many allowed tokens are listed, so that the device computes their logits alone.
+const LISTED_MAX: usize = 64;
+
+/// Compiles the grammars of one tokenizer.
+pub(super) struct GrammarCompiler {
+    factory: ParserFactory,
+    vocabulary: Vocabulary,
+}
+
+/// What a state needs to know of the tokenizer.
+#[derive(Clone)]
+struct Vocabulary {
+    size: usize,
+    end_tokens: Arc<[TokenId]>,
+}
+
+impl GrammarCompiler {
+    /// Sorts the vocabulary into llguidance's trie. Fails if no token ends an answer.
+    pub(super) fn new(tokenizer: &Arc<dyn Tokenizer>) -> Result<Self> {
+        let environment: TokEnv = Arc::new(Environment::new(tokenizer)?);
+        let capabilities = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory =
+            ParserFactory::new(&environment, capabilities, &slices).map_err(|error| invalid("the tokenizer", &error))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        let vocabulary = Vocabulary { size: tokenizer.vocab_size(), end_tokens: tokenizer.end_tokens().into() };
+        Ok(GrammarCompiler { factory, vocabulary })
+    }
+
+    /// Compiles a JSON schema. Fails if it is not one, or has parts that cannot be enforced.
+    pub(super) fn json(&self, schema: &Value) -> Result<Grammar> {
+        let mut schema = match schema {
+            Value::Object(_) => schema.clone(),
+            Value::Bool(true) => json!({}),
+            _ => return Err(Error::Invalid(format!("a JSON schema is an object, not {schema}"))),
+        };
+        let options = JsonCompileOptions {
+            item_separator: ", ".to_owned(),
+            key_separator: ": ".to_owned(),
+            whitespace_flexible: false,
+            ..JsonCompileOptions::default()
+        };
+        options.apply_to(&mut schema);
+        self.compile(TopLevelGrammar::from_json_schema(schema), "the JSON schema")
+    }
+
+    /// Compiles a regular expression that the whole answer matches. Fails if it is not one.
+    pub(super) fn regex(&self, expression: &str) -> Result<Grammar> {
+        // llguidance would drop a last backslash in silence.
+        if trailing_backslashes(expression) % 2 == 1 {
+            return Err(invalid("the regular expression", &"it ends with a backslash that escapes nothing"));
+        }
+        self.compile(TopLevelGrammar::from_regex(without_anchors(expression)), "the regular expression")
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar, what: &str) -> Result<Grammar> {
+        let parser = self.factory.create_parser(grammar).map_err(|error| invalid(what, &error))?;
+        let mut grammar = Grammar {
+            matcher: Matcher::new(Ok(parser)),
+            vocabulary: self.vocabulary.clone(),
+            pending: VecDeque::new(),
+            after: None,
+        };
+        // The first decision is the same for every request: made here, it is copied with the state.
+        grammar.next()?;
+        Ok(grammar)
+    }
+}
+
+/// Removes an anchor at either end: the whole answer is matched anyway.
+fn without_anchors(expression: &str) -> &str {
+    let expression = expression.strip_prefix('^').unwrap_or(expression);
+    match expression.strip_suffix('$') {
+        Some(rest) if trailing_backslashes(rest) % 2 == 0 => rest,
+        _ => expression,
+    }
+}
+
+fn trailing_backslashes(text: &str) -> usize {
+    text.len() - text.trim_end_matches('\\').len()
+}
+
+fn invalid(what: &str, error: &dyn fmt::Display) -> Error {
+    Error::Invalid(format!("{what} cannot be used: {}", error.to_string().trim_end_matches("\n<non-verbose/>")))
+}
+
+/// Our tokenizer as llguidance sees it.
+struct Environment {
+    tokenizer: Arc<dyn Tokenizer>,
+    trie: TokTrie,
+}
+
+impl Environment {
+    fn new(tokenizer: &Arc<dyn Tokenizer>) -> Result<Self> {
+        let size = tokenizer.vocab_size() as u32;
+        let end_tokens = tokenizer.end_tokens();
+        let Some(first) = end_tokens.first().filter(|_| end_tokens.iter().all(|token| *token < size)) else {
+            return Err(Error::Invalid("the model names no end token of its vocabulary".to_owned()));
+        };
+        let words: Vec<_> = (0..size).map(|token| tokenizer.token_bytes(token).to_vec()).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(size, *first), &words).with_eos_tokens(end_tokens);
+        Ok(Environment { tokenizer: Arc::clone(tokenizer), trie })
+    }
+}
+
+impl TokenizerEnv for Environment {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        self.trie.tokenize_with_greedy_fallback(bytes, |text| self.tokenizer.encode(text))
+    }
+}
+
+/// How far one request has come in its grammar.
+#[derive(Clone)]
+pub(super) struct Grammar {
+    /// Ahead of the request by the pending tokens.
+    matcher: Matcher,
+    vocabulary: Vocabulary,
+    /// Forced tokens that the request has not accepted yet.
+    pending: VecDeque<TokenId>,
+    /// What comes after the pending tokens, once that is known: a choice, or the end.
+    after: Option<After>,
+}
+
+#[derive(Clone, Debug)]
+enum After {
+    End,
+    Choice(Next),
+}
+
+impl Grammar {
+    /// Lets the matcher run ahead over everything that is forced, up to a choice or the end.
+    fn run_ahead(&mut self) -> Result<After> {
+        loop {
+            if let Some(message) = self.matcher.get_error() {
+                return Err(invalid("the grammar", &message));
+            }
+            if self.matcher.is_stopped() {
+                return Ok(After::End);
+            }
+            let mut forced = self.matcher.compute_ff_tokens();
+            if forced.is_empty() {
+                let mut words =
+                    self.matcher.compute_mask().map_err(|error| invalid("the grammar", &error))?.as_slice().to_vec();
+                words.resize(self.vocabulary.size.div_ceil(32), 0);
+                let tokens = first_tokens(&words);
+                if tokens.iter().all(|token| self.vocabulary.end_tokens.contains(token)) {
+                    return Ok(After::End);
+                }
+                match tokens.len() {
+                    1 => forced = tokens,
+                    2..=LISTED_MAX => return Ok(After::Choice(Next::OneOf(tokens))),
+                    _ => return Ok(After::Choice(Next::Mask(words))),
+                }
+            }
+            self.matcher.consume_tokens(&forced).map_err(|error| invalid("the grammar", &error))?;
+            self.pending.extend(forced);
+        }
+    }
+}
+
+/// Returns the tokens of a mask in ascending order, at most one more than are listed.
+fn first_tokens(words: &[u32]) -> Vec<TokenId> {
+    let bits = |(i, word): (usize, &u32)| {
+        let word = *word;
+        (0..32).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i as TokenId * 32 + bit)
+    };
+    words.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(bits).take(LISTED_MAX + 1).collect()
+}
+
+impl Constraint for Grammar {
+    fn next(&mut self) -> Result<Next> {
+        let after = match self.after.take() {
+            Some(after) => after,
+            None => self.run_ahead()?,
+        };
+        let pending: Vec<_> = self.pending.iter().copied().collect();
+        let next = match &after {
+            After::End => Next::Finish(pending),
+            After::Choice(choice) if pending.is_empty() => choice.clone(),
+            After::Choice(_) => Next::Forced(pending),
+        };
+        self.after = Some(after);
+        Ok(next)
+    }
+
+    fn accept(&mut self, token: TokenId) -> Result<()> {
+        match self.pending.front() {
+            Some(forced) if *forced == token => {
+                self.pending.pop_front();
+                Ok(())
+            }
+            Some(forced) => Err(Error::Invalid(format!("token {token} was accepted where {forced} is forced"))),
+            None => {
+                self.after = None;
+                self.matcher.consume_token(token).map_err(|error| invalid(&format!("token {token}"), &error))
+            }
+        }
+    }
+
+    fn is_complete(&mut self) -> bool {
+        // A matcher that stopped well has seen a whole answer.
+        let stopped = self.matcher.is_stopped() && self.matcher.stop_reason().is_ok();
+        self.pending.is_empty() && (stopped || self.matcher.is_accepting().unwrap_or(false))
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammar").field("pending", &self.pending).field("after", &self.after).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrammarCompiler").field("vocabulary", &self.vocabulary.size).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::constraint::compile::tests::{MINI, write};
+
+    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| GrammarCompiler::new(&MINI).unwrap());
+    static EXTRACTION: LazyLock<Grammar> = LazyLock::new(|| COMPILER.json(&extraction()).unwrap());
+
+    /// Whether the text can be written in the tokenizer's own tokens, as a whole.
+    fn accepts(grammar: &Grammar, text: &str) -> bool {
+        let mut grammar = grammar.clone();
+        for token in MINI.encode(text) {
+            let _ = grammar.next().unwrap();
+            if grammar.accept(token).is_err() {
+                return false;
+            }
+        }
+        grammar.is_complete()
+    }
+
+    fn extraction() -> Value {
+        json!({
+            "type": "object", "additionalProperties": false, "required": ["name", "kind", "size", "old", "tags"],
+            "properties": {
+                "name": {"type": "string", "maxLength": 12}, "kind": {"enum": ["good", "goods", "bad"]},
+                "size": {"type": "integer", "minimum": -5, "maximum": 300}, "old": {"type": ["boolean", "null"]},
+                "tags": {"type": "array", "items": {"type": "string", "pattern": "^[a-c]{1,3}$"}, "maxItems": 2},
+            },
+        })
+    }
+
+    /// Checks an answer by hand against [`extraction`].
+    fn is_extraction(text: &str) -> bool {
+        let Ok(Value::Object(fields)) = serde_json::from_str(text) else { return false };
+        fields.keys().eq(["name", "kind", "size", "old", "tags"])
+            && fields["name"].as_str().is_some_and(|name| name.chars().count() <= 12)
+            && ["good", "goods", "bad"].contains(&fields["kind"].as_str().unwrap_or(""))
+            // The grammar knows -0 as a whole number, serde_json as a float.
+            && fields["size"].as_f64().is_some_and(|size| size.fract() == 0.0 && (-5.0..=300.0).contains(&size))
+            && (fields["old"].is_boolean() || fields["old"].is_null())
+            && fields["tags"].as_array().is_some_and(|tags| {
+                tags.len() <= 2 && tags.iter().all(|tag| tag.as_str().is_some_and(|tag| (1..=3).contains(&tag.len())))
+            })
+    }
+
+    #[test]
+    fn a_schema_forces_what_it_can() {
+        let mut grammar = EXTRACTION.clone();
+        let Next::Forced(tokens) = grammar.next().unwrap() else { panic!("the first key is forced") };
+        assert!(MINI.decode(&tokens).starts_with("{\"name"));
+        let constant = COMPILER.json(&json!({"const": {"a": [1, 2]}})).unwrap().next().unwrap();
+        assert!(matches!(constant, Next::Finish(tokens) if MINI.decode(&tokens) == "{\"a\": [1, 2]}"));
+    }
+
+    #[test]
+    fn states_of_one_grammar_do_not_disturb_each_other() {
+        let (mut one, mut other) = (EXTRACTION.clone(), EXTRACTION.clone());
+        let first = other.next().unwrap();
+        assert!(write(&mut one, 400, |allowed| allowed[allowed.len() / 3]).is_some());
+        assert_eq!(other.next().unwrap(), first);
+        assert_eq!(EXTRACTION.clone().next().unwrap(), first);
+    }
+
+    #[test]
+    fn regular_expressions_match_the_whole_answer() {
+        for expression in ["[0-9]{2,3}(/[a-z]+)?", "^[0-9]{2,3}(/[a-z]+)?$"] {
+            let grammar = COMPILER.regex(expression).unwrap();
+            for (text, expected) in
+                [("12", true), ("123/abc", true), ("1", false), ("1234", false), ("12/", false), ("x12", false)]
+            {
+                assert_eq!(accepts(&grammar, text), expected, "{expression} {text}");
+            }
+        }
+        assert!(accepts(&COMPILER.regex(r"a\$").unwrap(), "a$"));
+        assert!(accepts(&COMPILER.regex("é+|日本").unwrap(), "日本"));
+    }
+
+    #[test]
+    fn an_answer_is_complete_where_it_may_end() {
+        let mut grammar = COMPILER.regex("ab?").unwrap();
+        assert!(!grammar.is_complete());
+        grammar.accept(MINI.encode("a")[0]).unwrap();
+        assert!(grammar.is_complete());
+        assert!(grammar.accept(MINI.encode("z")[0]).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_compiled_is_an_error_with_its_reason() {
+        for schema in [
+            json!(3),
+            json!(false),
+            json!({"type": "strange"}),
+            json!({"$ref": "#/nowhere"}),
+            json!({"type": "string", "pattern": "("}),
+        ] {
+            assert!(matches!(COMPILER.json(&schema), Err(Error::Invalid(_))), "{schema}");
+        }
+        for expression in ["(", "[z-a]", "a{5,2}", r"(a)\1", "\\"] {
+            let Err(Error::Invalid(message)) = COMPILER.regex(expression) else { panic!("{expression}") };
+            assert!(message.starts_with("the regular expression cannot be used"), "{message}");
+        }
+        assert!(COMPILER.json(&json!({"type": "string", "minLength": 3, "maxLength": 2})).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn random_answers_are_valid(picks in prop::collection::vec(any::<prop::sample::Index>(), 400)) {
+            let mut picks = picks.iter();
+            let mut grammar = EXTRACTION.clone();
+            let text = write(&mut grammar, 400, |allowed| allowed[picks.next().unwrap().index(allowed.len())]).unwrap();
+            prop_assert!(is_extraction(&text), "{}", text);
+        }
+
+        #[test]
+        fn valid_answers_can_be_written(name in "[a-zA-Z é\"]{0,12}", kind in 0..3_usize, size in -5..=300, old: Option<bool>) {
+            let kinds = ["good", "goods", "bad"];
+            let text = format!(
+                "{{\"name\": {}, \"kind\": \"{}\", \"size\": {size}, \"old\": {}, \"tags\": [\"a\", \"bc\"]}}",
+                json!(name), kinds[kind], json!(old),
+            );
+            prop_assert!(is_extraction(&text));
+            // Asking on the way would force tokens that differ from the text's own; only the grammar itself is asked here.
+            let mut grammar = EXTRACTION.clone();
+            grammar.matcher.reset().unwrap();
+            prop_assert_eq!(grammar.matcher.validate_tokens(&MINI.encode(&text)).unwrap(), MINI.encode(&text).len());
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A GGUF file as the weights of a model.
+
+use std::path::Path;
+
+use super::config::model_config;
+use super::header::{Contents, Place};
+use crate::error::{Error, Result};
+use crate::load::storage::Storage;
+use crate::load::weights::{WeightFiles, check_shape, missing};
+use crate::model::{HostTensor, ModelConfig, TensorSource};
+
+/// A GGUF file of a Llama model. Tensors are read when they are asked for, under their Hugging Face names.
+#[derive(Debug)]
+pub struct GgufFile {
+    contents: Contents,
+    config: ModelConfig,
+}
+
+impl GgufFile {
+    /// Opens a file and reads its header. Fails if it is damaged or of another architecture than llama.
+    pub fn open(path: &Path) -> Result<Self> {
+        GgufFile::parse(Storage::open(path)?)
+    }
+
+    /// Reads a file that is in memory; `name` stands for it in messages.
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        GgufFile::parse(Storage::from_static(name, bytes))
+    }
+
+    /// Returns the configuration in the file's metadata.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn parse(storage: Storage) -> Result<Self> {
+        let contents = Contents::parse(storage)?;
+        let config = model_config(&contents).map_err(|reason| contents.storage.error(reason))?;
+        Ok(GgufFile { contents, config })
+    }
+
+    fn place(&self, name: &str, shape: &[usize]) -> Result<Place> {
+        let gguf_name = gguf_name(name).ok_or_else(|| missing(self, name))?;
+        let found = self.contents.shape(&gguf_name).ok_or_else(|| missing(self, &gguf_name))?;
+        check_shape(self, &gguf_name, found, shape)?;
+        self.contents.place(&gguf_name)
+    }
+}
+
+impl TensorSource for GgufFile {
+    fn contains(&self, name: &str) -> bool {
+        gguf_name(name).is_some_and(|name| self.contents.shape(&name).is_some())
+    }
+
+    fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
+        let place = self.place(name, shape)?;
+        let bytes = self.contents.storage.read(place.offset, place.len)?;
+        let heads = if name.contains(".q_proj.") {
+            self.config.heads
+        } else if name.contains(".k_proj.") {
+            self.config.kv_heads
+        } else {
+            return Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes });
+        };
+        let rows = shape.first().copied().unwrap_or(0);
+        let bytes = separate_halves(&bytes, rows, heads).ok_or_else(|| {
+            self.contents.storage.error(format!("tensor {name:?} has {rows} rows, which {heads} heads cannot share"))
+        })?;
+        Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes })
+    }
+}
+
+impl WeightFiles for GgufFile {
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.place(name, shape).map(|_| ())
+    }
+
+    fn digest(&self, hasher: &mut blake3::Hasher) -> Result<()> {
+        self.contents.storage.digest(hasher, self.contents.data_start)
+    }
+
+    fn error(&self, reason: String) -> Error {
+        self.contents.storage.error(reason)
+    }
+}
+
+/// Puts row `2 i + j` of a head to `j * (rows of a head / 2) + i`: from rotary pairs to rotary halves. Rows are whole blocks in
+/// every type, so they are moved as bytes.
+fn separate_halves(bytes: &[u8], rows: usize, heads: usize) -> Option<Vec<u8>> {
+    let row_bytes = bytes.len().checked_div(rows)?;
+    let head_rows = rows.checked_div(heads).filter(|head_rows| head_rows * heads == rows && head_rows % 2 == 0)?;
+    let mut separated = Vec::with_capacity(bytes.len());
+    for head in 0..heads {
+        for half in 0..2 {
+            for pair in 0..head_rows / 2 {
+                let row = head * head_rows + 2 * pair + half;
+                separated.extend_from_slice(&bytes[row * row_bytes..(row + 1) * row_bytes]);
+            }
+        }
+    }
+    Some(separated)
+}
+
+/// Returns the name in a GGUF file of a tensor of Hugging Face.
+fn gguf_name(name: &str) -> Option<String> {
+    let outer = match name {
+        "model.embed_tokens.weight" => "token_embd.weight",
+        "model.norm.weight" => "output_norm.weight",
+        "lm_head.weight" => "output.weight",
+        _ => {
+            let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+            let (part, suffix) = part.rsplit_once('.')?;
+            let part = match part {
+                "input_layernorm" => "attn_norm",
+                "post_attention_layernorm" => "ffn_norm",
+                "self_attn.q_proj" => "attn_q",
+                "self_attn.k_proj" => "attn_k",
+                "self_attn.v_proj" => "attn_v",
+                "self_attn.o_proj" => "attn_output",
+                "mlp.gate_proj" => "ffn_gate",
+                "mlp.up_proj" => "ffn_up",
+                "mlp.down_proj" => "ffn_down",
+                _ => return None,
+            };
+            return Some(format!("blk.{layer}.{part}.{suffix}"));
+        }
+    };
+    Some(outer.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::DType;
+
+    /// Writes a little-endian string.
+    fn text(out: &mut Vec<u8>, text: &str) {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+
+    struct Builder {
+        pairs: Vec<(String, Vec<u8>)>,
+        tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+    }
+
+    impl Builder {
+        /// The metadata of a model with one layer, 2 query heads, 1 key head, head size 4, hidden size 8.
+        fn tiny() -> Self {
+            let mut builder = Builder { pairs: vec![], tensors: vec![] };
+            let mut name = 8_u32.to_le_bytes().to_vec();
+            text(&mut name, "llama");
+            builder.pairs.push(("general.architecture".into(), name));
+            for (key, value) in [
+                ("context_length", 16_u32),
+                ("embedding_length", 8),
+                ("block_count", 1),
+                ("feed_forward_length", 32),
+                ("attention.head_count", 2),
+                ("attention.head_count_kv", 1),
+            ] {
+                builder.pairs.push((format!("llama.{key}"), [4_u32.to_le_bytes(), value.to_le_bytes()].concat()));
+            }
+            builder.floats("token_embd.weight", &[8, 3], &[0.0; 24]);
+            builder
+        }
+
+        /// Adds a tensor; dimensions are innermost first, as in the file.
+        fn floats(&mut self, name: &str, dimensions: &[u64], values: &[f32]) {
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.tensors.push((name.into(), dimensions.to_vec(), 0, bytes));
+        }
+
+        fn bytes(&self) -> Vec<u8> {
+            let mut out = b"GGUF\x03\0\0\0".to_vec();
+            out.extend((self.tensors.len() as u64).to_le_bytes());
+            out.extend((self.pairs.len() as u64).to_le_bytes());
+            for (key, value) in &self.pairs {
+                text(&mut out, key);
+                out.extend(value);
+            }
+            let mut data = Vec::new();
+            for (name, dimensions, kind, bytes) in &self.tensors {
+                text(&mut out, name);
+                out.extend((dimensions.len() as u32).to_le_bytes());
+                out.extend(dimensions.iter().flat_map(|size| size.to_le_bytes()));
+                out.extend(kind.to_le_bytes());
+                out.extend((data.len() as u64).to_le_bytes());
+                data.extend(bytes);
+                data.resize(data.len().next_multiple_of(32), 0);
+            }
+            out.resize(out.len().next_multiple_of(32), 0);
+            [out, data].concat()
+        }
+
+        fn open(&self) -> Result<GgufFile> {
+            open(self.bytes())
+        }
+    }
+
+    fn open(bytes: Vec<u8>) -> Result<GgufFile> {
+        GgufFile::from_static("test.gguf", Vec::leak(bytes))
+    }
+
+    #[track_caller]
+    fn check_refused(builder: &Builder, words: &str) {
+        let error = builder.open().unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("test.gguf"), "{error}");
+    }
+
+    #[test]
+    fn reads_configuration_and_tensors() {
+        let mut builder = Builder::tiny();
+        builder.floats("output_norm.weight", &[8], &[1.5; 8]);
+        let file = builder.open().unwrap();
+        assert_eq!((file.config().vocab_size, file.config().head_dim, file.config().tie_word_embeddings), (3, 4, true));
+        let norm = file.read("model.norm.weight", &[8]).unwrap();
+        assert_eq!(norm, HostTensor { shape: vec![8], dtype: DType::F32, bytes: [1.5_f32.to_le_bytes(); 8].concat() });
+        assert!(!file.contains("lm_head.weight"));
+        assert!(file.read("model.norm.weight", &[7]).is_err());
+        assert!(file.read("nonsense", &[7]).is_err());
+    }
+
+    #[test]
+    fn rotary_pairs_become_halves() {
+        let mut builder = Builder::tiny();
+        // Each row holds its own number; a head has four rows.
+        let rows: Vec<f32> = (0..8).flat_map(|row| [row as f32; 8]).collect();
+        builder.floats("blk.0.attn_q.weight", &[8, 8], &rows);
+        let tensor = builder.open().unwrap().read("model.layers.0.self_attn.q_proj.weight", &[8, 8]).unwrap();
+        let first_of_row: Vec<f32> =
+            tensor.bytes.chunks(32).map(|row| f32::from_le_bytes(row[..4].try_into().unwrap())).collect();
+        assert_eq!(first_of_row, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+    }
+
+    #[test]
+    fn a_file_on_disk_reads_like_one_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path: PathBuf = folder.path().join("model.gguf");
+        std::fs::write(&path, Builder::tiny().bytes()).unwrap();
+        let file = GgufFile::open(&path).unwrap();
+        assert_eq!(file.config(), Builder::tiny().open().unwrap().config());
+        assert!(file.read("model.embed_tokens.weight", &[3, 8]).is_ok());
+    }
+
+    #[test]
+    fn passes_over_arrays() {
+        let mut builder = Builder::tiny();
+        let mut array = [9_u32, 8].map(u32::to_le_bytes).concat();
+        array.extend(2_u64.to_le_bytes());
+        text(&mut array, "a");
+        text(&mut array, "bc");
+        builder.pairs.insert(0, ("tokenizer.ggml.tokens".into(), array));
+        let numbers = [&9_u32.to_le_bytes()[..], &5_u32.to_le_bytes(), &1_u64.to_le_bytes(), &[7; 4]].concat();
+        builder.pairs.insert(0, ("tokenizer.ggml.token_type".into(), numbers));
+        assert!(builder.open().is_ok());
+    }
+
+    #[test]
+    fn refuses_other_architectures_types_and_shapes() {
+        let mut builder = Builder::tiny();
+        builder.pairs[0].1[12..].copy_from_slice(b"bloom");
+        check_refused(&builder, "bloom");
+
+        let mut builder = Builder::tiny();
+        builder.pairs.pop();
+        builder.pairs.retain(|(key, _)| !key.contains("block_count"));
+        check_refused(&builder, "llama.block_count is missing");
+
+        let mut builder = Builder::tiny();
+        builder.tensors.push(("output_norm.weight".into(), vec![256], 12, vec![0; 144]));
+        let error = builder.open().unwrap().read("model.norm.weight", &[256]).unwrap_err().to_string();
+        assert!(error.contains("llama-quantize"), "{error}");
+
+        let mut builder = Builder::tiny();
+        builder.tensors.push(("output_norm.weight".into(), vec![u64::MAX, 8], 0, vec![]));
+        assert!(builder.open().unwrap().read("model.norm.weight", &[8, usize::MAX]).is_err());
+    }
+
+    #[test]
+    fn refuses_absurd_counts() {
+        for (place, value) in [(8, u64::MAX), (16, u64::MAX), (8, 1 << 40), (16, 1 << 40), (24, u64::MAX)] {
+            let mut bytes = Builder::tiny().bytes();
+            bytes[place..place + 8].copy_from_slice(&value.to_le_bytes());
+            assert!(matches!(open(bytes), Err(Error::Weights { .. })), "{place}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_gguf() {
+        for bytes in [&b""[..], b"GG", b"GGUF", b"GGML\x03\0\0\0", b"GGUF\x01\0\0\0", b"GGUF\0\0\0\x03"] {
+            assert!(matches!(open(bytes.to_vec()), Err(Error::Weights { .. })), "{bytes:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever happens to a header, opening ends in a file or in an error, and so does reading.
+        #[test]
+        fn damage_never_panics(changes in prop::collection::vec((0_usize..600, any::<u8>()), 1..4), cut in 0_usize..2000) {
+            let mut bytes = Builder::tiny().bytes();
+            for (place, value) in changes {
+                let place = place % bytes.len();
+                bytes[place] = value;
+            }
+            bytes.truncate(cut.max(1));
+            if let Ok(file) = open(bytes) {
+                let _ = file.read("model.embed_tokens.weight", &[3, 8]);
+            }
+        }
+    }
+}
