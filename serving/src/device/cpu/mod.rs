@@ -1,1 +1,42 @@
-//! The CPU device.
+//! The CPU device: one decoder over one pool of KV pages, on a thread pool of its own.
+//!
+//! **Batch invariance.** The logits of a token are the same bits whatever else is in the step, however its prompt was cut into
+//! chunks, and on however many threads. Two rules give this: every output of a matrix product is one chain of fused
+//! multiply-adds over `k` in ascending order ([`gemm`]), and every query attends by itself, page after page from the first
+//! position ([`attention`]). Everything else works on one token at a time.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`device`] | `CpuDevice`: launch, poll, copy |
+//! | [`check`] | validates a plan before anything runs |
+//! | [`forward`] | the pass: layers in order, over reused buffers |
+//! | [`head`] | logits where tokens are chosen |
+//! | [`sampler`] | choosing a token from logits |
+//! | [`weights`] | tensors into panels, embedding rows |
+//! | [`kv`] | the page pool: layout, writes, copies |
+//! | [`attention`] | paged causal attention |
+//! | [`gemm`] | packed matrices and their product |
+//! | [`rmsnorm`], [`rope`], [`swiglu`], [`exp`] | small kernels |
+//! | [`rows`], [`aligned`] | splitting rows over threads; aligned buffers |
+
+mod aligned;
+mod attention;
+#[doc(hidden)]
+pub mod bench;
+mod check;
+mod device;
+mod exp;
+mod forward;
+mod gemm;
+mod head;
+mod kv;
+#[cfg(test)]
+mod reference;
+mod rmsnorm;
+mod rope;
+mod rows;
+mod sampler;
+mod swiglu;
+mod weights;
+
+pub use device::{CpuDevice, CpuOptions};

@@ -1,0 +1,329 @@
+//! Paged causal attention: `softmax(q K^T / sqrt(head_dim)) V` over the pages of a query's row.
+//!
+//! The softmax is online (Milakov and Gimelshein 2018), one page at a time from the first position: running maximum, running
+//! sum, running weighted values. For each query head the operations and their order depend on its position alone; several
+//! are walked together (heads of a group, neighbouring queries) only so that they share loads and fill the pipeline.
+//! Keys after a query's position are never read into its result, so stale page contents cannot reach it.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::exp::exp;
+use super::gemm::multiply_add;
+use super::kv::{KvPool, Page, value_width};
+use crate::step::{PAGE_TOKENS, PageId, StepPlan};
+
+/// The widest head; buffers on the stack have this size.
+pub(super) const HEAD_DIM_MAX: usize = 256;
+/// Query heads that are walked together.
+const LANES: usize = 8;
+/// Queries of one task.
+const TASK_QUERIES: usize = 8;
+
+/// One token that attends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Query {
+    /// Index into the tokens of the pass, where its query vectors lie.
+    pub(super) token: u32,
+    /// Its row in the pass.
+    pub(super) row: u32,
+    /// Its position; it sees this and all earlier ones.
+    pub(super) position: u32,
+}
+
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inputs<'a> {
+    /// The tokens that attend, in the order of the output.
+    pub(super) queries: &'a [Query],
+    /// Query vectors: row `token` begins with [heads][head_dim].
+    pub(super) q: &'a [f32],
+    /// Distance of two rows of `q`.
+    pub(super) stride: usize,
+    /// Rows and page tables.
+    pub(super) plan: &'a StepPlan,
+    /// Keys and values.
+    pub(super) kv: &'a KvPool,
+    /// The layer whose pages are read.
+    pub(super) layer: usize,
+    /// Query heads of each KV head.
+    pub(super) group: usize,
+    /// Width of a head.
+    pub(super) head_dim: usize,
+}
+
+/// Attends on the rayon pool of the calling thread. Shape of `out`: [kv_heads][queries][group * head_dim].
+pub(super) fn attention(arch: Arch, inputs: Inputs<'_>, out: &mut [f32]) {
+    let width = inputs.group * inputs.head_dim;
+    out.par_chunks_mut(inputs.queries.len().max(1) * width).enumerate().for_each(|(kv_head, out)| {
+        let tasks = out.par_chunks_mut(TASK_QUERIES * width).zip(inputs.queries.par_chunks(TASK_QUERIES));
+        tasks.for_each(|(out, queries)| arch.dispatch(Task { inputs, kv_head, queries, out }));
+    });
+}
+
+/// A few queries with one KV head.
+struct Task<'a> {
+    inputs: Inputs<'a>,
+    kv_head: usize,
+    queries: &'a [Query],
+    out: &'a mut [f32],
+}
+
+/// One head of one query.
+#[derive(Clone, Copy)]
+struct Lane<'a> {
+    q: &'a [f32],
+    /// How many leading positions it sees.
+    visible: usize,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Task { inputs, kv_head, queries, mut out } = self;
+        let (group, dim) = (inputs.group, inputs.head_dim);
+        for queries in queries.chunk_by(|a, b| a.row == b.row) {
+            let pages = &inputs.plan.rows[queries[0].row as usize].pages;
+            let pages = &inputs.plan.block_tables[pages.start as usize..pages.end as usize];
+            let walk = Walk { simd, inputs, kv_head, pages };
+            let lane = |i: usize| {
+                let (query, head) = (queries[i / group], kv_head * group + i % group);
+                Lane { q: &inputs.q[query.token as usize * inputs.stride + head * dim..][..dim], visible: query.position as usize + 1 }
+            };
+            let lanes = queries.len() * group;
+            let (mine, rest) = out.split_at_mut(lanes * dim);
+            let mut first = 0;
+            while first < lanes {
+                let out = &mut mine[first * dim..];
+                first += match lanes - first {
+                    LANES.. => walk.attend::<LANES>(std::array::from_fn(|i| lane(first + i)), out),
+                    4.. => walk.attend::<4>(std::array::from_fn(|i| lane(first + i)), out),
+                    2.. => walk.attend::<2>(std::array::from_fn(|i| lane(first + i)), out),
+                    _ => walk.attend::<1>([lane(first)], out),
+                };
+            }
+            out = rest;
+        }
+    }
+}
+
+/// The pages of a row, to be walked by some lanes.
+#[derive(Clone, Copy)]
+struct Walk<'a, S> {
+    simd: S,
+    inputs: Inputs<'a>,
+    kv_head: usize,
+    pages: &'a [PageId],
+}
+
+/// The online softmax of one lane.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+impl<S: Simd> Walk<'_, S> {
+    /// Attends with R lanes, writes R heads to `out` and returns R.
+    #[inline(always)]
+    fn attend<const R: usize>(self, lanes: [Lane<'_>; R], out: &mut [f32]) -> usize {
+        let dim = self.inputs.head_dim;
+        let scale = (dim as f32).sqrt().recip();
+        let mut q = [[0.0; R]; HEAD_DIM_MAX];
+        for (d, q) in q.iter_mut().enumerate().take(dim) {
+            *q = lanes.map(|lane| lane.q[d] * scale);
+        }
+        let mut running = [Running { max: f32::NEG_INFINITY, sum: 0.0 }; R];
+        let mut sums = [[0.0; HEAD_DIM_MAX]; R];
+        let visible = lanes.iter().map(|lane| lane.visible).max().unwrap_or(0);
+        for (&page, start) in self.pages.iter().zip((0..visible).step_by(PAGE_TOKENS)) {
+            let page = self.inputs.kv.page(self.inputs.layer, self.kv_head, page);
+            let seen = lanes.map(|lane| lane.visible.saturating_sub(start).min(PAGE_TOKENS));
+            self.walk_page(&q[..dim], page, seen, &mut running, &mut sums);
+        }
+        for ((out, sums), running) in out.chunks_exact_mut(dim).zip(&sums).zip(&running) {
+            let norm = running.sum.recip();
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = sum * norm;
+            }
+        }
+        R
+    }
+
+    /// Adds one page, of whose keys lane `i` sees the first `seen[i]`.
+    #[inline(always)]
+    fn walk_page<const R: usize>(
+        self, q: &[[f32; R]], page: Page<'_>, seen: [usize; R], running: &mut [Running; R], sums: &mut [[f32; HEAD_DIM_MAX]; R],
+    ) {
+        let mut scores = [[0.0; PAGE_TOKENS]; R];
+        self.score(q, page.keys, &mut scores);
+        let mut weights = [[0.0; R]; PAGE_TOKENS];
+        let width = value_width(self.inputs.head_dim);
+        for i in 0..R {
+            if seen[i] == 0 {
+                continue;
+            }
+            let rescale = softmax_page(&mut scores[i], seen[i], &mut running[i]);
+            for sum in &mut sums[i][..width] {
+                *sum *= rescale;
+            }
+            for (weights, &score) in weights.iter_mut().zip(&scores[i]) {
+                weights[i] = score;
+            }
+        }
+        if seen == [PAGE_TOKENS; R] {
+            self.add_values(&weights, page.values, sums);
+            return;
+        }
+        for i in 0..R {
+            let weights = weights.map(|weights| [weights[i]]);
+            let sums: &mut [[f32; HEAD_DIM_MAX]; 1] = std::array::from_mut(&mut sums[i]);
+            self.add_values(&weights[..seen[i]], page.values, sums);
+        }
+    }
+
+    /// Scores of R lanes with the keys of a page: one chain of multiply-adds over the head's width for each.
+    #[inline(always)]
+    fn score<const R: usize>(self, q: &[[f32; R]], keys: &[f32], scores: &mut [[f32; PAGE_TOKENS]; R]) {
+        let vectors = PAGE_TOKENS / S::F32_LANES;
+        for v in 0..vectors {
+            let mut sums = [[self.simd.splat_f32s(0.0); 1]; R];
+            multiply_add::<S, R, 1>(self.simd, q, S::as_simd_f32s(keys).0, vectors, v, &mut sums);
+            for (scores, sum) in scores.iter_mut().zip(sums) {
+                S::as_mut_simd_f32s(scores).0[v] = sum[0];
+            }
+        }
+    }
+
+    /// Adds weighted rows of `values` to each lane's sums, row after row.
+    #[inline(always)]
+    fn add_values<const R: usize>(self, weights: &[[f32; R]], values: &[f32], sums: &mut [[f32; HEAD_DIM_MAX]; R]) {
+        let vectors = value_width(self.inputs.head_dim) / S::F32_LANES;
+        let mut v = 0;
+        while v < vectors {
+            // Two vectors at once need 2 R + 3 registers.
+            v += match vectors - v {
+                2.. if S::REGISTER_COUNT >= 32 => self.add_vectors::<R, 2>(weights, values, vectors, v, sums),
+                _ => self.add_vectors::<R, 1>(weights, values, vectors, v, sums),
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn add_vectors<const R: usize, const V: usize>(
+        self, weights: &[[f32; R]], values: &[f32], stride: usize, first: usize, sums: &mut [[f32; HEAD_DIM_MAX]; R],
+    ) -> usize {
+        let mut vectors = [[self.simd.splat_f32s(0.0); V]; R];
+        for (vectors, sums) in vectors.iter_mut().zip(sums.iter()) {
+            vectors.copy_from_slice(&S::as_simd_f32s(sums).0[first..first + V]);
+        }
+        multiply_add::<S, R, V>(self.simd, weights, S::as_simd_f32s(values).0, stride, first, &mut vectors);
+        for (vectors, sums) in vectors.iter().zip(sums) {
+            S::as_mut_simd_f32s(sums).0[first..first + V].copy_from_slice(vectors);
+        }
+        V
+    }
+}
+
+/// Turns the first `seen` scores into weights and the others into zero; returns what earlier sums are to be multiplied with.
+#[inline(always)]
+fn softmax_page(scores: &mut [f32; PAGE_TOKENS], seen: usize, running: &mut Running) -> f32 {
+    for (j, score) in scores.iter_mut().enumerate() {
+        *score = if j < seen { *score } else { f32::NEG_INFINITY };
+    }
+    let max = tree(*scores, |a, b| if a > b { a } else { b });
+    let max = if max > running.max { max } else { running.max };
+    let rescale = exp(running.max - max);
+    for score in scores.iter_mut() {
+        *score = exp(*score - max);
+    }
+    *running = Running { max, sum: running.sum.mul_add(rescale, tree(*scores, |a, b| a + b)) };
+    rescale
+}
+
+/// Folds 16 values in halves: an order that vector code keeps.
+#[inline(always)]
+fn tree(values: [f32; PAGE_TOKENS], fold: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| fold(values[i], values[i + 8]));
+    let four: [f32; 4] = std::array::from_fn(|i| fold(eight[i], eight[i + 4]));
+    fold(fold(four[0], four[2]), fold(four[1], four[3]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::{Random, close, on_threads, tiny_config};
+    use super::*;
+    use crate::step::{KvWrite, RowSpan};
+
+    /// A row of `len` tokens, all of which attend, for one KV head with `group` query heads; returns (out, naive).
+    fn run(arch: Arch, len: usize, group: usize, dim: usize, from: usize) -> (Vec<f32>, Vec<f64>) {
+        let mut config = tiny_config();
+        (config.layers, config.heads, config.kv_heads, config.head_dim) = (1, 2 * group, 2, dim);
+        let stride = (2 * group + 4) * dim;
+        let x: Vec<f32> = Random::new(len as u64).floats(len * stride).iter().map(|x| 4.0 * x).collect();
+        let mut kv = KvPool::new(&config, 4 << 20).unwrap();
+        let pages = len.div_ceil(PAGE_TOKENS) as u32;
+        // Pages lie in reverse order, and what lies after the row's end is not a number.
+        let page = |position: usize| PageId(pages - 1 - (position / PAGE_TOKENS) as u32);
+        let write = |token: usize, at: usize| KvWrite { token: token as u32, page: page(at), offset: (at % PAGE_TOKENS) as u32 };
+        let poison: Vec<_> = (len..len.next_multiple_of(PAGE_TOKENS)).map(|at| write(0, at)).collect();
+        kv.write(arch, 0, &poison, &vec![f32::NAN; stride], stride, 2 * group * dim);
+        kv.write(arch, 0, &(0..len).map(|at| write(at, at)).collect::<Vec<_>>(), &x, stride, 2 * group * dim);
+        let plan = StepPlan {
+            rows: vec![RowSpan { tokens: 0..len as u32, pages: 0..pages }],
+            block_tables: (0..pages as usize).map(|p| page(p * PAGE_TOKENS)).collect(),
+            ..StepPlan::default()
+        };
+        let queries: Vec<_> = (from as u32..len as u32).map(|t| Query { token: t, row: 0, position: t }).collect();
+        let mut out = vec![0.0; 2 * queries.len() * group * dim];
+        let inputs = Inputs { queries: &queries, q: &x, stride, plan: &plan, kv: &kv, layer: 0, group, head_dim: dim };
+        on_threads(2, || attention(arch, inputs, &mut out));
+
+        let at = |token: usize, head: usize, d: usize| f64::from(x[token * stride + head * dim + d]);
+        let mut naive = Vec::new();
+        for kv_head in 0..2 {
+            for query in from..len {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let score = |key: usize| {
+                        (0..dim).map(|d| at(query, head, d) * at(key, 2 * group + kv_head, d)).sum::<f64>() / (dim as f64).sqrt()
+                    };
+                    let scores: Vec<f64> = (0..=query).map(score).collect();
+                    let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                    let total: f64 = weights.iter().sum();
+                    let value = |d: usize| (0..=query).map(|key| weights[key] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>();
+                    naive.extend((0..dim).map(|d| value(d) / total));
+                }
+            }
+        }
+        (out, naive)
+    }
+
+    #[test]
+    fn matches_double_precision_over_odd_sizes() {
+        for (len, group, dim) in [(1, 1, 2), (5, 3, 10), (16, 4, 64), (17, 4, 64), (50, 2, 16), (70, 7, 80), (33, 8, 256)] {
+            for arch in [Arch::new(), Arch::Scalar] {
+                let (out, naive) = run(arch, len, group, dim, 0);
+                out.iter().zip(&naive).for_each(|(&out, &naive)| close(out, naive, 2e-5));
+            }
+        }
+    }
+
+    #[test]
+    fn a_query_alone_gives_the_bits_it_gives_among_others() {
+        for (len, group, dim) in [(40, 4, 64), (29, 3, 24)] {
+            let (all, _) = run(Arch::new(), len, group, dim, 0);
+            for from in 1..len {
+                let (last, _) = run(Arch::new(), len, group, dim, from);
+                let width = group * dim;
+                for kv_head in 0..2 {
+                    let of_all = &all[(kv_head * len + from) * width..(kv_head + 1) * len * width];
+                    let of_last = &last[kv_head * (len - from) * width..(kv_head + 1) * (len - from) * width];
+                    assert!(of_all.iter().zip(of_last).all(|(a, b)| a.to_bits() == b.to_bits()), "from {from}");
+                }
+            }
+        }
+    }
+}

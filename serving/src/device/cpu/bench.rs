@@ -1,0 +1,38 @@
+//! One matrix product with inputs of its own, for `examples/cpu_bench.rs`.
+
+use std::fmt;
+
+use pulp::Arch;
+
+use super::gemm::{GemmScratch, PackedMatrix, Start, gemm};
+
+/// A product of activations [m, k] with packed weights [n, k].
+pub struct Product {
+    activations: Vec<f32>,
+    weights: PackedMatrix,
+    out: Vec<f32>,
+    scratch: GemmScratch,
+}
+
+impl Product {
+    /// Makes a product of random numbers.
+    pub fn new(m: usize, n: usize, k: usize) -> Self {
+        let values = |len: usize| (0..len).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect::<Vec<_>>();
+        let mut weights = PackedMatrix::zeros(Arch::new(), n, k);
+        for (row, values) in values(n * k).chunks_exact(k).enumerate() {
+            weights.set_row(row, values);
+        }
+        Product { activations: values(m * k), weights, out: vec![0.0; m * n], scratch: GemmScratch::default() }
+    }
+
+    /// Multiplies once on the rayon pool of the calling thread.
+    pub fn run(&mut self) {
+        gemm(Arch::new(), &mut self.scratch, &self.activations, &self.weights, &mut self.out, Start::Zero);
+    }
+}
+
+impl fmt::Debug for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Product").field("weights", &(self.weights.n(), self.weights.k())).finish_non_exhaustive()
+    }
+}

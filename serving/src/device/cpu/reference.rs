@@ -1,0 +1,216 @@
+//! What tests share: random numbers, a tiny model in memory, and a forward pass in double precision as simple as can be.
+
+use std::collections::HashMap;
+
+use rayon::ThreadPoolBuilder;
+
+use crate::error::{Error, Result};
+use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
+use crate::request::{Sampling, TokenId};
+use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, TokenSource};
+
+/// A small linear congruential generator.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678)
+    }
+
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    /// Numbers in -1..1.
+    pub(super) fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0).collect()
+    }
+}
+
+/// Asserts that `got` is within `tolerance` of `expected`, relative for magnitudes above 1.
+#[track_caller]
+pub(super) fn close(got: f32, expected: f64, tolerance: f64) {
+    let error = (f64::from(got) - expected).abs() / expected.abs().max(1.0);
+    assert!(error <= tolerance, "{got} instead of {expected}");
+}
+
+/// Runs `work` on a pool of `threads` threads.
+pub(super) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+/// Two layers, sizes that are no multiples of a vector.
+pub(super) fn tiny_config() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 97,
+        hidden_size: 40,
+        intermediate_size: 50,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        qkv_bias: false,
+        tie_word_embeddings: true,
+        max_context: 256,
+        end_tokens: vec![2],
+    }
+}
+
+/// Tensors held in memory.
+#[derive(Clone, Debug)]
+pub(super) struct MemoryTensors {
+    pub(super) tensors: HashMap<String, HostTensor>,
+}
+
+impl MemoryTensors {
+    /// Random f32 tensors for every name that `config` may ask for.
+    pub(super) fn random(config: &ModelConfig, seed: u64) -> Self {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let mut shapes = vec![
+            ("model.embed_tokens.weight".to_string(), vec![config.vocab_size, hidden]),
+            ("lm_head.weight".to_string(), vec![config.vocab_size, hidden]),
+            ("model.norm.weight".to_string(), vec![hidden]),
+        ];
+        for layer in 0..config.layers {
+            let parts = [
+                ("input_layernorm.weight", vec![hidden]),
+                ("post_attention_layernorm.weight", vec![hidden]),
+                ("self_attn.q_proj.weight", vec![queries, hidden]),
+                ("self_attn.k_proj.weight", vec![keys, hidden]),
+                ("self_attn.v_proj.weight", vec![keys, hidden]),
+                ("self_attn.q_proj.bias", vec![queries]),
+                ("self_attn.k_proj.bias", vec![keys]),
+                ("self_attn.v_proj.bias", vec![keys]),
+                ("self_attn.o_proj.weight", vec![hidden, queries]),
+                ("mlp.gate_proj.weight", vec![intermediate, hidden]),
+                ("mlp.up_proj.weight", vec![intermediate, hidden]),
+                ("mlp.down_proj.weight", vec![hidden, intermediate]),
+            ];
+            shapes.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape)));
+        }
+        let mut random = Random::new(seed);
+        let tensors = shapes.into_iter().map(|(name, shape)| {
+            let values = random.floats(shape.iter().product());
+            let scale = if shape.len() == 2 { 2.0 / (shape[1] as f32).sqrt() } else { 1.0 };
+            let bytes = values.iter().flat_map(|x| (x * scale).to_le_bytes()).collect();
+            (name, HostTensor { shape, dtype: DType::F32, bytes })
+        });
+        MemoryTensors { tensors: tensors.collect() }
+    }
+
+    fn values(&self, name: &str) -> Vec<f64> {
+        self.tensors[name].bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect()
+    }
+}
+
+impl TensorSource for MemoryTensors {
+    fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
+        let tensor = self.tensors.get(name).filter(|tensor| tensor.shape == shape);
+        tensor.cloned().ok_or_else(|| Error::Invalid(format!("no tensor {name} of shape {shape:?}")))
+    }
+}
+
+/// Appends `row[from..]` to a plan as a row with `pages`, and a greedy sample after its last token.
+pub(super) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usize, pages: &[PageId], top_logits: u32) {
+    let first = plan.tokens.len() as u32;
+    for (position, &token) in row.iter().enumerate().skip(from) {
+        let token_idx = plan.tokens.len() as u32;
+        let (page, offset) = (pages[position / PAGE_TOKENS], (position % PAGE_TOKENS) as u32);
+        plan.tokens.push(TokenSource::Host(token));
+        plan.positions.push(position as u32);
+        plan.writes.push(KvWrite { token: token_idx, page, offset });
+    }
+    let (end, table) = (plan.tokens.len() as u32, plan.block_tables.len() as u32);
+    plan.block_tables.extend(pages);
+    plan.rows.push(RowSpan { tokens: first..end, pages: table..plan.block_tables.len() as u32 });
+    plan.sample.push(SampleRow {
+        token: end - 1,
+        slot: RowSlot(plan.sample.len() as u32),
+        allowed: Allowed::All,
+        sampling: Sampling::GREEDY,
+        draw: 0,
+        top_logits,
+    });
+}
+
+/// Logits after each token of `row`, in double precision and without any cache.
+pub(super) fn naive_logits(config: &ModelConfig, tensors: &MemoryTensors, row: &[TokenId]) -> Vec<Vec<f64>> {
+    let (hidden, dim, group) = (config.hidden_size, config.head_dim, config.heads / config.kv_heads);
+    let embedding = tensors.values("model.embed_tokens.weight");
+    let mut x: Vec<Vec<f64>> = row.iter().map(|&t| embedding[t as usize * hidden..][..hidden].to_vec()).collect();
+    for layer in 0..config.layers {
+        let values = |part: &str| tensors.values(&format!("model.layers.{layer}.{part}"));
+        let project = |part: &str, x: &[f64]| {
+            let mut out = product(&values(&format!("{part}.weight")), x);
+            if config.qkv_bias && part.starts_with("self_attn") && !part.contains("o_proj") {
+                out.iter_mut().zip(values(&format!("{part}.bias"))).for_each(|(out, bias)| *out += bias);
+            }
+            out
+        };
+        let normed: Vec<_> = x.iter().map(|x| normalise(x, &values("input_layernorm.weight"), config)).collect();
+        let turned = |part: &str| -> Vec<Vec<f64>> {
+            normed.iter().enumerate().map(|(at, x)| rotate(project(part, x), at, config)).collect()
+        };
+        let (q, k) = (turned("self_attn.q_proj"), turned("self_attn.k_proj"));
+        let v: Vec<_> = normed.iter().map(|x| project("self_attn.v_proj", x)).collect();
+        for (at, x) in x.iter_mut().enumerate() {
+            let mut attended = vec![0.0; config.heads * dim];
+            for head in 0..config.heads {
+                let kv = head / group * dim;
+                let score = |key: usize| dot(&q[at][head * dim..][..dim], &k[key][kv..][..dim]) / (dim as f64).sqrt();
+                let weights: Vec<f64> = (0..=at).map(|key| score(key).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for d in 0..dim {
+                    attended[head * dim + d] = (0..=at).map(|key| weights[key] * v[key][kv + d]).sum::<f64>() / total;
+                }
+            }
+            add(x, &project("self_attn.o_proj", &attended));
+            let normed = normalise(x, &values("post_attention_layernorm.weight"), config);
+            let (gate, up) = (project("mlp.gate_proj", &normed), project("mlp.up_proj", &normed));
+            let activated: Vec<_> = gate.iter().zip(&up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
+            add(x, &project("mlp.down_proj", &activated));
+        }
+    }
+    let head = if config.tie_word_embeddings { embedding } else { tensors.values("lm_head.weight") };
+    let norm = tensors.values("model.norm.weight");
+    x.iter().map(|x| product(&head, &normalise(x, &norm, config))).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn product(w: &[f64], x: &[f64]) -> Vec<f64> {
+    w.chunks(x.len()).map(|w| dot(w, x)).collect()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn normalise(x: &[f64], weight: &[f64], config: &ModelConfig) -> Vec<f64> {
+    let scale = (dot(x, x) / x.len() as f64 + f64::from(config.rms_norm_eps)).sqrt().recip();
+    x.iter().zip(weight).map(|(x, weight)| x * scale * weight).collect()
+}
+
+fn rotate(mut x: Vec<f64>, position: usize, config: &ModelConfig) -> Vec<f64> {
+    let dim = config.head_dim;
+    for head in x.chunks_mut(dim) {
+        for i in 0..dim / 2 {
+            let angle = position as f64 * f64::from(config.rope_theta).powf(-2.0 * i as f64 / dim as f64);
+            let (left, right) = (head[i], head[i + dim / 2]);
+            head[i] = left * angle.cos() - right * angle.sin();
+            head[i + dim / 2] = right * angle.cos() + left * angle.sin();
+        }
+    }
+    x
+}

@@ -1,0 +1,247 @@
+//! A model's tensors: projections as f32 panels, the embedding as stored.
+//!
+//! Projections that read the same input are packed as one matrix: query, key and value; gate and up.
+
+use half::{bf16, f16};
+use pulp::Arch;
+
+use super::attention::HEAD_DIM_MAX;
+use super::gemm::PackedMatrix;
+use crate::error::{Error, Result};
+use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
+use crate::request::TokenId;
+
+/// Values in a block of `DType::Q8_0`.
+const Q8_BLOCK: usize = 32;
+/// Bytes of a block of `DType::Q8_0`: an f16 scale and 32 signed bytes.
+const Q8_BLOCK_BYTES: usize = 34;
+
+/// All weights of a decoder.
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// [vocabulary, hidden], from which input tokens are looked up.
+    pub(super) embedding: Table,
+    /// The decoder layers, first to last.
+    pub(super) layers: Vec<LayerWeights>,
+    /// [hidden].
+    pub(super) final_norm: Vec<f32>,
+    /// [vocabulary, hidden].
+    pub(super) head: PackedMatrix,
+}
+
+/// Weights of one decoder layer.
+#[derive(Debug)]
+pub(super) struct LayerWeights {
+    /// [hidden].
+    pub(super) attention_norm: Vec<f32>,
+    /// [(heads + 2 * kv_heads) * head_dim, hidden].
+    pub(super) qkv: PackedMatrix,
+    /// [(heads + 2 * kv_heads) * head_dim], where the model has it.
+    pub(super) qkv_bias: Option<Vec<f32>>,
+    /// [hidden, heads * head_dim].
+    pub(super) output: PackedMatrix,
+    /// [hidden].
+    pub(super) mlp_norm: Vec<f32>,
+    /// [2 * intermediate, hidden], the gate first.
+    pub(super) gate_up: PackedMatrix,
+    /// [hidden, intermediate].
+    pub(super) down: PackedMatrix,
+}
+
+/// A tensor of two dimensions whose rows are decoded one at a time.
+#[derive(Debug)]
+pub(super) struct Table {
+    tensor: HostTensor,
+    width: usize,
+}
+
+impl Weights {
+    /// Reads all tensors of `config`. Fails if one is missing or damaged, or if the sizes of `config` contradict each other.
+    pub(super) fn load(arch: Arch, config: &ModelConfig, source: &dyn TensorSource) -> Result<Self> {
+        check_config(config)?;
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let embedding = Table::read(source, "model.embed_tokens.weight", vocabulary, hidden)?;
+        let head = if config.tie_word_embeddings {
+            pack(arch, &[&embedding])
+        } else {
+            pack(arch, &[&Table::read(source, "lm_head.weight", vocabulary, hidden)?])
+        };
+        Ok(Weights {
+            embedding,
+            layers: (0..config.layers).map(|layer| LayerWeights::load(arch, config, source, layer)).collect::<Result<_>>()?,
+            final_norm: read_vector(source, "model.norm.weight", hidden)?,
+            head,
+        })
+    }
+}
+
+impl LayerWeights {
+    fn load(arch: Arch, config: &ModelConfig, source: &dyn TensorSource, layer: usize) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let matrix = |part: &str, n: usize, k: usize| Table::read(source, &name(&format!("{part}.weight")), n, k);
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let q = matrix("self_attn.q_proj", queries, hidden)?;
+        let k = matrix("self_attn.k_proj", keys, hidden)?;
+        let v = matrix("self_attn.v_proj", keys, hidden)?;
+        let bias = |part: &str, n: usize| read_vector(source, &name(&format!("self_attn.{part}.bias")), n);
+        let qkv_bias = if config.qkv_bias {
+            Some([bias("q_proj", queries)?, bias("k_proj", keys)?, bias("v_proj", keys)?].concat())
+        } else {
+            None
+        };
+        let gate = matrix("mlp.gate_proj", intermediate, hidden)?;
+        let up = matrix("mlp.up_proj", intermediate, hidden)?;
+        Ok(LayerWeights {
+            attention_norm: read_vector(source, &name("input_layernorm.weight"), hidden)?,
+            qkv: pack(arch, &[&q, &k, &v]),
+            qkv_bias,
+            output: pack(arch, &[&matrix("self_attn.o_proj", hidden, queries)?]),
+            mlp_norm: read_vector(source, &name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: pack(arch, &[&gate, &up]),
+            down: pack(arch, &[&matrix("mlp.down_proj", hidden, intermediate)?]),
+        })
+    }
+}
+
+impl Table {
+    /// Reads a tensor of shape [rows, width].
+    fn read(source: &dyn TensorSource, name: &str, rows: usize, width: usize) -> Result<Self> {
+        let tensor = source.read(name, &[rows, width])?;
+        check_bytes(name, &tensor, rows, width)?;
+        Ok(Table { tensor, width })
+    }
+
+    fn rows(&self) -> usize {
+        self.tensor.shape.first().copied().unwrap_or(0)
+    }
+
+    /// Decodes row `row` into `out`, which has the width of the table.
+    pub(super) fn decode(&self, row: TokenId, out: &mut [f32]) {
+        let size = row_bytes(self.tensor.dtype, self.width);
+        decode(self.tensor.dtype, &self.tensor.bytes[row as usize * size..][..size], out);
+    }
+}
+
+/// Packs tables of equal width as one matrix, one below the other.
+fn pack(arch: Arch, tables: &[&Table]) -> PackedMatrix {
+    let width = tables.first().map_or(0, |table| table.width);
+    let mut matrix = PackedMatrix::zeros(arch, tables.iter().map(|table| table.rows()).sum(), width);
+    let mut values = vec![0.0; width];
+    let mut to = 0;
+    for table in tables {
+        for row in 0..table.rows() {
+            table.decode(row as TokenId, &mut values);
+            matrix.set_row(to, &values);
+            to += 1;
+        }
+    }
+    matrix
+}
+
+fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
+    let tensor = source.read(name, &[len])?;
+    check_bytes(name, &tensor, 1, len)?;
+    let mut values = vec![0.0; len];
+    decode(tensor.dtype, &tensor.bytes, &mut values);
+    Ok(values)
+}
+
+/// Bytes of a row of `width` values.
+fn row_bytes(dtype: DType, width: usize) -> usize {
+    match dtype {
+        DType::F32 => 4 * width,
+        DType::F16 | DType::BF16 => 2 * width,
+        DType::Q8_0 => width / Q8_BLOCK * Q8_BLOCK_BYTES,
+    }
+}
+
+fn check_bytes(name: &str, tensor: &HostTensor, rows: usize, width: usize) -> Result<()> {
+    let whole_blocks = tensor.dtype != DType::Q8_0 || width.is_multiple_of(Q8_BLOCK);
+    if whole_blocks && tensor.bytes.len() == rows * row_bytes(tensor.dtype, width) {
+        return Ok(());
+    }
+    let HostTensor { dtype, bytes, .. } = tensor;
+    Err(Error::Invalid(format!("tensor {name} of {rows} x {width} values as {dtype:?} cannot have {} bytes", bytes.len())))
+}
+
+/// Decodes one row of stored values.
+fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::F32 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f32::from_le_bytes(bytes)),
+        DType::F16 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f16::from_le_bytes(bytes).to_f32()),
+        DType::BF16 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = bf16::from_le_bytes(bytes).to_f32()),
+        DType::Q8_0 => {
+            let blocks = bytes.as_chunks::<Q8_BLOCK_BYTES>().0;
+            for ([low, high, quants @ ..], out) in blocks.iter().zip(out.as_chunks_mut::<Q8_BLOCK>().0) {
+                let scale = f16::from_le_bytes([*low, *high]).to_f32();
+                quants.iter().zip(out).for_each(|(&quant, out)| *out = scale * f32::from(quant as i8));
+            }
+        }
+    }
+}
+
+fn check_config(config: &ModelConfig) -> Result<()> {
+    let ModelConfig { vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim, .. } = *config;
+    let sizes = [vocab_size, hidden_size, intermediate_size, layers, heads, kv_heads, head_dim];
+    if sizes.contains(&0) || u32::try_from(vocab_size).is_err() {
+        return Err(Error::Invalid(format!("a model's sizes must be positive and its vocabulary below 2^32: {config:?}")));
+    }
+    if heads % kv_heads != 0 {
+        return Err(Error::Invalid(format!("{heads} query heads cannot share {kv_heads} KV heads evenly")));
+    }
+    if head_dim % 2 != 0 || head_dim > HEAD_DIM_MAX {
+        return Err(Error::Invalid(format!("the CPU device needs an even head_dim of at most {HEAD_DIM_MAX}, not {head_dim}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference::{MemoryTensors, tiny_config};
+    use super::*;
+
+    #[test]
+    fn decodes_every_dtype() {
+        let mut out = [0.0; 2];
+        decode(DType::F32, &[0, 0, 192, 63, 0, 0, 0, 192], &mut out);
+        assert_eq!(out, [1.5, -2.0]);
+        decode(DType::F16, &[0, 62, 0, 192], &mut out);
+        assert_eq!(out, [1.5, -2.0]);
+        decode(DType::BF16, &[192, 63, 0, 192], &mut out);
+        assert_eq!(out, [1.5, -2.0]);
+        let mut block = vec![0, 56];
+        block.extend((0..32).map(|i| (i as i8 - 16) as u8));
+        let mut out = [0.0; 32];
+        decode(DType::Q8_0, &block, &mut out);
+        assert!(out.iter().enumerate().all(|(i, &x)| x == 0.5 * (i as f32 - 16.0)));
+    }
+
+    #[test]
+    fn damaged_models_are_errors_not_panics() {
+        let arch = Arch::new();
+        let config = tiny_config();
+        let tensors = MemoryTensors::random(&config, 1);
+        let load = |config: &ModelConfig, tensors: &MemoryTensors| Weights::load(arch, config, tensors);
+        load(&config, &tensors).unwrap();
+
+        let mut missing = tensors.clone();
+        missing.tensors.remove("model.layers.1.mlp.up_proj.weight");
+        assert!(load(&config, &missing).unwrap_err().to_string().contains("up_proj"));
+
+        let mut short = tensors.clone();
+        short.tensors.get_mut("model.norm.weight").unwrap().bytes.pop();
+        assert!(load(&config, &short).unwrap_err().to_string().contains("model.norm.weight"));
+
+        for change in [
+            |c: &mut ModelConfig| c.head_dim = 7,
+            |c: &mut ModelConfig| c.kv_heads = 3,
+            |c: &mut ModelConfig| c.layers = 0,
+            |c: &mut ModelConfig| c.head_dim = HEAD_DIM_MAX + 2,
+        ] {
+            let mut config = config.clone();
+            change(&mut config);
+            assert!(matches!(load(&config, &tensors), Err(Error::Invalid(_))));
+        }
+    }
+}

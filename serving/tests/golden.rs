@@ -1,0 +1,121 @@
+//! The CPU device against golden answers: `golden.json` beside a model holds prompts, 24 greedy tokens after each, and the five
+//! largest logits after the prompt, computed by another implementation in single precision.
+//!
+//! The bundled 8-bit models are always tested. The bf16 folders `mini` and `mini-draft` are tested where the variable
+//! `REFRAIN_MODELS`, or `../shared/models` beside the workspace, leads to them.
+
+use std::path::{Path, PathBuf};
+
+use refrain_serving::device::Device;
+use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::load::load_folder;
+use refrain_serving::step::{
+    Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource,
+};
+use refrain_serving::{Sampling, TokenId};
+use serde::Deserialize;
+
+/// Logits may differ by this much.
+const TOLERANCE: f32 = 1e-2;
+
+#[derive(Deserialize)]
+struct Golden {
+    ids: Vec<TokenId>,
+    greedy: Vec<TokenId>,
+    top5: Vec<(TokenId, f32)>,
+}
+
+/// Appends a row of tokens at consecutive positions from `position`, and a greedy sample after the last of them.
+fn add_row(plan: &mut StepPlan, tokens: &[TokenSource], position: usize, pages: &[PageId], top_logits: u32) {
+    let first = plan.tokens.len();
+    plan.tokens.extend(tokens);
+    for (token, position) in (first..plan.tokens.len()).zip(position..) {
+        let (page, offset) = (pages[position / PAGE_TOKENS], (position % PAGE_TOKENS) as u32);
+        plan.positions.push(position as u32);
+        plan.writes.push(KvWrite { token: token as u32, page, offset });
+    }
+    let (end, table) = (plan.tokens.len() as u32, plan.block_tables.len() as u32);
+    plan.block_tables.extend(pages);
+    plan.sample.push(SampleRow {
+        token: end - 1,
+        slot: RowSlot(plan.rows.len() as u32),
+        allowed: Allowed::All,
+        sampling: Sampling::GREEDY,
+        draw: 0,
+        top_logits,
+    });
+    plan.rows.push(RowSpan { tokens: first as u32..end, pages: table..plan.block_tables.len() as u32 });
+}
+
+fn run(device: &mut CpuDevice, plan: &StepPlan) -> StepResult {
+    let ticket = device.launch(plan).unwrap();
+    let mut result = StepResult::default();
+    assert!(device.poll(ticket, &mut result).unwrap());
+    result
+}
+
+/// Runs all prompts in one step, then decodes all rows together from their slots.
+fn check(folder: &Path) {
+    let golden: Vec<Golden> = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    assert_eq!(golden.len(), 40);
+    let model = load_folder(folder).unwrap();
+    let mut device =
+        CpuDevice::new(&model.config, model.weights.as_ref(), CpuOptions { threads: None, kv_bytes: 128 << 20 }).unwrap();
+    let mut pages = (0..device.pool().pages).map(PageId);
+    let tables: Vec<Vec<PageId>> = golden
+        .iter()
+        .map(|row| pages.by_ref().take((row.ids.len() + row.greedy.len()).div_ceil(PAGE_TOKENS)).collect())
+        .collect();
+
+    let mut plan = StepPlan::default();
+    for (row, pages) in golden.iter().zip(&tables) {
+        let prompt: Vec<_> = row.ids.iter().map(|&token| TokenSource::Host(token)).collect();
+        add_row(&mut plan, &prompt, 0, pages, 5);
+    }
+    let result = run(&mut device, &plan);
+    for (i, (row, top)) in golden.iter().zip(&result.top_logits).enumerate() {
+        for (&(token, logit), &(expected, expected_logit)) in top.iter().zip(&row.top5) {
+            assert!((logit - expected_logit).abs() < TOLERANCE, "prompt {i}: {top:?} instead of {:?}", row.top5);
+            // Tokens may change places only where their logits hardly differ.
+            let tied = row.top5.iter().any(|&(other, logit)| other == token && (logit - expected_logit).abs() < TOLERANCE);
+            assert!(token == expected || tied, "prompt {i}: {top:?} instead of {:?}", row.top5);
+        }
+    }
+    let mut answers: Vec<Vec<TokenId>> = result.sampled.iter().map(|&token| vec![token]).collect();
+    for step in 1..golden[0].greedy.len() {
+        let mut plan = StepPlan::default();
+        for (slot, (row, pages)) in golden.iter().zip(&tables).enumerate() {
+            add_row(&mut plan, &[TokenSource::Device(RowSlot(slot as u32))], row.ids.len() + step - 1, pages, 0);
+        }
+        let sampled = run(&mut device, &plan).sampled;
+        answers.iter_mut().zip(sampled).for_each(|(answer, token)| answer.push(token));
+    }
+    for (i, (row, answer)) in golden.iter().zip(&answers).enumerate() {
+        assert_eq!(answer, &row.greedy, "prompt {i} of {}", folder.display());
+    }
+}
+
+#[test]
+fn bundled_mini() {
+    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini"));
+}
+
+#[test]
+fn bundled_mini_draft() {
+    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini-draft"));
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "says that part of the test was left out")]
+fn bf16_folders() {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models");
+    let models = std::env::var_os("REFRAIN_MODELS").map_or_else(beside, PathBuf::from);
+    for name in ["mini", "mini-draft"] {
+        let folder = models.join(name);
+        if folder.join("model.safetensors").is_file() {
+            check(&folder);
+        } else {
+            eprintln!("skipped: no model in {}", folder.display());
+        }
+    }
+}
