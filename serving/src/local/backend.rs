@@ -12,10 +12,11 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::engine::{Command, CompileShape, Engine, EngineThread};
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, Stats};
+use crate::constraint::ConstraintCompiler;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::request::Batch;
-use crate::scheduler::SchedulerConfig;
+use crate::request::{Batch, OutputShape};
+use crate::scheduler::{OpenConstraint, SchedulerConfig};
 use crate::tokenizer::Tokenizer;
 
 /// How the embedded engine runs.
@@ -61,9 +62,23 @@ pub(super) struct Shared {
 }
 
 impl LocalBackend {
-    /// Starts the thread, opens the device on it, and returns when that is done.
+    /// Starts the thread, opens the device on it, and returns when that is done. `tokenizer` must be that of the device's model.
     ///
     /// Fails if the device cannot be opened, or if a budget of the configuration is zero.
+    pub fn start(
+        open: impl FnOnce() -> Result<Box<dyn Device>> + Send + 'static,
+        tokenizer: Arc<dyn Tokenizer>,
+        config: LocalConfig,
+    ) -> Result<Self> {
+        let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer));
+        let compile = move |shape: &OutputShape| {
+            let factory = compiler.compile(shape)?;
+            Ok(Arc::new(move || factory.state()) as OpenConstraint)
+        };
+        LocalBackend::start_with(open, tokenizer, Box::new(compile), config)
+    }
+
+    /// As [`start`](Self::start), with shapes compiled by `compile`.
     pub(super) fn start_with(
         open: impl FnOnce() -> Result<Box<dyn Device>> + Send + 'static,
         tokenizer: Arc<dyn Tokenizer>,

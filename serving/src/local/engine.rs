@@ -127,19 +127,14 @@ impl EngineThread {
         });
     }
 
-    /// Sends the end of one row. A row that fails for a reason of its batch fails the batch.
-    fn complete(&mut self, engine: &mut Engine, finished: Finished) {
+    /// Sends the end of one row.
+    fn complete(&mut self, engine: &Engine, finished: Finished) {
         let batch = finished.batch;
         let Some(stream) = self.streams.get_mut(&batch) else { return };
         stream.remaining -= 1;
-        let completion = engine.completion(finished);
-        let failed = completion.is_err();
         // There is room for every completion; a closed stream is noticed before the next step.
-        let _ = stream.completions.try_send(completion);
-        if failed {
-            engine.scheduler.abort(batch);
-        }
-        if failed || stream.remaining == 0 {
+        let _ = stream.completions.try_send(Ok(engine.completion(finished)));
+        if stream.remaining == 0 {
             self.streams.remove(&batch);
         }
     }
@@ -201,11 +196,10 @@ impl Engine {
         self.scheduler.harvest(result)
     }
 
-    fn completion(&self, finished: Finished) -> Result<Completion> {
+    fn completion(&self, finished: Finished) -> Completion {
         let Finished { batch: _, id, outcome, usage } = finished;
         let result = match outcome {
             Outcome::Overflow { tokens, limit } => Err(RowFailure::Overflow { tokens, limit }),
-            Outcome::Failed(error) => return Err(error),
             Outcome::Answer { tokens, ending } => {
                 let text = self.tokenizer.decode(&tokens);
                 match ending {
@@ -215,7 +209,7 @@ impl Engine {
                 }
             }
         };
-        Ok(Completion { id, result, usage })
+        Completion { id, result, usage }
     }
 }
 

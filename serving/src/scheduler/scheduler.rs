@@ -65,7 +65,7 @@ struct InFlight {
 }
 
 /// A row that came to its end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
     /// Its batch.
     pub batch: BatchId,
@@ -78,7 +78,7 @@ pub struct Finished {
 }
 
 /// The end of a row.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The tokens of its answer, and why there are no more.
     Answer {
@@ -94,8 +94,6 @@ pub enum Outcome {
         /// Tokens that there is room for.
         limit: usize,
     },
-    /// Its constraint could not be opened.
-    Failed(Error),
 }
 
 impl Scheduler {
@@ -314,16 +312,12 @@ impl Scheduler {
     fn start(&mut self, index: usize, limit: usize) -> Started {
         self.take_next(index, |scheduler, next| {
             let Job { request, constraint } = &next.job;
-            let constraint = match constraint() {
-                Ok(constraint) => constraint,
-                Err(error) => return Started::Ended(request.id, Outcome::Failed(error), Usage::default()),
-            };
             let mut answer = AnswerState {
                 id: request.id,
                 prompt: next.prompt.len(),
                 tokens: std::mem::take(&mut next.prompt),
                 limit,
-                constraint,
+                constraint: constraint(),
                 sampling: request.sampling,
                 draws: 0,
                 allowed: Next::Free,

@@ -71,10 +71,10 @@ impl Constraint for Labels {
 }
 
 pub(crate) fn any_text() -> OpenConstraint {
-    Arc::new(|| Ok(Box::new(AnyText)))
+    Arc::new(|| Box::new(AnyText))
 }
 
 pub(crate) fn labels(labels: &[&[TokenId]], masked: bool) -> OpenConstraint {
     let labels = Arc::new(labels.iter().map(|label| label.to_vec()).collect());
-    Arc::new(move || Ok(Box::new(Labels { labels: Arc::clone(&labels), accepted: Vec::new(), masked })))
+    Arc::new(move || Box::new(Labels { labels: Arc::clone(&labels), accepted: Vec::new(), masked }))
 }

@@ -113,7 +113,7 @@ fn reference(job: &Job, pages: u32) -> String {
         prompt,
         tokens,
         limit,
-        constraint: (job.constraint)().unwrap(),
+        constraint: (job.constraint)(),
         sampling: job.request.sampling,
         draws: 0,
         allowed: Next::Free,

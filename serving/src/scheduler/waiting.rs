@@ -9,11 +9,10 @@ use std::time::Instant;
 use super::prefix_tree::NodeId;
 use crate::backend::BatchId;
 use crate::constraint::Constraint;
-use crate::error::Result;
 use crate::request::{Request, TokenId};
 
 /// Opens the constraint of one request; compiled once for each shape and called when a row is admitted.
-pub type OpenConstraint = Arc<dyn Fn() -> Result<Box<dyn Constraint>> + Send + Sync>;
+pub type OpenConstraint = Arc<dyn Fn() -> Box<dyn Constraint> + Send + Sync>;
 
 /// A request and its constraint.
 #[derive(Clone)]
