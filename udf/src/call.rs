@@ -223,9 +223,6 @@ pub(crate) fn split_options<'a>(
         };
         let key = key.to_lowercase();
         match pair.get(1).map(constant) {
-            Some(Some(Value::Null)) => {
-                return plan_err!("{name}: option {key} must not be NULL; leave it out instead");
-            }
             Some(Some(value)) => {
                 if options.insert(key.clone(), value).is_some() {
                     return plan_err!("{name}: option {key} is given twice");
@@ -356,4 +353,384 @@ fn is_positional(label: &str) -> bool {
     label
         .strip_prefix("input")
         .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{call, calls, plan, session};
+    use crate::options::Float;
+
+    /// `expected` is what EXPLAIN says and the type, or the message.
+    #[track_caller]
+    fn check(got: Result<LlmCall, String>, expected: Result<(&str, &str), &str>) {
+        let got = got.map(|call| (call.describe(), call.output_type().to_string()));
+        let expected =
+            expected.map(|(shown, data_type)| (shown.to_string(), data_type.to_string()));
+        assert_eq!(got, expected.map_err(String::from));
+    }
+
+    macro_rules! check {
+        ($sql:expr, $expected:expr) => {
+            check(call($sql).await, $expected)
+        };
+    }
+
+    #[tokio::test]
+    async fn binds_every_function() {
+        check!(
+            "ai_complete('Sum up', title, body)",
+            Ok(("ai_complete('Sum up', fields=[title, body])", "Utf8"))
+        );
+        check!("ai_complete('Hello')", Ok(("ai_complete('Hello')", "Utf8")));
+        check!(
+            "ai_gen('Sum up', address)",
+            Ok(("ai_complete('Sum up', fields=[city, zip])", "Utf8"))
+        );
+        check!(
+            "ai_if('positive', body)",
+            Ok(("ai_filter('positive', fields=[body])", "Boolean"))
+        );
+        check!(
+            "ai_classify(body, ['a', 'b'])",
+            Ok(("ai_classify(labels=[a, b], fields=[body])", "Utf8"))
+        );
+        check!(
+            "ai_classify(body, ['a', 'b'], output_mode => 'multi')",
+            Ok(("ai_classify(labels=[a, b], fields=[body])", "List(Utf8)"))
+        );
+        check!(
+            "ai_extract(body, ['who', 'where'])",
+            Ok((
+                "ai_extract(extract=[who, where], fields=[body])",
+                "Struct(\"who\": Utf8, \"where\": Utf8)"
+            ))
+        );
+        check!(
+            "ai_extract(body, {who: 'Who is it?'})",
+            Ok((
+                "ai_extract(extract=[who], fields=[body])",
+                "Struct(\"who\": Utf8)"
+            ))
+        );
+        check!(
+            "ai_extract(body, 'STRUCT(name VARCHAR, age INT)')",
+            Ok((
+                "ai_extract(extract=[name, age], fields=[body])",
+                "Struct(\"name\": Utf8, \"age\": Int32)"
+            ))
+        );
+        check!(
+            "ai_score('How good?', body, min => 1, max => 5)",
+            Ok((
+                "ai_score('How good?', range=1..5, fields=[body])",
+                "Float64"
+            ))
+        );
+        check!(
+            "ai_sentiment(body)",
+            Ok(("ai_sentiment(fields=[body])", "Utf8"))
+        );
+        check!(
+            "ai_sentiment(body, ['food'])",
+            Ok((
+                "ai_sentiment(aspects=[food], fields=[body])",
+                "Map(\"entries\": non-null Struct(\"key\": non-null Utf8, \"value\": Utf8), unsorted)"
+            ))
+        );
+        check!(
+            "ai_summarize(body, max_words => 9)",
+            Ok(("ai_summarize(max_words=9, fields=[body])", "Utf8"))
+        );
+        check!(
+            "ai_translate(body, 'de')",
+            Ok(("ai_translate(to 'German', fields=[body])", "Utf8"))
+        );
+        check!(
+            "ai_mask(body, ['name'])",
+            Ok(("ai_redact(categories=[name], fields=[body])", "Utf8"))
+        );
+        check!(
+            "ai_fix_grammar(upper(body))",
+            Ok(("ai_fix_grammar(fields=[input1])", "Utf8"))
+        );
+    }
+
+    #[tokio::test]
+    async fn decides_the_mode_from_the_text() {
+        check!(
+            "ai_complete(prompt('Sum {0} of {1}', body, title))",
+            Ok((
+                "ai_complete(prompt('Sum {0} of {1}'), [body, title])",
+                "Utf8"
+            ))
+        );
+        check!(
+            "ai_complete('Sum {body}', body)",
+            Ok(("ai_complete(prompt('Sum {body}'), [body])", "Utf8"))
+        );
+        check!(
+            "ai_complete('Sum {body}', body, mode => 'fields')",
+            Ok(("ai_complete('Sum `body`', fields=[body])", "Utf8"))
+        );
+        check!(
+            "LLM('Sum {body}', body)",
+            Ok(("ai_complete('Sum `body`', fields=[body])", "Utf8"))
+        );
+        check!(
+            "LLM('Sum', t.*)",
+            Ok(("ai_complete('Sum', fields=[title, body])", "Utf8"))
+        );
+        check!(
+            "ai_complete('Use {{braces}}', body)",
+            Ok(("ai_complete('Use {braces}', fields=[body])", "Utf8"))
+        );
+        check!(
+            "ai_filter('{t} good', named_struct('t', upper(title)))",
+            Ok(("ai_filter(prompt('{t} good'), [t])", "Boolean"))
+        );
+        check!(
+            "ai_complete('Sum {boddy}', body)",
+            Err(
+                "ai_complete: the template names {boddy}, which is no input; did you mean body?; inputs are body"
+            )
+        );
+        check!(
+            "ai_complete('Sum', body, mode => 'template')",
+            Err(
+                "ai_complete: the template has no placeholder for body; add {body}, or leave the input out, \
+                 or set mode => 'fields'"
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn return_types() {
+        check!(
+            "ai_complete('p', return_type => 'INT')",
+            Ok(("ai_complete('p')", "Int32"))
+        );
+        check!(
+            "ai_complete('p', return_type => 'boolean')",
+            Ok(("ai_complete('p')", "Boolean"))
+        );
+        check!(
+            "ai_complete('p', return_type => 'TEXT')",
+            Ok(("ai_complete('p')", "Utf8"))
+        );
+        check!(
+            "ai_complete('p', response_schema => '{\"type\": \"array\", \"items\": {\"type\": \"number\"}}')",
+            Ok(("ai_complete('p')", "List(Float64)"))
+        );
+        check!(
+            "ai_filter('p', body, on_error => 'capture')",
+            Ok((
+                "ai_filter('p', fields=[body])",
+                "Struct(\"value\": Boolean, \"error\": Utf8)"
+            ))
+        );
+    }
+
+    #[tokio::test]
+    async fn refuses_wrong_arguments() {
+        check!(
+            "ai_complete()",
+            Err("ai_complete: instruction must be given")
+        );
+        check!(
+            "ai_classify(body)",
+            Err("ai_classify: labels must be given")
+        );
+        check!(
+            "ai_classify(body, ['a'], 'multi')",
+            Err(
+                "ai_classify: takes input, labels and options by name, but 3 positional arguments are given; \
+                 write options as name => value"
+            )
+        );
+        check!(
+            "ai_classify(body, [])",
+            Err("ai_classify: labels must not be empty")
+        );
+        check!(
+            "ai_classify(body, ['a', 'a'])",
+            Err("ai_classify: labels must be distinct, and 'a' is given twice")
+        );
+        check!(
+            "ai_classify(body, ['a', ''])",
+            Err("ai_classify: labels must not hold the empty string")
+        );
+        check!(
+            "ai_classify(body, [1, 2])",
+            Err("ai_classify: labels must be strings, and 1 is none")
+        );
+        check!(
+            "ai_classify(body, [title])",
+            Err("ai_classify: labels must be a constant, not a column or a computed value")
+        );
+        check!(
+            "ai_classify(body, ['a'], output_mode => 'many')",
+            Err("ai_classify: option output_mode must be 'single' or 'multi', not 'many'")
+        );
+        check!(
+            "ai_extract(body, title)",
+            Err("ai_extract: fields must be a constant, not a column or a computed value")
+        );
+        check!(
+            "ai_extract(body, 'INT')",
+            Err(
+                "ai_extract: fields must describe a struct such as 'STRUCT(name VARCHAR)', not Int32"
+            )
+        );
+        check!(
+            "ai_filter(body, title)",
+            Err(
+                "ai_filter: the instruction must be a constant string; to ask what a column holds, write prompt('{0}', column)"
+            )
+        );
+        check!(
+            "ai_filter('', body)",
+            Err("ai_filter: the instruction must be a string that is not empty, not \"\"")
+        );
+        check!(
+            "ai_filter('p', body, max_tokens => price)",
+            Err(
+                "ai_filter: option max_tokens must be a constant, not a column or a computed value"
+            )
+        );
+        check!(
+            "ai_filter('p', body, max_tokens => 0)",
+            Err("ai_filter: option max_tokens must be a whole number of at least 1, not '0'")
+        );
+        check!(
+            "ai_filter('p', body, seed => NULL)",
+            Err("ai_filter: option seed must not be NULL; leave it out instead")
+        );
+        check!(
+            "ai_score('p', min => 2, max => 1)",
+            Err("ai_score: min must be below max, and 2 is not below 1")
+        );
+        check!(
+            "ai_sentiment(prompt('{0}', body))",
+            Err(
+                "ai_sentiment: prompt(…) is an instruction, which ai_complete, ai_filter and ai_score take"
+            )
+        );
+        check!(
+            "ai_filter(prompt('{0}', body), title)",
+            Err("ai_filter: inputs must stand inside prompt(…), and one stands after it")
+        );
+        check!(
+            "ai_translate(body, 5)",
+            Err("ai_translate: target must be the name of a language such as 'German' or 'de'")
+        );
+    }
+
+    #[tokio::test]
+    async fn computed_constants_are_constants() {
+        let call = call("ai_complete('a' || 'b', body, max_tokens => 10 + 5, temperature => 0.5)")
+            .await
+            .unwrap();
+        assert_eq!(call.describe(), "ai_complete('ab', fields=[body])");
+        assert_eq!(call.options.max_tokens, Some(15));
+        assert_eq!(call.options.temperature, Some(Float(0.5)));
+    }
+
+    #[tokio::test]
+    async fn prepared_parameters_are_constants_once_bound() {
+        let ctx = session().await;
+        let sql = "SELECT ai_filter($1, body, seed => $2) AS x FROM t";
+        let plan = plan(&ctx, sql).await.unwrap();
+        let params = vec![ScalarValue::from("positive"), ScalarValue::from(7_i64)];
+        let plan = plan.with_param_values(params).unwrap();
+        let shown = ctx
+            .state()
+            .optimize(&plan)
+            .unwrap()
+            .display_indent()
+            .to_string();
+        assert!(
+            shown.contains("positive") && shown.contains("Int64(7)"),
+            "{shown}"
+        );
+    }
+
+    #[tokio::test]
+    async fn types_are_the_same_planned_and_bound() {
+        for sql in [
+            "ai_complete('p', body, return_type => 'STRUCT(a INT[], b DATE)')",
+            "ai_classify(body, labels => ['a'], output_mode => 'multi', on_error => 'capture')",
+            "ai_extract(body, {a: 'q', b: 'r'})",
+            "ai_sentiment(body, ['x', 'y'])",
+            "ai_score('p', body)",
+            "ai_filter('p', body)",
+        ] {
+            let ctx = session().await;
+            let sql = format!("SELECT {sql} AS x FROM t");
+            let planned = plan(&ctx, &sql).await.unwrap();
+            let call = calls(&sql).await.unwrap().remove(0);
+            assert_eq!(
+                planned.schema().field(0).data_type(),
+                &call.output_type(),
+                "{sql}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn null_policies() {
+        let policy = async |sql| call(sql).await.unwrap().null_policy(NullInput::Skip);
+        assert_eq!(policy("ai_complete('Hello')").await, NullPolicy::Never);
+        assert_eq!(
+            policy("ai_complete('Hello', body, title)").await,
+            NullPolicy::SkipIfAll
+        );
+        assert_eq!(policy("ai_sentiment(body)").await, NullPolicy::SkipIfAll);
+        let template = call("ai_complete('{body}', body)").await.unwrap();
+        assert_eq!(template.null_policy(NullInput::Skip), NullPolicy::SkipIfAny);
+        assert_eq!(template.null_policy(NullInput::Text), NullPolicy::Never);
+    }
+
+    #[tokio::test]
+    async fn values_and_captured_errors() {
+        let call = call("ai_filter('p', body, on_error => 'capture')")
+            .await
+            .unwrap();
+        let shown = |outcome, on_error| call.value(outcome, on_error).to_string();
+        let yes = || Ok(ScalarValue::Boolean(Some(true)));
+        assert_eq!(shown(yes(), OnError::Null), "true");
+        assert_eq!(
+            call.value(Err("overflow: too long"), OnError::Null),
+            ScalarValue::Boolean(None)
+        );
+        assert_eq!(shown(yes(), OnError::Capture), "{value:true,error:}");
+        assert_eq!(
+            shown(Err("overflow: too long"), OnError::Capture),
+            "{value:,error:overflow: too long}"
+        );
+        assert_eq!(
+            call.value(Err("x"), OnError::Capture).data_type(),
+            call.output_type()
+        );
+    }
+
+    #[tokio::test]
+    async fn digest_is_of_the_question_alone() {
+        let digest = async |sql| call(sql).await.unwrap().digest();
+        let base = digest("ai_filter('p', body)").await;
+        assert_eq!(
+            digest("ai_filter('p', body, model => 'm', reorder => 'none', on_error => 'fail')")
+                .await,
+            base
+        );
+        assert_eq!(
+            digest("ai_if('p', named_struct('body', title))").await,
+            base,
+            "inputs do not count, labels do"
+        );
+        assert_ne!(digest("ai_filter('p', title)").await, base);
+        assert_ne!(digest("ai_filter('q', body)").await, base);
+        assert_ne!(digest("ai_filter('p', body, seed => 1)").await, base);
+        assert_ne!(digest("ai_complete('p', body)").await, base);
+    }
 }

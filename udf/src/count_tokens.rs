@@ -108,3 +108,51 @@ impl ScalarUDFImpl for CountTokens {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use datafusion::arrow::array::AsArray;
+    use datafusion::arrow::datatypes::Int64Type;
+
+    use crate::fixture::{plan, session};
+
+    #[track_caller]
+    fn check(got: Result<Vec<Option<i64>>, String>, expected: &[Option<i64>]) {
+        assert_eq!(got.as_deref(), Ok(expected));
+    }
+
+    async fn run(sql: &str) -> Result<Vec<Option<i64>>, String> {
+        let ctx = session().await;
+        let plan = plan(&ctx, sql).await?;
+        let frame = ctx
+            .execute_logical_plan(plan)
+            .await
+            .map_err(|error| error.strip_backtrace())?;
+        let batches = frame
+            .collect()
+            .await
+            .map_err(|error| error.strip_backtrace())?;
+        Ok(batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().iter())
+            .collect())
+    }
+
+    #[tokio::test]
+    async fn counts() {
+        check(run("SELECT ai_count_tokens(body) FROM t").await, &[Some(3)]);
+        check(
+            run("SELECT ai_count_tokens('a b <|end|>')").await,
+            &[Some(5)],
+        );
+        check(run("SELECT ai_count_tokens(NULL::varchar)").await, &[None]);
+        check(
+            run("SELECT ai_count_tokens(body, model => 'words') FROM t").await,
+            &[Some(3)],
+        );
+        let error = run("SELECT ai_count_tokens(body, 'none') FROM t")
+            .await
+            .unwrap_err();
+        assert!(error.contains("there is no model none"), "{error}");
+    }
+}

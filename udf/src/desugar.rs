@@ -13,7 +13,7 @@
 
 use std::ops::ControlFlow;
 
-use datafusion::common::{DataFusionError, Result, plan_err};
+use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
 use datafusion::sql::parser::{CopyToSource, Statement};
 use datafusion::sql::sqlparser::ast::{
     DictionaryField, Expr, Function as SqlFunction, FunctionArg, FunctionArgExpr,
@@ -90,9 +90,18 @@ impl VisitorMut for Pass<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    fn post_visit_select(&mut self, _: &mut Select) -> ControlFlow<DataFusionError> {
+    fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<DataFusionError> {
         self.selects.pop();
-        ControlFlow::Continue(())
+        match [&select.selection, &select.having]
+            .into_iter()
+            .flatten()
+            .find_map(captured_filter)
+        {
+            Some(name) => ControlFlow::Break(plan_datafusion_err!(
+                "{name}: under on_error => 'capture' a filter is a struct; as a condition write ({name}(…)).value"
+            )),
+            None => ControlFlow::Continue(()),
+        }
     }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<DataFusionError> {
@@ -102,6 +111,40 @@ impl VisitorMut for Pass<'_, '_> {
             return ControlFlow::Break(error);
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// Returns the name of a filter that is a condition by itself but captures its errors.
+fn captured_filter(condition: &Expr) -> Option<String> {
+    match condition {
+        Expr::BinaryOp { left, right, .. } => {
+            captured_filter(left).or_else(|| captured_filter(right))
+        }
+        Expr::UnaryOp { expr, .. } | Expr::Nested(expr) => captured_filter(expr),
+        Expr::Function(function) => {
+            let name = simple_name(function)
+                .filter(|name| function::find(name) == Some(Function::Filter))?;
+            let FunctionArguments::List(list) = &function.args else {
+                return None;
+            };
+            let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Function(options))) =
+                list.args.last()?
+            else {
+                return None;
+            };
+            let FunctionArguments::List(pairs) = &options.args else {
+                return None;
+            };
+            let is_capture = |pair: &[FunctionArg]| match pair {
+                [key, value] => {
+                    literal(key) == Some("on_error")
+                        && literal(value) == Some(OnError::Capture.name())
+                }
+                _ => false,
+            };
+            pairs.args.chunks(2).any(is_capture).then_some(name)
+        }
+        _ => None,
     }
 }
 
@@ -665,6 +708,23 @@ mod tests {
         let after = "SELECT ai_complete('p', s, ai_options('model', 'q', 'on_error', 'capture', 'mode', 'fields')) AS x, \
                      ai_sentiment(s, ai_options('model', 'm', 'on_error', 'capture')) AS y FROM t";
         assert_eq!(run(sql, &settings), Ok(after.into()));
+    }
+
+    #[test]
+    fn a_captured_filter_is_no_condition() {
+        let run = |condition: &str| {
+            run(
+                &format!("SELECT 1 FROM t WHERE {condition}"),
+                &Settings::default(),
+            )
+        };
+        let message = "Error during planning: ai_filter: under on_error => 'capture' a filter is a struct; \
+                       as a condition write (ai_filter(…)).value";
+        assert_eq!(
+            run("a > 1 AND NOT ai_filter('p', s, on_error => 'capture')"),
+            Err(message.into())
+        );
+        assert!(run("(ai_filter('p', s, on_error => 'capture')).value").is_ok());
     }
 
     #[test]

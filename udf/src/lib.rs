@@ -22,6 +22,8 @@ pub mod call;
 mod constant;
 mod count_tokens;
 pub mod desugar;
+#[cfg(test)]
+mod fixture;
 mod function;
 mod inputs;
 pub mod name_inputs;

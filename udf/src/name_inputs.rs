@@ -1,7 +1,7 @@
 //! `NameInputs`: keeps the labels of inputs as the user wrote them.
 //!
 //! Later rules merge projections and so replace a column by the expression behind it; its name, which is the label in the
-//! prompt, would be lost. This analyzer rule runs first and stores the labels in each call's options:
+//! prompt, would be lost. This analyzer rule runs before them and stores the labels in each call's options:
 //!
 //! `ai_filter('positive', t.body)` becomes `ai_filter('positive', t.body, ai_options('refrain.labels', '["body"]'))`.
 //!
@@ -88,4 +88,55 @@ fn is_named(options: Option<&Expr>) -> bool {
 fn options_call(args: Vec<Expr>) -> Expr {
     static OPTIONS: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(Carrier::udf(AI_OPTIONS)));
     Expr::ScalarFunction(ScalarFunction::new_udf(Arc::clone(&OPTIONS), args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{calls, plan, session};
+
+    #[track_caller]
+    fn check(got: Result<Vec<crate::LlmCall>, String>, expected: &[&str]) {
+        let shown: Vec<String> = got.unwrap().iter().map(|call| call.describe()).collect();
+        assert_eq!(shown, expected);
+    }
+
+    #[tokio::test]
+    async fn labels_outlive_merged_projections() {
+        let merged = "SELECT ai_filter('p', x) FROM (SELECT upper(body) AS x FROM t)";
+        check(calls(merged).await, &["ai_filter('p', fields=[x])"]);
+        let star = "SELECT ai_filter('p', x.s) FROM (SELECT address AS s FROM t) AS x";
+        check(calls(star).await, &["ai_filter('p', fields=[city, zip])"]);
+        let subquery = "SELECT 1 FROM t WHERE EXISTS (SELECT 1 FROM (SELECT upper(body) AS y FROM t) WHERE ai_filter('p', y))";
+        check(calls(subquery).await, &["ai_filter('p', fields=[y])"]);
+        let join =
+            "SELECT ai_filter('p', a.body, b.body) FROM t AS a JOIN t AS b ON a.price = b.price";
+        check(
+            calls(join).await,
+            &["ai_filter('p', fields=[a.body, b.body])"],
+        );
+    }
+
+    #[tokio::test]
+    async fn runs_twice_and_keeps_the_names_of_columns() {
+        let ctx = session().await;
+        let sql = "SELECT upper(ai_translate(t.body, 'de', seed => 1)), ai_sentiment(body), ai_sentiment(t.title) FROM t \
+                   ORDER BY ai_sentiment(body)";
+        let before = plan(&ctx, sql).await.unwrap();
+        let names = |plan: &LogicalPlan| plan.schema().field_names();
+        assert_eq!(
+            names(&before),
+            [
+                "upper(ai_translate(t.body, 'de', seed => 1))",
+                "ai_sentiment(body)",
+                "ai_sentiment(title)"
+            ]
+        );
+        let options = ConfigOptions::default();
+        let once = NameInputs.analyze(before.clone(), &options).unwrap();
+        assert_eq!(names(&once), names(&before));
+        assert_ne!(once, before);
+        let twice = NameInputs.analyze(once.clone(), &options).unwrap();
+        assert_eq!(twice, once);
+    }
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields};
-use datafusion::common::{Result, exec_err, plan_err};
+use datafusion::common::{Result, ScalarValue, exec_err, plan_err};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
@@ -103,15 +103,21 @@ impl AiFunction {
         Ok(())
     }
 
-    /// Fails if an option is none of this function's.
+    /// Fails if an option is none of this function's, or is NULL.
     pub(crate) fn check_options(&self, options: &Map<String, Value>) -> Result<()> {
         let signature = self.function.signature();
-        for name in options.keys().filter(|name| *name != LABELS_OPTION) {
+        for (name, value) in options.iter().filter(|(name, _)| *name != LABELS_OPTION) {
             if !signature.option_names().any(|known| known == name) {
                 return plan_err!(
                     "{}: there is no option {name}{}",
                     self.name,
                     suggest(name, signature.option_names())
+                );
+            }
+            if value.is_null() {
+                return plan_err!(
+                    "{}: option {name} must not be NULL; leave it out instead",
+                    self.name
                 );
             }
         }
@@ -244,11 +250,14 @@ impl ScalarUDFImpl for Carrier {
         )]))))
     }
 
+    /// Arguments are evaluated before the call around them, which has the better message; so options have a value here.
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        exec_err!(
-            "{} stands inside the call of an ai_* function and has no value of its own",
-            self.name
-        )
+        if self.name == function::PROMPT.name {
+            return exec_err!(
+                "prompt stands inside the call of an ai_* function and has no value of its own"
+            );
+        }
+        Ok(ColumnarValue::Scalar(ScalarValue::Utf8(None)))
     }
 }
 
@@ -367,5 +376,91 @@ fn argument_name(expr: &Expr) -> String {
             _ => value.to_string(),
         },
         other => other.schema_name().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::fixture::{plan, session};
+
+    /// Runs a statement and returns the message of the error it ends in.
+    async fn error(sql: &str) -> String {
+        let ctx = session().await;
+        let plan = match plan(&ctx, sql).await {
+            Ok(plan) => plan,
+            Err(message) => return message,
+        };
+        let result = match ctx.execute_logical_plan(plan).await {
+            Ok(frame) => frame.collect().await,
+            Err(error) => Err(error),
+        };
+        result.unwrap_err().strip_backtrace()
+    }
+
+    #[tokio::test]
+    async fn placeholders_are_never_run() {
+        let message = error("SELECT ai_sentiment(body) FROM t").await;
+        assert!(
+            message.contains(
+                "ai_sentiment was not planned as an LLM operator; run it through a Refrain session"
+            ),
+            "{message}"
+        );
+        let message = error("SELECT prompt('{0}', body) FROM t").await;
+        assert!(
+            message.contains("prompt stands inside the call of an ai_* function"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_says_so() {
+        for name in [
+            "ai_embed",
+            "ai_similarity",
+            "ai_agg",
+            "ai_summarize_agg",
+            "ai_top_k",
+        ] {
+            assert_eq!(
+                error(&format!("SELECT {name}(body, 'x') FROM t")).await,
+                format!("{name} is not available in this version")
+            );
+        }
+        let ctx = session().await;
+        for name in ["ai_embed", "ai_agg"] {
+            let message = ctx
+                .sql(&format!("SELECT {name}(body) FROM t"))
+                .await
+                .unwrap_err()
+                .to_string();
+            assert!(
+                message.contains(&format!("{name} is not available in this version")),
+                "{message}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn options_decide_types_without_the_pass() {
+        let ctx = session().await;
+        let sql = "SELECT ai_complete('p', body, ai_options('return_type', 'INT')), ai_extract(body, ai_fields('a', 'q')) FROM t";
+        let frame = ctx.sql(sql).await.unwrap();
+        let types: Vec<String> = frame
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.data_type().to_string())
+            .collect();
+        assert_eq!(types, ["Int32", "Struct(\"a\": Utf8)"]);
+        let message = ctx
+            .sql("SELECT ai_complete('p', ai_options('sed', 1)) FROM t")
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("ai_complete: there is no option sed; did you mean seed?"),
+            "{message}"
+        );
     }
 }

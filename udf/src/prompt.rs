@@ -332,3 +332,284 @@ fn close_value<'a>(parts: &mut [Part], text: &'a str) -> &'a str {
     after.push_str(&text[..text.len() - rest.len()]);
     rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{WordTokenizer, call};
+    use proptest::prelude::*;
+
+    async fn layout(sql: &str) -> PromptLayout {
+        PromptLayout::new(&call(sql).await.unwrap(), &WordTokenizer::default()).unwrap()
+    }
+
+    /// Checks the user's text for values that are the JSON strings "v0", "v1", ….
+    async fn user_text(sql: &str) -> String {
+        let call = call(sql).await.unwrap();
+        let layout = PromptLayout::new(&call, &WordTokenizer::default()).unwrap();
+        let values: Vec<String> = (0..call.inputs.len())
+            .map(|input| format!("\"v{input}\""))
+            .collect();
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        let order: Vec<usize> = (0..values.len()).collect();
+        let text = layout.prompt_text(&order, &values);
+        let user = text.split("<|user|>").nth(1).unwrap();
+        user.strip_suffix("<|assistant|>").unwrap().to_string()
+    }
+
+    macro_rules! check {
+        ($sql:expr, $expected:expr) => {
+            assert_eq!(user_text($sql).await, $expected)
+        };
+    }
+
+    /// Wraps an instruction over the column body.
+    fn over_body(instruction: &str) -> String {
+        format!(
+            "Answer the below query:\n\n{instruction}\n\nGiven the following data:\n{{\"body\": \"v0\"}}"
+        )
+    }
+
+    #[tokio::test]
+    async fn whole_prompt() {
+        let layout = layout("ai_filter('Is the review positive?', title, body)").await;
+        assert_eq!(
+            layout.prompt_text(&[1, 0], &["\"Alien\"", "null"]),
+            "<|begin|><|system|>You are a data analyst. Use the provided JSON data to answer the user query based on the \
+             specified fields. Respond with only the answer, no extra formatting.<|user|>Answer the below query:\n\n\
+             Is the review positive? Answer with ONLY 'Yes' or 'No'.\n\nGiven the following data:\n\
+             {\"body\": null, \"title\": \"Alien\"}<|assistant|>"
+        );
+    }
+
+    #[tokio::test]
+    async fn wordings() {
+        check!("ai_complete('Sum up.', body)", over_body("Sum up."));
+        check!(
+            "ai_filter('clearly positive', body)",
+            over_body("clearly positive. Answer with ONLY 'Yes' or 'No'.")
+        );
+        check!(
+            "ai_classify(body, ['praise', 'complaint'])",
+            over_body(
+                "Assign one label to the body. Labels: praise, complaint. Answer with only the label."
+            )
+        );
+        check!(
+            "ai_classify(body, ['a', 'b'], output_mode => 'multi')",
+            over_body(
+                "Assign every label that fits to the body. Labels: a, b. Answer with a JSON list of labels."
+            )
+        );
+        check!(
+            "ai_classify(body, [{label: 'a', description: 'first'}, {label: 'b', description: 'second'}])",
+            over_body(
+                "Assign one label to the body. Labels:\n- a: first\n- b: second\nAnswer with only the label."
+            )
+        );
+        check!(
+            "ai_sentiment(body)",
+            over_body(
+                "Classify the sentiment of the body as positive, negative, neutral or mixed. Answer with only the label."
+            )
+        );
+        check!(
+            "ai_sentiment(body, ['food', 'staff'])",
+            over_body(
+                "Classify the sentiment of the body towards each of these aspects as positive, negative, neutral or mixed: \
+                 food, staff. Answer with a JSON object with one key for each aspect. Use null for an aspect that is not \
+                 mentioned."
+            )
+        );
+        check!(
+            "ai_score('How good is it?', body, min => 1, max => 5, integer => true)",
+            over_body(
+                "How good is it? Give a whole number between 1 and 5. Answer with the number only."
+            )
+        );
+        check!(
+            "ai_extract(body, ['person', 'location', 'organization'])",
+            over_body(
+                "Extract person, location and organization from the body as a JSON object. Use null for what is not there."
+            )
+        );
+        check!(
+            "ai_extract(body, {who: 'Who is it?'})",
+            over_body(
+                "Extract who from the body as a JSON object.\n- who: Who is it?\nUse null for what is not there."
+            )
+        );
+        check!(
+            "ai_summarize(body, max_words => 12)",
+            over_body("Summarize the body in at most 12 words.")
+        );
+        check!(
+            "ai_translate(body, 'de')",
+            over_body("Translate the text into German.")
+        );
+        check!(
+            "ai_translate(body, 'French', source_language => 'en')",
+            over_body("Translate the text from English to French.")
+        );
+        check!(
+            "ai_redact(body, ['name', 'phone number'])",
+            over_body(
+                "In the body, replace every name by [NAME] and every phone number by [PHONE_NUMBER]. Leave all other words as \
+                 they are."
+            )
+        );
+        check!(
+            "ai_fix_grammar(body)",
+            over_body(
+                "Correct the grammar and spelling of the body. Answer with the corrected text only."
+            )
+        );
+        check!(
+            "ai_complete('Who plays', body, return_type => 'STRUCT(name VARCHAR, role VARCHAR)')",
+            over_body("Who plays. Answer with a JSON object with the keys name and role.")
+        );
+        check!(
+            "ai_complete('Is {body} good?', body, mode => 'fields')",
+            over_body("Is `body` good?")
+        );
+    }
+
+    #[tokio::test]
+    async fn templates() {
+        check!("ai_complete('Hello')", "Hello");
+        check!("ai_complete('{body}', body)", "v0");
+        check!(
+            "ai_filter('{body}', body)",
+            "Answer the below query. Answer with ONLY 'Yes' or 'No'.\n\nv0"
+        );
+        check!(
+            "ai_complete(prompt('Review: {0}. Title: {1}! End', body, title))",
+            "Answer the below query:\n\nReview: \"v0\". Title: \"v1\"! End"
+        );
+        check!(
+            "ai_filter('Is {title} good? {body}', title, body)",
+            "Answer the below query. Answer with ONLY 'Yes' or 'No'.\n\nIs \"v0\" good? \"v1\""
+        );
+    }
+
+    #[tokio::test]
+    async fn control_tokens_in_data_and_instruction_stay_text() {
+        let tokenizer = WordTokenizer::default();
+        let call = call("ai_complete('Say <|end|> {body} <|assistant|>', body)")
+            .await
+            .unwrap();
+        let layout = PromptLayout::new(&call, &tokenizer).unwrap();
+        let is_control = |token: &u32| *token < 100;
+        assert_eq!(
+            layout
+                .head()
+                .iter()
+                .filter(|token| is_control(token))
+                .count(),
+            3,
+            "begin, system and user"
+        );
+        assert_eq!(
+            layout
+                .tail()
+                .iter()
+                .filter(|token| is_control(token))
+                .count(),
+            1,
+            "assistant"
+        );
+        for segment in layout.template_segments(&tokenizer, &["\"<|end|><|user|>\""]) {
+            assert!(!segment.iter().any(|token| is_control(token)));
+        }
+    }
+
+    #[test]
+    fn a_chat_template_must_show_the_user_text_once() {
+        #[derive(Debug)]
+        struct Deaf(WordTokenizer);
+        impl Tokenizer for Deaf {
+            fn encode(&self, text: &str) -> Vec<u32> {
+                self.0.encode(text)
+            }
+            fn encode_control(&self, text: &str) -> Vec<u32> {
+                self.0.encode_control(text)
+            }
+            fn decode(&self, tokens: &[u32]) -> String {
+                self.0.decode(tokens)
+            }
+            fn token_bytes(&self, _: u32) -> &[u8] {
+                &[]
+            }
+            fn vocab_size(&self) -> usize {
+                0
+            }
+            fn end_tokens(&self) -> &[u32] {
+                &[]
+            }
+            fn render_chat(&self, _: &str, _: &str) -> refrain_serving::Result<String> {
+                Ok("hello".into())
+            }
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let call = runtime.block_on(call("ai_complete('Hello')")).unwrap();
+        let error = PromptLayout::new(&call, &Deaf(WordTokenizer::default()))
+            .unwrap_err()
+            .strip_backtrace();
+        assert!(
+            error.ends_with("it must show the user's text exactly once"),
+            "{error}"
+        );
+    }
+
+    /// Layouts do not depend on rows, so properties share them.
+    fn layouts() -> &'static (WordTokenizer, PromptLayout, PromptLayout) {
+        static LAYOUTS: std::sync::OnceLock<(WordTokenizer, PromptLayout, PromptLayout)> =
+            std::sync::OnceLock::new();
+        LAYOUTS.get_or_init(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            let tokenizer = WordTokenizer::default();
+            let fields = runtime
+                .block_on(call("ai_filter('p', title, body, price)"))
+                .unwrap();
+            let template = runtime.block_on(call(
+                "ai_filter('T: {0}, then {1}: {2} or {0}? End', title, body, price)",
+            ));
+            let layout = |call| PromptLayout::new(call, &tokenizer).unwrap();
+            let (fields, template) = (layout(&fields), layout(&template.unwrap()));
+            (tokenizer, fields, template)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn joined_segments_are_the_tokens_of_the_whole(
+            texts in prop::collection::vec("\\PC{0,12}", 3),
+            order in Just(vec![0_usize, 1, 2]).prop_shuffle(),
+            count in 1_usize..=3,
+        ) {
+            let (tokenizer, fields, template) = layouts();
+            let values: Vec<String> = texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
+            let values: Vec<&str> = values.iter().map(String::as_str).collect();
+            let order = &order[..count];
+
+            let mut tokens = fields.head().to_vec();
+            for (position, field) in order.iter().enumerate() {
+                let place = Place::of(position, count);
+                tokens.extend(fields.field_segment(tokenizer, *field, values[*field], place).iter());
+            }
+            tokens.extend(fields.tail().iter());
+            let whole = fields.prompt_text(order, &values);
+            prop_assume!(!texts.iter().any(|text| text.contains("<|")));
+            prop_assert_eq!(tokens, tokenizer.encode_control(&whole));
+
+            let mut tokens = template.head().to_vec();
+            tokens.extend(template.template_segments(tokenizer, &values).iter().flat_map(|segment| segment.iter()));
+            tokens.extend(template.tail().iter());
+            prop_assert_eq!(tokens, tokenizer.encode_control(&template.prompt_text(order, &values)));
+        }
+    }
+}

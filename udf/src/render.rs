@@ -311,3 +311,107 @@ pub fn render(array: &ArrayRef) -> Result<Vec<String>> {
     let renderer = JsonRenderer::new(array.as_ref())?;
     Ok((0..array.len()).map(|row| renderer.text(row)).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    use datafusion::common::ScalarValue;
+    use datafusion::prelude::SessionContext;
+    use proptest::prelude::*;
+
+    /// Renders the value of a SQL expression.
+    async fn sql(expr: &str) -> String {
+        let frame = SessionContext::new()
+            .sql(&format!("SELECT {expr} AS x"))
+            .await
+            .unwrap();
+        let batches = frame.collect().await.unwrap();
+        render(batches[0].column(0)).unwrap().remove(0)
+    }
+
+    macro_rules! check {
+        ($expr:expr, $expected:expr) => {
+            assert_eq!(sql($expr).await, $expected, "{}", $expr)
+        };
+    }
+
+    #[tokio::test]
+    async fn writes_every_type() {
+        check!("'a'", r#""a""#);
+        check!("arrow_cast('a', 'LargeUtf8')", r#""a""#);
+        check!("arrow_cast('a', 'Utf8View')", r#""a""#);
+        check!("arrow_cast('a', 'Dictionary(Int32, Utf8)')", r#""a""#);
+        check!("42", "42");
+        check!("arrow_cast(7, 'UInt8')", "7");
+        check!("1.0", "1.0");
+        check!("0.1::float", "0.1");
+        check!("'NaN'::double", "null");
+        check!("12.50::decimal(5, 2)", "12.50");
+        check!("true", "true");
+        check!("NULL", "null");
+        check!("NULL::varchar", "null");
+        check!("date '2024-02-29'", r#""2024-02-29""#);
+        check!(
+            "timestamp '2024-02-29 12:30:00'",
+            r#""2024-02-29T12:30:00""#
+        );
+        check!("['a', NULL]", r#"["a", null]"#);
+        check!("arrow_cast([1, 2], 'LargeList(Int64)')", "[1, 2]");
+        check!("arrow_cast([1, 2], 'FixedSizeList(2, Int64)')", "[1, 2]");
+        check!(
+            "named_struct('a', 1, 'b', ['x'])",
+            r#"{"a": 1, "b": ["x"]}"#
+        );
+        check!("MAP {'k': 1}", r#"{"k": 1}"#);
+        check!("MAP {1: 'v'}", r#"{"1": "v"}"#);
+    }
+
+    #[test]
+    fn escapes_as_json_does() {
+        assert_eq!(
+            quoted("a\"b\\c\nd\te\u{1}f\u{7f}é😀"),
+            "\"a\\\"b\\\\c\\nd\\te\\u0001f\u{7f}é😀\""
+        );
+    }
+
+    #[test]
+    fn binary_is_an_error() {
+        let array = ScalarValue::Binary(Some(vec![1])).to_array().unwrap();
+        let error = render(&array).unwrap_err().strip_backtrace();
+        assert_eq!(
+            error,
+            "Execution error: cannot put a value of type Binary into a prompt; cast it to VARCHAR, or encode it as text"
+        );
+    }
+
+    #[test]
+    fn rows_of_a_slice_are_its_own() {
+        let array: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None, Some("c")]));
+        assert_eq!(render(&array.slice(1, 2)).unwrap(), ["null", r#""c""#]);
+        let dictionary = datafusion::arrow::compute::cast(
+            &array,
+            &DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8)),
+        );
+        assert_eq!(
+            render(&dictionary.unwrap().slice(1, 2)).unwrap(),
+            ["null", r#""c""#]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn strings_are_json(text in "\\PC*|[\\x00-\\x7f]*") {
+            prop_assert_eq!(serde_json::from_str::<String>(&quoted(&text)).unwrap(), text);
+        }
+
+        #[test]
+        fn floats_are_json(value in any::<f64>()) {
+            let array = ScalarValue::Float64(Some(value)).to_array().unwrap();
+            let text = render(&array).unwrap().remove(0);
+            let parsed: Option<f64> = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(parsed.unwrap_or(f64::NAN).is_finite(), value.is_finite());
+        }
+    }
+}

@@ -339,6 +339,8 @@ impl ExtensionOptions for Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datafusion::arrow::array::AsArray;
+    use datafusion::prelude::{SessionConfig, SessionContext};
 
     #[track_caller]
     fn check(name: &str, value: &str, expected: Result<&str, &str>) {
@@ -431,5 +433,31 @@ mod tests {
             }
         }
         assert_eq!(settings, Settings::default());
+    }
+
+    #[tokio::test]
+    async fn set_and_show_in_sql() {
+        let config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_option_extension(Settings::default());
+        let ctx = SessionContext::new_with_config(config);
+        ctx.sql("SET refrain.reorder = 'ggr'").await.unwrap();
+        let rows = ctx
+            .sql("SHOW refrain.reorder")
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap();
+        assert_eq!(rows[0].column(1).as_string::<i32>().value(0), "ggr");
+        let error = ctx
+            .sql("SET refrain.dedupe = 'off'")
+            .await
+            .unwrap_err()
+            .strip_backtrace();
+        assert!(
+            error.contains("there is no setting refrain.dedupe; did you mean dedup?"),
+            "{error}"
+        );
     }
 }
