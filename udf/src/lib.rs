@@ -1,1 +1,93 @@
-//! placeholder
+//! The SQL functions that a language model answers: signature, prompt and output type.
+//!
+//! Life of a call: [`desugar`] folds `k => v` options of the syntax tree into `ai_options(…)`. The function binds to a
+//! placeholder, which knows its type and is never run. [`NameInputs`] stores the labels of its inputs. The optimizer reads it as
+//! an [`LlmCall`] and lifts it into an operator, which lays out prompts by [`PromptLayout`], with values written by
+//! [`JsonRenderer`], and turns answers into values by [`Task::parse`] and [`LlmCall::value`].
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`desugar`] | the pass over the syntax tree |
+//! | `function` | names, parameters and options of the functions |
+//! | `placeholder` | the functions as the host engine sees them |
+//! | [`name_inputs`] | labels are kept as the user wrote them |
+//! | [`call`] | one call, everything constant checked |
+//! | [`options`], [`settings`] | what may be said in a call, and in a session |
+//! | `scalar` | what each function asks |
+//! | [`task`], `value_type` | the shape of answers and their values |
+//! | [`template`], [`prompt`], [`render`] | how a row becomes a prompt |
+
+mod aggregate;
+pub mod call;
+mod constant;
+mod count_tokens;
+pub mod desugar;
+#[cfg(test)]
+mod fixture;
+mod function;
+mod inputs;
+pub mod name_inputs;
+pub mod options;
+mod placeholder;
+pub mod prompt;
+pub mod render;
+mod scalar;
+pub mod settings;
+pub mod task;
+pub mod template;
+mod value_type;
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::TreeNode;
+use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
+
+pub use call::{LlmCall, NullPolicy, Prompt};
+pub use count_tokens::TokenizerSource;
+pub use function::Function;
+pub use name_inputs::NameInputs;
+pub use options::{
+    CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder,
+    ResolvedOptions,
+};
+pub use prompt::{LAYOUT_VERSION, Place, PromptLayout};
+pub use render::JsonRenderer;
+pub use settings::{Cache, DeviceChoice, OptimizationMode, Settings};
+pub use task::{Shape, Task};
+pub use template::{Piece, Template};
+
+use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AiFunction, Carrier, Unavailable};
+
+/// Returns every scalar function, to be registered with a session.
+pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>) -> Vec<ScalarUDF> {
+    let mut functions: Vec<ScalarUDF> = Function::ALL.into_iter().map(AiFunction::udf).collect();
+    functions.push(AiFunction::llm());
+    functions.extend([AI_OPTIONS, AI_FIELDS, function::PROMPT.name].map(Carrier::udf));
+    functions.extend(
+        function::UNAVAILABLE_SCALARS
+            .iter()
+            .copied()
+            .map(Unavailable::udf),
+    );
+    functions.push(count_tokens::CountTokens::udf(tokenizers));
+    functions
+}
+
+/// Returns every aggregate function, to be registered with a session. In this version they are refused when planned.
+pub fn aggregate_functions() -> Vec<AggregateUDF> {
+    function::UNAVAILABLE_AGGREGATES
+        .iter()
+        .copied()
+        .map(aggregate::UnavailableAggregate::udaf)
+        .collect()
+}
+
+/// Returns whether the expression itself is a call that a model answers.
+pub fn is_llm_call(expr: &Expr) -> bool {
+    matches!(expr, Expr::ScalarFunction(function) if placeholder::placeholder(function).is_some())
+}
+
+/// Returns whether the expression holds a call that a model answers.
+pub fn contains_llm_call(expr: &Expr) -> bool {
+    expr.exists(|expr| Ok(is_llm_call(expr))).unwrap_or(false)
+}

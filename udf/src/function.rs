@@ -1,0 +1,264 @@
+//! The functions that a model answers: names, parameters and options, as statements are checked against.
+
+use crate::options::COMMON;
+
+/// A function that a model answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Function {
+    /// Free text, or a value of a given type.
+    Complete,
+    /// Whether a statement holds.
+    Filter,
+    /// One label of a list, or several.
+    Classify,
+    /// A struct of what a text says.
+    Extract,
+    /// A number within a range.
+    Score,
+    /// Positive, negative, neutral or mixed.
+    Sentiment,
+    /// A shorter text.
+    Summarize,
+    /// The text in another language.
+    Translate,
+    /// The text without personal data.
+    Redact,
+    /// The text without mistakes.
+    FixGrammar,
+}
+
+/// What may stand between the parentheses of a function.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signature {
+    /// The name in SQL.
+    pub(crate) name: &'static str,
+    /// Other names of the same function.
+    pub(crate) aliases: &'static [&'static str],
+    /// Positional parameters, in order.
+    pub(crate) params: &'static [Param],
+    /// Options of this function alone.
+    pub(crate) options: &'static [&'static str],
+    /// Whether the options that every call of a model accepts are accepted.
+    pub(crate) common_options: bool,
+}
+
+/// A positional parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Param {
+    /// The name by which it may be given.
+    pub(crate) name: &'static str,
+    /// How often it is given.
+    pub(crate) arity: Arity,
+}
+
+/// How often a parameter is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arity {
+    One,
+    Optional,
+    Any,
+}
+
+const fn one(name: &'static str) -> Param {
+    Param {
+        name,
+        arity: Arity::One,
+    }
+}
+
+const fn optional(name: &'static str) -> Param {
+    Param {
+        name,
+        arity: Arity::Optional,
+    }
+}
+
+/// Parameters of the functions that take an instruction.
+const INSTRUCTION: &[Param] = &[
+    one("instruction"),
+    Param {
+        name: "input",
+        arity: Arity::Any,
+    },
+];
+
+impl Function {
+    /// Every function, in the order of the documentation.
+    pub const ALL: [Function; 10] = [
+        Function::Complete,
+        Function::Filter,
+        Function::Classify,
+        Function::Extract,
+        Function::Score,
+        Function::Sentiment,
+        Function::Summarize,
+        Function::Translate,
+        Function::Redact,
+        Function::FixGrammar,
+    ];
+
+    /// Returns the name in SQL.
+    pub fn name(self) -> &'static str {
+        self.signature().name
+    }
+
+    /// Returns whether the first argument is an instruction; otherwise it is the content and the task is fixed.
+    pub fn takes_instruction(self) -> bool {
+        matches!(
+            self,
+            Function::Complete | Function::Filter | Function::Score
+        )
+    }
+
+    pub(crate) fn signature(self) -> Signature {
+        let of = |name, aliases, params, options| Signature {
+            name,
+            aliases,
+            params,
+            options,
+            common_options: true,
+        };
+        match self {
+            Function::Complete => of(
+                "ai_complete",
+                &["ai_gen", "ai_generate"],
+                INSTRUCTION,
+                &["mode", "null_input", "return_type", "response_schema"],
+            ),
+            Function::Filter => of(
+                "ai_filter",
+                &["ai_if"],
+                INSTRUCTION,
+                &["mode", "null_input"],
+            ),
+            Function::Classify => of(
+                "ai_classify",
+                &[],
+                const { &[one("input"), one("labels")] },
+                &["output_mode"],
+            ),
+            Function::Extract => of(
+                "ai_extract",
+                &[],
+                const { &[one("input"), one("fields")] },
+                &[],
+            ),
+            Function::Score => of(
+                "ai_score",
+                &[],
+                INSTRUCTION,
+                &["mode", "null_input", "min", "max", "integer"],
+            ),
+            Function::Sentiment => of(
+                "ai_sentiment",
+                &[],
+                const { &[one("text"), optional("aspects")] },
+                &[],
+            ),
+            Function::Summarize => of(
+                "ai_summarize",
+                &[],
+                const { &[one("text")] },
+                &["max_words"],
+            ),
+            Function::Translate => of(
+                "ai_translate",
+                &[],
+                const { &[one("text"), one("target")] },
+                &["source_language"],
+            ),
+            Function::Redact => of(
+                "ai_redact",
+                &["ai_mask"],
+                const { &[one("text"), optional("categories")] },
+                &[],
+            ),
+            Function::FixGrammar => of("ai_fix_grammar", &[], const { &[one("text")] }, &[]),
+        }
+    }
+}
+
+impl Signature {
+    /// Returns whether `name` is a name of this function; case is the caller's affair.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.aliases.contains(&name)
+    }
+
+    /// Returns the options that may be given.
+    pub(crate) fn option_names(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let common = if self.common_options { COMMON } else { &[] };
+        self.options.iter().chain(common).copied()
+    }
+
+    /// Returns everything that may be given by name.
+    pub(crate) fn argument_names(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.params
+            .iter()
+            .map(|param| param.name)
+            .chain(self.option_names())
+    }
+}
+
+/// `ai_complete` under its name in the papers: fields mode even where the template names columns.
+pub(crate) const LLM: &str = "llm";
+
+/// Carries a template and its inputs to a call.
+pub(crate) const PROMPT: Signature = Signature {
+    name: "prompt",
+    aliases: &[],
+    params: &[],
+    options: &[],
+    common_options: false,
+};
+
+/// Counts tokens; the one function here that needs no model.
+pub(crate) const COUNT_TOKENS: Signature = Signature {
+    name: "ai_count_tokens",
+    aliases: &[],
+    params: &[one("text"), optional("model")],
+    options: &[],
+    common_options: false,
+};
+
+/// Scalar functions that are planned and refused for now.
+pub(crate) const UNAVAILABLE_SCALARS: &[&str] = &["ai_embed", "ai_similarity"];
+
+/// Aggregates that are planned and refused for now.
+pub(crate) const UNAVAILABLE_AGGREGATES: &[&str] = &["ai_agg", "ai_summarize_agg", "ai_top_k"];
+
+/// Returns the function that a lower-case name in SQL stands for.
+pub(crate) fn find(name: &str) -> Option<Function> {
+    if name == LLM {
+        return Some(Function::Complete);
+    }
+    Function::ALL
+        .into_iter()
+        .find(|function| function.signature().is_called(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_find_their_function() {
+        for function in Function::ALL {
+            assert_eq!(find(function.name()), Some(function));
+        }
+        assert_eq!(find("ai_mask"), Some(Function::Redact));
+        assert_eq!(find("ai_if"), Some(Function::Filter));
+        assert_eq!(find("llm"), Some(Function::Complete));
+        assert_eq!(find("upper"), None);
+    }
+
+    #[test]
+    fn parameters_and_options_do_not_clash() {
+        for function in Function::ALL {
+            let mut names: Vec<_> = function.signature().argument_names().collect();
+            names.sort_unstable();
+            let count = names.len();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", function.name());
+        }
+    }
+}

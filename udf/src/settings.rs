@@ -1,0 +1,463 @@
+//! Settings of a session, `SET refrain.x = v`: a DataFusion config extension with fully qualified names.
+
+use std::any::Any;
+
+use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions};
+use datafusion::common::{Result, plan_err};
+
+use crate::options::{
+    Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, share, suggest,
+    temperature, top_p, whole,
+};
+
+/// The settings of a session. An option of a call wins over the setting of the same name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The model that calls ask unless they name one; `None` means the only one there is.
+    pub model: Option<String>,
+    /// 0 takes the most probable token.
+    pub temperature: f64,
+    /// Keep the most probable tokens whose probabilities sum to this.
+    pub top_p: f64,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Decides every draw at a temperature above 0.
+    pub seed: u64,
+    /// The longest answer, in tokens.
+    pub max_tokens: u32,
+    /// How instruction and inputs become a prompt.
+    pub mode: Mode,
+    /// What a failed row gives.
+    pub on_error: OnError,
+    /// The share of failed rows above which a query fails.
+    pub max_error_ratio: f64,
+    /// What happens to an input that is longer than the context.
+    pub on_overflow: OnOverflow,
+    /// What a NULL in a template does.
+    pub null_input: NullInput,
+    /// How rows and fields are ordered.
+    pub reorder: Reorder,
+    /// How many rows are ordered together; `None` means as many as memory holds.
+    pub reorder_window: Option<usize>,
+    /// Whether equal inputs are one call.
+    pub dedup: Dedup,
+    /// How long answers are remembered.
+    pub cache: Cache,
+    /// Whether cheaper, weaker answers are allowed.
+    pub optimization_mode: OptimizationMode,
+    /// Where models run.
+    pub device: DeviceChoice,
+    /// Memory for the KV cache, in bytes; `None` lets the device decide.
+    pub kv_cache_bytes: Option<usize>,
+    /// Tokens of one forward pass; `None` lets the device decide.
+    pub step_tokens: Option<usize>,
+    /// Threads of the CPU device; `None` means one for each core.
+    pub threads: Option<usize>,
+    /// Whether prompts share the KV of common prefixes.
+    pub prefix_cache: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            model: None,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
+            max_tokens: 256,
+            mode: Mode::Auto,
+            on_error: OnError::Null,
+            max_error_ratio: 0.1,
+            on_overflow: OnOverflow::Error,
+            null_input: NullInput::Skip,
+            reorder: Reorder::Auto,
+            reorder_window: None,
+            dedup: Dedup::Auto,
+            cache: Cache::Query,
+            optimization_mode: OptimizationMode::Exact,
+            device: DeviceChoice::Auto,
+            kv_cache_bytes: None,
+            step_tokens: None,
+            threads: None,
+            prefix_cache: true,
+        }
+    }
+}
+
+/// How long answers are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cache {
+    /// Not beyond one operator.
+    Off,
+    /// For one query.
+    Query,
+}
+
+impl Keyword for Cache {
+    const VALUES: &'static [(&'static str, Cache)] =
+        &[("off", Cache::Off), ("query", Cache::Query)];
+    const LATER: &'static [&'static str] = &["session", "persistent"];
+}
+
+/// Whether cheaper, weaker answers are allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OptimizationMode {
+    /// Never.
+    Exact,
+}
+
+impl Keyword for OptimizationMode {
+    const VALUES: &'static [(&'static str, OptimizationMode)] =
+        &[("exact", OptimizationMode::Exact)];
+    const LATER: &'static [&'static str] = &["minimize_cost"];
+}
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceChoice {
+    /// The best there is.
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+impl Keyword for DeviceChoice {
+    const VALUES: &'static [(&'static str, DeviceChoice)] =
+        &[("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu)];
+}
+
+/// Name and meaning of every setting, in the order they are shown.
+const SETTINGS: &[(&str, &str)] = &[
+    ("model", "model that calls ask unless they name one"),
+    ("temperature", "0 takes the most probable token"),
+    (
+        "top_p",
+        "keep the most probable tokens whose probabilities sum to this",
+    ),
+    (
+        "top_k",
+        "keep this many of the most probable tokens; 0 keeps all",
+    ),
+    ("seed", "decides every draw at a temperature above 0"),
+    ("max_tokens", "longest answer, in tokens"),
+    (
+        "mode",
+        "how instruction and inputs become a prompt: auto, fields or template",
+    ),
+    ("on_error", "what a failed row gives: null, fail or capture"),
+    (
+        "max_error_ratio",
+        "share of failed rows above which a query fails",
+    ),
+    (
+        "on_overflow",
+        "what happens to an input longer than the context: error",
+    ),
+    ("null_input", "what a NULL in a template does: skip or text"),
+    (
+        "reorder",
+        "how rows and fields are ordered: auto, none, rows, search, tree, ggr or ophr",
+    ),
+    ("reorder_window", "rows that are ordered together"),
+    (
+        "dedup",
+        "whether equal inputs are one call: auto, always or off",
+    ),
+    ("cache", "how long answers are remembered: off or query"),
+    (
+        "optimization_mode",
+        "whether weaker answers are allowed: exact",
+    ),
+    ("device", "where models run: auto or cpu"),
+    (
+        "kv_cache_bytes",
+        "memory for the KV cache, as bytes or as 512MB or 4GB",
+    ),
+    ("step_tokens", "tokens of one forward pass"),
+    ("threads", "threads of the CPU device"),
+    (
+        "prefix_cache",
+        "whether prompts share the KV of common prefixes",
+    ),
+];
+
+impl Settings {
+    /// Returns name (without `refrain.`) and meaning of every setting.
+    pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
+        SETTINGS.iter().copied()
+    }
+
+    /// Gives a setting its default again. Fails if there is no such setting.
+    pub fn reset(&mut self, name: &str) -> Result<()> {
+        let name = known(name)?;
+        match Settings::default().get(name) {
+            Some(value) => self.set(name, &value),
+            None => self.clear(name),
+        }
+    }
+
+    /// Returns the value of a setting as text; `None` if it is unset or unknown.
+    pub fn get(&self, name: &str) -> Option<String> {
+        match name {
+            "model" => self.model.clone(),
+            "temperature" => Some(self.temperature.to_string()),
+            "top_p" => Some(self.top_p.to_string()),
+            "top_k" => Some(self.top_k.to_string()),
+            "seed" => Some(self.seed.to_string()),
+            "max_tokens" => Some(self.max_tokens.to_string()),
+            "mode" => Some(self.mode.name().into()),
+            "on_error" => Some(self.on_error.name().into()),
+            "max_error_ratio" => Some(self.max_error_ratio.to_string()),
+            "on_overflow" => Some(self.on_overflow.name().into()),
+            "null_input" => Some(self.null_input.name().into()),
+            "reorder" => Some(self.reorder.name().into()),
+            "reorder_window" => self.reorder_window.map(|rows| rows.to_string()),
+            "dedup" => Some(self.dedup.name().into()),
+            "cache" => Some(self.cache.name().into()),
+            "optimization_mode" => Some(self.optimization_mode.name().into()),
+            "device" => Some(self.device.name().into()),
+            "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
+            "step_tokens" => self.step_tokens.map(|tokens| tokens.to_string()),
+            "threads" => self.threads.map(|threads| threads.to_string()),
+            "prefix_cache" => Some(self.prefix_cache.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Unsets one of the settings that may be unset.
+    fn clear(&mut self, name: &str) -> Result<()> {
+        match name {
+            "model" => self.model = None,
+            "reorder_window" => self.reorder_window = None,
+            "kv_cache_bytes" => self.kv_cache_bytes = None,
+            "step_tokens" => self.step_tokens = None,
+            "threads" => self.threads = None,
+            _ => return plan_err!("setting refrain.{name} needs a value"),
+        }
+        Ok(())
+    }
+}
+
+/// Returns the plain name of a setting, given with or without `refrain.` and in any case.
+fn known(name: &str) -> Result<&'static str> {
+    let lower = name.trim().to_lowercase();
+    let plain = lower.strip_prefix("refrain.").unwrap_or(&lower);
+    match SETTINGS.iter().find(|(name, _)| *name == plain) {
+        Some((name, _)) => Ok(name),
+        None => plan_err!(
+            "there is no setting refrain.{plain}{}",
+            suggest(plain, SETTINGS.iter().map(|(name, _)| *name))
+        ),
+    }
+}
+
+/// Reads a size in bytes: a whole number, with one of the units KB, MB, GB (powers of 1024) or none.
+fn bytes(subject: &str, text: &str) -> Result<usize> {
+    let lower = text.trim().to_lowercase();
+    let digits = lower.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match lower[digits.len()..].trim() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        _ => {
+            return plan_err!(
+                "{subject} must be a number of bytes such as 512MB or 4GB, not '{text}'"
+            );
+        }
+    };
+    let count = digits.parse::<usize>().ok().filter(|count| *count > 0);
+    match count.and_then(|count| count.checked_mul(1 << shift)) {
+        Some(bytes) => Ok(bytes),
+        None => plan_err!("{subject} must be a number of bytes such as 512MB or 4GB, not '{text}'"),
+    }
+}
+
+impl ConfigExtension for Settings {
+    const PREFIX: &'static str = "refrain";
+}
+
+impl ExtensionOptions for Settings {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        let name = known(key)?;
+        let subject = format!("refrain.{name}");
+        if value.trim().is_empty() {
+            return self.clear(name);
+        }
+        match name {
+            "model" => self.model = Some(value.to_string()),
+            "temperature" => self.temperature = temperature(&subject, value)?,
+            "top_p" => self.top_p = top_p(&subject, value)?,
+            "top_k" => self.top_k = whole(&subject, value, 0)?,
+            "seed" => self.seed = whole(&subject, value, 0)?,
+            "max_tokens" => self.max_tokens = whole(&subject, value, 1)?,
+            "mode" => self.mode = Mode::parse(&subject, value)?,
+            "on_error" => self.on_error = OnError::parse(&subject, value)?,
+            "max_error_ratio" => self.max_error_ratio = share(&subject, value)?,
+            "on_overflow" => self.on_overflow = OnOverflow::parse(&subject, value)?,
+            "null_input" => self.null_input = NullInput::parse(&subject, value)?,
+            "reorder" => self.reorder = Reorder::parse(&subject, value)?,
+            "reorder_window" => self.reorder_window = Some(whole(&subject, value, 1)?),
+            "dedup" => self.dedup = Dedup::parse(&subject, value)?,
+            "cache" => self.cache = Cache::parse(&subject, value)?,
+            "optimization_mode" => {
+                self.optimization_mode = OptimizationMode::parse(&subject, value)?
+            }
+            "device" => self.device = DeviceChoice::parse(&subject, value)?,
+            "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
+            "step_tokens" => self.step_tokens = Some(whole(&subject, value, 1)?),
+            "threads" => self.threads = Some(whole(&subject, value, 1)?),
+            "prefix_cache" => self.prefix_cache = boolean(&subject, value)?,
+            other => return plan_err!("there is no setting refrain.{other}"),
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        let entry = |(name, description): &(&'static str, &'static str)| ConfigEntry {
+            key: format!("refrain.{name}"),
+            value: self.get(name),
+            description,
+        };
+        SETTINGS.iter().map(entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datafusion::arrow::array::AsArray;
+    use datafusion::prelude::{SessionConfig, SessionContext};
+
+    #[track_caller]
+    fn check(name: &str, value: &str, expected: Result<&str, &str>) {
+        let mut settings = Settings::default();
+        match (settings.set(name, value), expected) {
+            (Ok(()), Ok(shown)) => {
+                assert_eq!(settings.get(known(name).unwrap()).as_deref(), Some(shown))
+            }
+            (Err(error), Err(message)) => {
+                assert_eq!(
+                    error.strip_backtrace(),
+                    format!("Error during planning: {message}")
+                );
+            }
+            (got, expected) => panic!("{name} = {value}: got {got:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn sets_and_shows() {
+        check("model", "Qwen", Ok("Qwen"));
+        check("refrain.temperature", "0.5", Ok("0.5"));
+        check("REFRAIN.Reorder", "GGR", Ok("ggr"));
+        check("kv_cache_bytes", "4GB", Ok("4294967296"));
+        check("kv_cache_bytes", "512 mb", Ok("536870912"));
+        check("prefix_cache", "off", Ok("false"));
+        check("cache", "off", Ok("off"));
+    }
+
+    #[test]
+    fn refuses_with_what_is_valid() {
+        check(
+            "temprature",
+            "1",
+            Err("there is no setting refrain.temprature; did you mean temperature?"),
+        );
+        check(
+            "dedup",
+            "maybe",
+            Err("refrain.dedup must be 'auto', 'always' or 'off', not 'maybe'"),
+        );
+        check(
+            "cache",
+            "session",
+            Err("refrain.cache = 'session' is not available in this version; use 'off' or 'query'"),
+        );
+        check(
+            "optimization_mode",
+            "minimize_cost",
+            Err(
+                "refrain.optimization_mode = 'minimize_cost' is not available in this version; use 'exact'",
+            ),
+        );
+        check(
+            "max_error_ratio",
+            "2",
+            Err("refrain.max_error_ratio must be between 0 and 1, got 2"),
+        );
+        check(
+            "kv_cache_bytes",
+            "much",
+            Err(
+                "refrain.kv_cache_bytes must be a number of bytes such as 512MB or 4GB, not 'much'",
+            ),
+        );
+        check("seed", "", Err("setting refrain.seed needs a value"));
+    }
+
+    #[test]
+    fn every_setting_resets_and_is_shown_under_its_full_name() {
+        let mut settings = Settings {
+            threads: Some(3),
+            seed: 4,
+            ..Settings::default()
+        };
+        for (name, _) in Settings::names() {
+            settings.reset(name).unwrap();
+        }
+        assert_eq!(settings, Settings::default());
+        assert_eq!(settings.entries().len(), SETTINGS.len());
+        assert!(
+            settings
+                .entries()
+                .iter()
+                .all(|entry| entry.key.starts_with("refrain."))
+        );
+        for entry in settings.entries() {
+            if let Some(value) = entry.value {
+                settings.set(&entry.key, &value).unwrap();
+            }
+        }
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[tokio::test]
+    async fn set_and_show_in_sql() {
+        let config = SessionConfig::new()
+            .with_information_schema(true)
+            .with_option_extension(Settings::default());
+        let ctx = SessionContext::new_with_config(config);
+        ctx.sql("SET refrain.reorder = 'ggr'").await.unwrap();
+        let rows = ctx
+            .sql("SHOW refrain.reorder")
+            .await
+            .unwrap()
+            .collect()
+            .await
+            .unwrap();
+        assert_eq!(rows[0].column(1).as_string::<i32>().value(0), "ggr");
+        let error = ctx
+            .sql("SET refrain.dedupe = 'off'")
+            .await
+            .unwrap_err()
+            .strip_backtrace();
+        assert!(
+            error.contains("there is no setting refrain.dedupe; did you mean dedup?"),
+            "{error}"
+        );
+    }
+}
