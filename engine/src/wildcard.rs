@@ -11,7 +11,8 @@ use datafusion::sql::parser::{CopyToSource, DFParser, Statement as DataFusionSta
 use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, Query, Select, VisitMut, VisitorMut, With,
 };
-use refrain_udf::{desugar, is_llm_function_name};
+use refrain_udf::desugar::desugar;
+use refrain_udf::is_llm_function_name;
 
 /// Wildcards in one statement; more are taken for an endless expansion.
 const WILDCARDS_MAX: usize = 256;
@@ -22,7 +23,8 @@ pub(crate) async fn desugared(context: &SessionContext, mut statement: DataFusio
         let mut find = Find::default();
         let _ = visit(&mut statement, &mut find);
         let Some(probe) = find.found else {
-            desugar(&mut statement)?;
+            let settings = crate::planner::settings(&context.state());
+            desugar(&mut statement, &settings, &mut |_, _| plan_err!("a wildcard in a call needs a FROM clause"))?;
             return Ok(statement);
         };
         let columns = columns(context, &probe).await?;

@@ -168,7 +168,7 @@ impl UserDefinedLogicalNodeCore for LlmNode {
     }
 
     fn check_invariants(&self, _check: InvariantLevel) -> Result<()> {
-        if self.expressions().iter().any(contains_llm_call) {
+        if UserDefinedLogicalNodeCore::expressions(self).iter().any(contains_llm_call) {
             return internal_err!("an LLM call was left inside an LlmNode");
         }
         Ok(())

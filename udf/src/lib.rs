@@ -82,6 +82,12 @@ pub fn aggregate_functions() -> Vec<AggregateUDF> {
         .collect()
 }
 
+/// Returns whether a function of this name takes inputs of a row for a prompt: a function that a model answers, or `prompt`.
+pub fn is_llm_function_name(name: &str) -> bool {
+    let is_called = |signature: &function::Signature| signature.is_called(name);
+    function::find(name).is_some() || name.eq_ignore_ascii_case(function::LLM) || is_called(&function::PROMPT)
+}
+
 /// Returns whether the expression itself is a call that a model answers.
 pub fn is_llm_call(expr: &Expr) -> bool {
     matches!(expr, Expr::ScalarFunction(function) if placeholder::placeholder(function).is_some())

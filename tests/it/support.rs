@@ -1,0 +1,91 @@
+//! Sessions over a scripted model, and their rows as text.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::prelude::SessionConfig;
+use refrain::serving::mock::{MockBackend, MockReply};
+use refrain::serving::{Backend, RowFailure};
+use refrain::{ModelSource, Refrain, Result};
+
+/// Counts what the model was asked.
+#[derive(Clone)]
+pub struct Oracle(pub Arc<MockBackend>);
+
+impl Oracle {
+    /// Returns the number of calls so far.
+    pub fn calls(&self) -> usize {
+        self.0.calls() as usize
+    }
+
+    /// Returns the prompts so far.
+    pub fn prompts(&self) -> Vec<String> {
+        self.0.prompts()
+    }
+}
+
+/// A session whose only model answers by rule: a filter is true if the data holds the instruction, free text is the instruction
+/// with the data in parentheses, JSON is `{"n": 1, "b": DATA}`, anything else is the mock's own choice. Data that holds `FAIL` fails.
+pub async fn session(settings: &[(&str, &str)]) -> (Refrain, Oracle) {
+    session_with(settings, MockBackend::new(1)).await
+}
+
+/// As [`session`], over a mock that has rules of its own, which are asked first.
+pub async fn session_with(settings: &[(&str, &str)], mock: MockBackend) -> (Refrain, Oracle) {
+    let oracle = Oracle(Arc::new(mock.answer(reply)));
+    let model = Arc::clone(&oracle.0) as Arc<dyn Backend>;
+    let mut builder = Refrain::builder()
+        .config(SessionConfig::new().with_target_partitions(4))
+        .model("mock", ModelSource::Backend(model));
+    for (key, value) in settings {
+        builder = builder.setting(*key, *value);
+    }
+    (builder.build().await.unwrap(), oracle)
+}
+
+fn reply(prompt: &str) -> Option<MockReply> {
+    let question = prompt.split_once("Answer the below query:\n\n").map_or(prompt, |(_, question)| question);
+    let question = question.split("<|assistant|>").next().unwrap_or(question);
+    let question = question.rsplit("<|user|>").next().unwrap_or(question);
+    let (instruction, data) = question.split_once("\n\nGiven the following data:\n").unwrap_or((question, ""));
+    let data = values(data);
+    if data.contains("FAIL") {
+        return Some(MockReply::Fail(RowFailure::Schema("nonsense".to_owned())));
+    }
+    if let Some(wanted) = instruction.strip_suffix(" Answer with ONLY 'Yes' or 'No'.") {
+        return Some(MockReply::text(if data.contains(wanted) { "Yes" } else { "No" }));
+    }
+    if instruction.len() > 40 {
+        return instruction.contains("JSON").then(|| MockReply::text(format!("{{\"n\": 1, \"b\": \"{data}\"}}")));
+    }
+    Some(MockReply::text(format!("{instruction}({data})")))
+}
+
+/// Joins the values of a JSON object; NULL is nothing.
+fn values(data: &str) -> String {
+    let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(data) else { return String::new() };
+    let text = |value: serde_json::Value| match value {
+        serde_json::Value::String(text) => text,
+        serde_json::Value::Null => String::new(),
+        other => other.to_string(),
+    };
+    // In the order of their labels, so that reordering of fields does not show.
+    let mut fields: Vec<_> = fields.into_iter().collect();
+    fields.sort_by(|a, b| a.0.cmp(&b.0));
+    fields.into_iter().map(|(_, value)| text(value)).collect()
+}
+
+/// Runs one statement and returns its rows, cells joined by `|`.
+pub async fn rows(db: &Refrain, sql: &str) -> Result<Vec<String>> {
+    let batches = db.sql(sql).await?.execute().await?.collect().await?;
+    Ok(batches.iter().flat_map(text_rows).collect())
+}
+
+fn text_rows(batch: &RecordBatch) -> Vec<String> {
+    let options = FormatOptions::default().with_null("NULL");
+    let columns: Vec<_> =
+        batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap()).collect();
+    let row = |row| columns.iter().map(|column| column.value(row).to_string()).collect::<Vec<_>>().join("|");
+    (0..batch.num_rows()).map(row).collect()
+}
