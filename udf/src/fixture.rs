@@ -36,37 +36,56 @@ impl WordTokenizer {
     }
 }
 
-/// Splits as GPT-2 does: a run of letters, digits or other signs with one space before it, or a run of white space.
+/// Splits as the pattern of Llama 3 does, contractions aside:
+/// `[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`.
 fn words(text: &str) -> Vec<&str> {
-    let kind = |letter: char| match letter {
-        _ if letter.is_alphabetic() => 0,
-        _ if letter.is_numeric() => 1,
-        _ if letter.is_whitespace() => 2,
-        _ => 3,
-    };
     let mut words = Vec::new();
     let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let body = rest.strip_prefix(' ').unwrap_or(rest);
-        let next = body.chars().next().unwrap_or(' ');
-        let end = if kind(next) == 2 {
-            let blank = rest.find(|letter| kind(letter) != 2);
-            // The last blank of several belongs to the word after it.
-            blank.map_or(rest.len(), |end| {
-                let last = rest[..end].chars().next_back().map_or(0, char::len_utf8);
-                if end > last { end - last } else { end }
-            })
-        } else {
-            let end = body
-                .find(|letter| kind(letter) != kind(next))
-                .unwrap_or(body.len());
-            rest.len() - body.len() + end
-        };
-        debug_assert!(end >= first.len_utf8());
+    while !rest.is_empty() {
+        let end = word_end(rest);
         words.push(&rest[..end]);
         rest = &rest[end..];
     }
     words
+}
+
+/// Returns where the first word of a text that is not empty ends.
+fn word_end(text: &str) -> usize {
+    let is_line = |letter: char| matches!(letter, '\r' | '\n');
+    let is_letter = |letter: char| letter.is_alphabetic();
+    let is_sign = |letter: char| !letter.is_alphanumeric() && !letter.is_whitespace();
+    let run = |from: usize, holds: &dyn Fn(char) -> bool| {
+        text[from..]
+            .find(|letter| !holds(letter))
+            .map_or(text.len(), |end| from + end)
+    };
+    let first = text.chars().next().unwrap();
+    let second = first.len_utf8();
+    let lead = if is_line(first) || first.is_alphanumeric() {
+        0
+    } else {
+        second
+    };
+    if run(lead, &is_letter) > lead {
+        return run(lead, &is_letter);
+    }
+    if first.is_alphanumeric() {
+        return second;
+    }
+    let signs = if first == ' ' { 1 } else { 0 };
+    if run(signs, &is_sign) > signs {
+        return run(run(signs, &is_sign), &is_line);
+    }
+    let blank = run(0, &char::is_whitespace);
+    if let Some(line) = text[..blank].rfind(is_line) {
+        return line + 1;
+    }
+    let last = text[..blank].chars().next_back().unwrap().len_utf8();
+    if blank < text.len() && blank > last {
+        blank - last
+    } else {
+        blank
+    }
 }
 
 impl Tokenizer for WordTokenizer {

@@ -264,7 +264,7 @@ impl ScalarUDFImpl for Carrier {
 /// Reads `name, value, …`, leaving out what is no literal yet.
 fn literal_pairs(function: &str, args: &ReturnFieldArgs) -> Result<Map<String, Value>> {
     let mut known = Map::new();
-    if args.scalar_arguments.len() % 2 != 0 {
+    if !args.scalar_arguments.len().is_multiple_of(2) {
         return plan_err!("{function}: names and values must come in pairs");
     }
     for pair in args.scalar_arguments.chunks(2) {

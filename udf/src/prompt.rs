@@ -82,7 +82,7 @@ enum Body {
 #[derive(Clone, Debug)]
 enum Part {
     Text(String),
-    /// A value, with the space before it and the punctuation after it, which tokenizers may join with its quotes.
+    /// A value, with the text around it that tokenizers may join with its quotes.
     Value {
         before: String,
         input: usize,
@@ -287,6 +287,8 @@ fn ask(task: &Task) -> String {
 }
 
 /// Splits a template into the text before its first value, the parts up to its last value, and the text after that.
+///
+/// Seams lie before a space or after a line break; text between those and a value goes with the value.
 fn split(template: &Template) -> (String, Vec<Part>, String) {
     let mut parts: Vec<Part> = Vec::new();
     let mut first = String::new();
@@ -296,10 +298,7 @@ fn split(template: &Template) -> (String, Vec<Part>, String) {
             Piece::Text(piece) => text = piece,
             Piece::Input(input) => {
                 let rest = close_value(&mut parts, text);
-                let (rest, before) = match rest.strip_suffix(' ') {
-                    Some(rest) => (rest, " "),
-                    None => (rest, ""),
-                };
+                let (rest, before) = rest.split_at(last_seam(rest));
                 if parts.is_empty() {
                     first = rest.to_string();
                 } else if !rest.is_empty() {
@@ -322,15 +321,32 @@ fn split(template: &Template) -> (String, Vec<Part>, String) {
     }
 }
 
-/// Gives the punctuation that `text` begins with to the value before it, and returns the rest of `text`.
+/// Gives what `text` begins with, up to its first seam, to the value before it, and returns the rest of `text`.
 fn close_value<'a>(parts: &mut [Part], text: &'a str) -> &'a str {
     let Some(Part::Value { after, .. }) = parts.last_mut() else {
         return text;
     };
-    let rest = text
-        .trim_start_matches(|letter: char| !letter.is_alphanumeric() && !letter.is_whitespace());
-    after.push_str(&text[..text.len() - rest.len()]);
+    let (own, rest) = text.split_at(first_seam(text));
+    after.push_str(own);
     rest
+}
+
+/// Returns the position before the first space, or after the first run of line breaks; the end if there is neither.
+fn first_seam(text: &str) -> usize {
+    match text.find([' ', '\n']) {
+        None => text.len(),
+        Some(space) if text[space..].starts_with(' ') => space,
+        Some(line) => text.len() - text[line..].trim_start_matches('\n').len(),
+    }
+}
+
+/// Returns the position before the last space, or after the last line break; the start if there is neither.
+fn last_seam(text: &str) -> usize {
+    match text.rfind([' ', '\n']) {
+        None => 0,
+        Some(space) if text[space..].starts_with(' ') => space,
+        Some(line) => line + 1,
+    }
 }
 
 #[cfg(test)]
@@ -519,7 +535,7 @@ mod tests {
             "assistant"
         );
         for segment in layout.template_segments(&tokenizer, &["\"<|end|><|user|>\""]) {
-            assert!(!segment.iter().any(|token| is_control(token)));
+            assert!(!segment.iter().any(is_control));
         }
     }
 
@@ -576,7 +592,7 @@ mod tests {
                 .block_on(call("ai_filter('p', title, body, price)"))
                 .unwrap();
             let template = runtime.block_on(call(
-                "ai_filter('T: {0}, then {1}: {2} or {0}? End', title, body, price)",
+                "ai_filter('T: {0}, then ({1}): {2}s or\n\n{0}-x\n{1} End', title, body, price)",
             ));
             let layout = |call| PromptLayout::new(call, &tokenizer).unwrap();
             let (fields, template) = (layout(&fields), layout(&template.unwrap()));

@@ -19,10 +19,17 @@ pub struct JsonRenderer<'a> {
     values: Values<'a>,
 }
 
+/// Appends the value of a row.
+type Writer<'a> = Box<dyn Fn(usize, &mut String) + Send + Sync + 'a>;
+/// Returns where the value of a row stands.
+type Position<'a> = Box<dyn Fn(usize) -> usize + Send + Sync + 'a>;
+/// Returns from where to where the items of a row stand.
+type Range<'a> = Box<dyn Fn(usize) -> (usize, usize) + Send + Sync + 'a>;
+
 enum Values<'a> {
     Null,
     Boolean(&'a BooleanArray),
-    Number(Box<dyn Fn(usize, &mut String) + Send + Sync + 'a>),
+    Number(Writer<'a>),
     Text(&'a StringArray),
     LargeText(&'a LargeStringArray),
     TextView(&'a StringViewArray),
@@ -31,20 +38,10 @@ enum Values<'a> {
     /// Dates, times, timestamps, intervals.
     Quoted(ArrayFormatter<'a>),
     /// Values behind keys: dictionaries and runs.
-    Keyed(
-        Box<dyn Fn(usize) -> usize + Send + Sync + 'a>,
-        Box<JsonRenderer<'a>>,
-    ),
-    List(
-        Box<dyn Fn(usize) -> (usize, usize) + Send + Sync + 'a>,
-        Box<JsonRenderer<'a>>,
-    ),
+    Keyed(Position<'a>, Box<JsonRenderer<'a>>),
+    List(Range<'a>, Box<JsonRenderer<'a>>),
     Struct(Vec<(String, JsonRenderer<'a>)>),
-    Map(
-        Box<dyn Fn(usize) -> (usize, usize) + Send + Sync + 'a>,
-        Box<JsonRenderer<'a>>,
-        Box<JsonRenderer<'a>>,
-    ),
+    Map(Range<'a>, Box<JsonRenderer<'a>>, Box<JsonRenderer<'a>>),
 }
 
 /// How dates and times are written; the text of a value that cannot be written is its error.

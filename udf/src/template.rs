@@ -217,8 +217,8 @@ mod tests {
             &["body", "title"],
             Ok(&[body.clone(), title.clone(), body.clone()]),
         );
-        check("{BODY}", &["body"], Ok(&[body.clone()]));
-        check("{r.body}", &["r.body"], Ok(&[body.clone()]));
+        check("{BODY}", &["body"], Ok(std::slice::from_ref(&body)));
+        check("{r.body}", &["r.body"], Ok(std::slice::from_ref(&body)));
         check(
             "{ body} {a b} {} {1a} {body",
             &[],
