@@ -93,7 +93,9 @@ impl Refrain {
 
     /// Plans one statement. No model is called, and nothing is changed before the query is executed.
     pub async fn sql(&self, statement: &str) -> Result<Query> {
-        let kind = match statement::parse(statement, self.dialect().as_ref())? {
+        // Parsed apart, since a dialect cannot cross an await.
+        let parsed = statement::parse(statement, self.dialect().as_ref())?;
+        let kind = match parsed {
             Statement::DataFusion(parsed) => {
                 let parsed = desugared(&self.context, *parsed).await?;
                 Kind::Plan(Box::new(self.context.state().statement_to_plan(parsed).await?))
@@ -220,7 +222,8 @@ pub fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<
 
 /// Plans one SQL query in a session that [`register`] has prepared; the way to named arguments of `ai_*` functions there.
 pub async fn sql(context: &SessionContext, query: &str) -> Result<datafusion::prelude::DataFrame> {
-    let statement = match statement::parse(query, &GenericDialect {})? {
+    let parsed = statement::parse(query, &GenericDialect {})?;
+    let statement = match parsed {
         Statement::DataFusion(statement) => desugared(context, *statement).await?,
         _ => return Err(plan_datafusion_err!("statements about models need a session of refrain: Refrain::sql").into()),
     };

@@ -18,6 +18,9 @@ use tokio::sync::OnceCell;
 
 use crate::Error;
 
+/// Bytes of a KV pool unless a setting says otherwise: 25,000 tokens of the bundled model. Memory is taken as pages are used.
+const KV_CACHE_BYTES: usize = 256 << 20;
+
 /// Where a model comes from.
 #[derive(Clone, Debug)]
 pub enum ModelSource {
@@ -272,9 +275,7 @@ fn start(source: ModelSource, options: DeviceOptions) -> refrain_serving::Result
     if let Some(tokens) = options.step_tokens {
         local.scheduler.step_tokens = tokens;
     }
-    let mut cpu = CpuOptions::default();
-    cpu.threads = options.threads.or(cpu.threads);
-    cpu.kv_bytes = options.kv_cache_bytes.unwrap_or(cpu.kv_bytes);
+    let cpu = CpuOptions { threads: options.threads, kv_bytes: options.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES) };
     let device = move || Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), cpu)?) as Box<dyn Device>);
     Ok(Arc::new(LocalBackend::start(device, tokenizer, local)?))
 }

@@ -276,8 +276,6 @@ pub enum Reorder {
     Rows,
     /// One order of fields for the table, searched.
     Search,
-    /// One order of fields a row group.
-    Tree,
     /// Greedy group recursion.
     Ggr,
     /// Exhaustive, for small tables.
@@ -290,10 +288,10 @@ impl Keyword for Reorder {
         ("none", Reorder::None),
         ("rows", Reorder::Rows),
         ("search", Reorder::Search),
-        ("tree", Reorder::Tree),
         ("ggr", Reorder::Ggr),
         ("ophr", Reorder::Ophr),
     ];
+    const LATER: &'static [&'static str] = &["tree"];
 }
 
 /// Whether equal inputs are one call.

@@ -157,7 +157,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("null_input", "what a NULL in a template does: skip or text"),
     (
         "reorder",
-        "how rows and fields are ordered: auto, none, rows, search, tree, ggr or ophr",
+        "how rows and fields are ordered: auto, none, rows, search, ggr or ophr",
     ),
     ("reorder_window", "rows that are ordered together"),
     (
