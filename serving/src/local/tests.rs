@@ -129,7 +129,8 @@ fn read(stream: CompletionStream) -> Vec<Result<Completion>> {
 #[test]
 fn every_request_is_answered_once() {
     let backend = start(GatedDevice::new(500));
-    let mut completions: Vec<Completion> = read(backend.submit(batch(40, choice(), 5))).into_iter().map(Result::unwrap).collect();
+    let mut completions: Vec<Completion> =
+        read(backend.submit(batch(40, choice(), 5))).into_iter().map(Result::unwrap).collect();
     completions.sort_by_key(|completion| completion.id);
     assert_eq!(completions.len(), 40);
     for (id, completion) in (0..).zip(&completions) {

@@ -15,9 +15,7 @@ use super::script::{Gate, MockReply, Release};
 use super::tokenizer::ByteTokenizer;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, Stats};
 use crate::error::{Error, Result};
-use crate::request::{
-    Answer, Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, TokenId, Usage,
-};
+use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, Request, RowFailure, TokenId, Usage};
 use crate::tokenizer::Tokenizer;
 
 /// A backend without a model: answers obey the shape of their request and follow from the seed and the prompt alone.
@@ -42,7 +40,9 @@ pub struct MockBackend {
 }
 
 /// One rule of a test.
-struct Script(Box<dyn Fn(&str) -> Option<MockReply> + Send + Sync>);
+struct Script(Box<Rule>);
+
+type Rule = dyn Fn(&str) -> Option<MockReply> + Send + Sync;
 
 #[derive(Debug)]
 struct Shared {
@@ -275,7 +275,7 @@ impl State {
     }
 
     fn send(&mut self, completions: &mpsc::Sender<Result<Completion>>, reply: Result<Completion>) {
-        if let Ok(Completion { id: RequestId(_), usage, .. }) = &reply {
+        if let Ok(Completion { usage, .. }) = &reply {
             self.stats.computed_tokens += u64::from(usage.prompt - usage.cached);
             self.stats.prompt_tokens += u64::from(usage.prompt);
             self.stats.cached_tokens += u64::from(usage.cached);
@@ -306,7 +306,7 @@ mod tests {
     use futures::{FutureExt, StreamExt};
 
     use super::*;
-    use crate::request::Sampling;
+    use crate::request::{RequestId, Sampling};
 
     fn batch(mock: &MockBackend, users: &[&str], shape: OutputShape, max_tokens: u32) -> Batch {
         let shape = Arc::new(shape);
@@ -370,7 +370,8 @@ mod tests {
     fn gates_hold_replies_until_they_open() {
         let gate = Gate::new();
         let rule = gate.clone();
-        let mock = MockBackend::new(1).answer(move |prompt| prompt.contains("held").then(|| MockReply::text("late").after(&rule)));
+        let mock =
+            MockBackend::new(1).answer(move |prompt| prompt.contains("held").then(|| MockReply::text("late").after(&rule)));
         let mut stream = mock.submit(batch(&mock, &["held", "free"], OutputShape::Text, 100));
         block_on(mock.wait_for_calls(2));
         assert_eq!(mock.in_flight(), 1);

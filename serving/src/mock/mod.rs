@@ -1,9 +1,9 @@
 //! A deterministic, scriptable backend for tests.
 
+mod answer;
 mod backend;
 mod script;
 mod tokenizer;
-mod answer;
 
 pub use backend::MockBackend;
 pub use script::{Gate, MockReply};

@@ -1,5 +1,6 @@
 //! The scheduler: which tokens run in the next step.
 
+mod admission;
 mod config;
 mod pool;
 mod prefix_tree;

@@ -137,3 +137,53 @@ impl AnswerState {
         if self.constraint.is_complete() { Ending::Length } else { Ending::Incomplete }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake_device::END;
+    use super::super::test_constraints::{any_text, labels};
+    use super::super::waiting::OpenConstraint;
+    use super::*;
+
+    /// Answers a prompt of one token with these samples and returns the answer and its ending, if there is one.
+    #[track_caller]
+    fn check(constraint: OpenConstraint, limit: usize, samples: &[TokenId], expected: (&[TokenId], Option<Ending>)) {
+        let (tokens, sampling, allowed) = (vec![9], Sampling::GREEDY, Next::Free);
+        let (id, constraint) = (RequestId(0), constraint());
+        let mut answer = AnswerState { id, tokens, prompt: 1, limit, constraint, sampling, draws: 0, allowed };
+        let mut ending = answer.advance();
+        for sample in samples {
+            assert_eq!(ending, None, "nothing is sampled after the end");
+            ending = answer.take(*sample, &[END]);
+        }
+        assert_eq!((&answer.tokens[1..], ending), expected);
+    }
+
+    #[test]
+    fn text_ends_with_an_end_token_or_at_its_limit() {
+        check(any_text(), 3, &[1, 2], (&[1, 2], None));
+        check(any_text(), 3, &[1, 2, END], (&[1, 2], Some(Ending::Stop)));
+        check(any_text(), 3, &[1, 2, 3], (&[1, 2, 3], Some(Ending::Length)));
+        check(any_text(), 0, &[], (&[], Some(Ending::Length)));
+    }
+
+    #[test]
+    fn what_is_forced_is_not_sampled() {
+        let shape = || labels(&[&[1, 2, 3, 4], &[1, 2, 5]], false);
+        check(shape(), 4, &[], (&[1, 2], None));
+        check(shape(), 4, &[3], (&[1, 2, 3, 4], Some(Ending::Stop)));
+        check(shape(), 3, &[5], (&[1, 2, 5], Some(Ending::Stop)));
+        check(labels(&[&[6, 7]], false), 2, &[], (&[6, 7], Some(Ending::Stop)));
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_may_be_incomplete() {
+        let shape = || labels(&[&[1, 2, 3, 4], &[1, 2, 5]], false);
+        check(shape(), 1, &[], (&[1], Some(Ending::Incomplete)));
+        check(shape(), 2, &[], (&[1, 2], Some(Ending::Incomplete)));
+        check(shape(), 3, &[3], (&[1, 2, 3], Some(Ending::Incomplete)));
+        // One label is the beginning of the other: it may stand.
+        check(labels(&[&[1], &[1, 2]], true), 1, &[], (&[1], Some(Ending::Length)));
+        check(labels(&[&[1], &[1, 2]], true), 2, &[END], (&[1], Some(Ending::Stop)));
+    }
+}

@@ -18,46 +18,45 @@
 use std::collections::BTreeMap;
 
 use super::config::SchedulerConfig;
-use super::pool::{KvPool, pages_between};
-use super::prefix_tree::{NodeId, PrefixTree};
+use super::pool::KvPool;
+use super::prefix_tree::PrefixTree;
 use super::row::{AnswerState, Ending, Row};
 use super::run::Run;
 use super::step_builder::StepBuilder;
-use super::waiting::{Job, NextRow, WaitingBatch, Work, next_batch};
+use super::waiting::{WaitingBatch, Work};
 use crate::backend::{BatchId, Stats};
-use crate::constraint::Next;
 use crate::device::PoolSpec;
 use crate::error::{Error, Result};
 use crate::request::{RequestId, TokenId, Usage};
-use crate::step::{Allowed, PAGE_TOKENS, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
+use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
 
 /// Turns batches into step plans and step results into answers. Knows neither device nor model nor threads.
 ///
 /// One step may be in flight: [`plan`](Self::plan), run it, [`harvest`](Self::harvest), and so on.
 #[derive(Debug)]
 pub struct Scheduler {
-    config: SchedulerConfig,
-    end_tokens: Vec<TokenId>,
-    pool: KvPool,
-    tree: PrefixTree,
+    pub(super) config: SchedulerConfig,
+    pub(super) end_tokens: Vec<TokenId>,
+    pub(super) pool: KvPool,
+    pub(super) tree: PrefixTree,
     /// In order of arrival.
-    batches: Vec<WaitingBatch>,
+    pub(super) batches: Vec<WaitingBatch>,
     /// In order of admission.
-    rows: BTreeMap<RowId, Row>,
-    next_row: RowId,
-    slots: Vec<RowSlot>,
-    in_flight: Option<InFlight>,
-    finished: Vec<Finished>,
-    stats: Stats,
+    pub(super) rows: BTreeMap<RowId, Row>,
+    pub(super) next_row: RowId,
+    pub(super) slots: Vec<RowSlot>,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) finished: Vec<Finished>,
+    pub(super) stats: Stats,
 }
 
 /// A row, in order of admission; never used twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct RowId(u64);
+pub(super) struct RowId(pub(super) u64);
 
 /// The step that was planned last.
 #[derive(Debug)]
-struct InFlight {
+pub(super) struct InFlight {
     /// The rows that sampled, in the order of the plan. Some may have been aborted since.
     samples: Vec<RowId>,
     /// The copies, whose sources are locked.
@@ -240,133 +239,6 @@ impl Scheduler {
         }
     }
 
-    /// Admits the next row that needs the device. Rows that end without it are finished on the way.
-    fn admit(&mut self) -> Option<RowId> {
-        while !self.slots.is_empty() {
-            let index = next_batch(&self.batches)?;
-            let started = match self.answer_limit(index) {
-                Ok(limit) if !self.make_room(index, limit) => return None,
-                Ok(limit) => self.start(index, limit),
-                Err(overflow) => {
-                    self.take_next(index, |_, next| Started::Ended(next.job.request.id, overflow, Usage::default()))
-                }
-            };
-            match started {
-                Started::Runs(id) => return Some(id),
-                Started::Ended(id, outcome, usage) => self.conclude(self.batches[index].id, id, outcome, usage),
-            }
-        }
-        None
-    }
-
-    /// Returns how long the answer of a batch's next row may be, or why the row can never run.
-    fn answer_limit(&self, index: usize) -> Result<usize, Outcome> {
-        let next = self.batches[index].next.as_ref().expect("a batch is chosen for its next row");
-        let prompt = next.prompt.len();
-        if prompt + 1 > self.config.max_context {
-            return Err(Outcome::Overflow { tokens: prompt + 1, limit: self.config.max_context });
-        }
-        let limit = (next.job.request.max_tokens as usize).min(self.config.max_context - prompt);
-        let (tokens, room) = (row_end(prompt, limit), self.pool.total() * PAGE_TOKENS);
-        if tokens > room { Err(Outcome::Overflow { tokens, limit: room }) } else { Ok(limit) }
-    }
-
-    /// Makes all pages free that a batch's next row can ever need, and returns whether it could.
-    fn make_room(&mut self, index: usize, limit: usize) -> bool {
-        self.lock_next(index);
-        let need = self.pages_needed(index, limit);
-        if need <= self.pool.free() {
-            return true;
-        }
-        if need <= self.pool.free() + self.tree.evictable_pages(&self.pool) {
-            self.tree.evict(need, &mut self.pool);
-            return true;
-        }
-        if !self.rows.is_empty() {
-            return false;
-        }
-        // Nothing runs, so nothing will ever be freed: prefixes kept for waiting rows are in the way, this row's own among them
-        // (a shared prefix takes more pages than a private one where its pages are split). Without them the row fits.
-        for batch in 0..self.batches.len() {
-            self.unlock_next(batch);
-        }
-        self.tree.evict(self.pool.total(), &mut self.pool);
-        true
-    }
-
-    /// Returns how many pages a batch's next row takes from the pool.
-    fn pages_needed(&self, index: usize, limit: usize) -> usize {
-        let next = self.batches[index].next.as_ref().expect("a batch is chosen for its next row");
-        let (shared, end) = (self.shared_len(next.prompt.len()), row_end(next.prompt.len(), limit));
-        let node = next.locked.unwrap_or(NodeId::ROOT);
-        let (run, matched) = (self.tree.run(node), self.tree.end(node));
-        if matched == shared {
-            return run.follow_cost(shared, end);
-        }
-        // A new node is continued by the tail: the page on their border is counted once.
-        let border = usize::from(!shared.is_multiple_of(PAGE_TOKENS) && shared < end);
-        run.follow_cost(matched, shared) + pages_between(shared, end) - border
-    }
-
-    /// Starts the next row of a batch, for which there is room, unless its constraint leaves nothing to ask.
-    fn start(&mut self, index: usize, limit: usize) -> Started {
-        self.take_next(index, |scheduler, next| {
-            let Job { request, constraint } = &next.job;
-            let mut answer = AnswerState {
-                id: request.id,
-                prompt: next.prompt.len(),
-                tokens: std::mem::take(&mut next.prompt),
-                limit,
-                constraint: constraint(),
-                sampling: request.sampling,
-                draws: 0,
-                allowed: Next::Free,
-            };
-            match answer.advance() {
-                Some(ending) => {
-                    let usage = answer.usage();
-                    Started::Ended(answer.id, answer.outcome(ending), usage)
-                }
-                None => Started::Runs(scheduler.place(index, answer, next.locked)),
-            }
-        })
-    }
-
-    /// Takes the next row of a batch out and lets `start` begin or end it.
-    ///
-    /// What the row after it shares with the tree is locked before this row's own lock is given back, so that nothing which is
-    /// needed again is freed in between.
-    fn take_next(&mut self, index: usize, start: impl FnOnce(&mut Self, &mut NextRow) -> Started) -> Started {
-        let mut next = self.batches[index].advance().expect("a batch is chosen for its next row");
-        self.batches[index].running += 1;
-        let started = start(self, &mut next);
-        self.lock_next(index);
-        if let Some(node) = next.locked {
-            self.tree.unlock(node, &mut self.pool);
-        }
-        started
-    }
-
-    /// Enters a row in the tree and takes all pages it can ever need.
-    fn place(&mut self, index: usize, answer: AnswerState, matched: Option<NodeId>) -> RowId {
-        let batch = &self.batches[index];
-        let shared = self.shared_len(answer.prompt);
-        let matched = matched.unwrap_or(NodeId::ROOT);
-        let leaf = self.tree.insert(matched, &answer.tokens[..shared], &mut self.pool);
-        self.tree.lock(leaf);
-        let end = row_end(answer.prompt, answer.limit);
-        let tail = self.tree.run_mut(leaf).follow(shared, end, &mut self.pool);
-        self.tree.keep(leaf, batch.keep_prefix, &mut self.pool);
-        let mut table = self.tree.table(leaf);
-        tail.extend_table(&mut table);
-        let slot = self.slots.pop().expect("a row is admitted when a slot is free");
-        self.stats.prompt_tokens += answer.prompt as u64;
-        let id = self.next_row;
-        self.next_row = RowId(id.0 + 1);
-        self.rows.insert(id, Row { batch: batch.id, slot, answer, leaf, tail, table, computed_prompt: 0 });
-        id
-    }
-
     /// Gives back everything a row holds.
     fn release(&mut self, id: RowId) -> Row {
         let mut row = self.rows.remove(&id).expect("a row ends once");
@@ -384,7 +256,7 @@ impl Scheduler {
     }
 
     /// Reports the end of a row, and forgets its batch with the last one.
-    fn conclude(&mut self, batch: BatchId, id: RequestId, outcome: Outcome, usage: Usage) {
+    pub(super) fn conclude(&mut self, batch: BatchId, id: RequestId, outcome: Outcome, usage: Usage) {
         self.stats.cached_tokens += u64::from(usage.cached);
         self.stats.output_tokens += u64::from(usage.output);
         self.stats.completed += 1;
@@ -395,42 +267,6 @@ impl Scheduler {
             self.batches.remove(index);
         }
     }
-
-    /// Locks what is in the tree of the prefix of a batch's next row, in place of what was locked for it before.
-    fn lock_next(&mut self, index: usize) {
-        let prefix_cache = self.config.prefix_cache;
-        let Some(next) = self.batches[index].next.as_mut().filter(|_| prefix_cache) else { return };
-        let node = self.tree.reach(&next.prompt[..next.prompt.len() - 1], &mut self.pool);
-        self.tree.lock(node);
-        if let Some(before) = next.locked.replace(node) {
-            self.tree.unlock(before, &mut self.pool);
-        }
-    }
-
-    /// Gives back the lock of a batch's next row.
-    fn unlock_next(&mut self, index: usize) {
-        if let Some(node) = self.batches[index].next.as_mut().and_then(|next| next.locked.take()) {
-            self.tree.unlock(node, &mut self.pool);
-        }
-    }
-
-    /// Returns how many tokens of a prompt are shared through the tree: all but the last, which every row computes to be
-    /// sampled from.
-    fn shared_len(&self, prompt: usize) -> usize {
-        if self.config.prefix_cache { prompt - 1 } else { 0 }
-    }
-}
-
-/// What became of the next row of a batch.
-#[derive(Debug)]
-enum Started {
-    Runs(RowId),
-    Ended(RequestId, Outcome, Usage),
-}
-
-/// Returns the end of the positions that a row can ever compute: the last token of its answer is never computed.
-fn row_end(prompt: usize, limit: usize) -> usize {
-    prompt - 1 + limit
 }
 
 /// Computes a run's tokens up to the position `end`, after filling the page that it shares in part with the run before.
@@ -449,8 +285,8 @@ fn compute_run(
     if let Some(from) = copy_from {
         builder.split_page(from, run.pages[0], run.split_tokens(), pool);
     }
-    for position in start..end {
-        builder.compute(tokens[position], position, run.page_at(position));
+    for (position, token) in (start..end).zip(&tokens[start..end]) {
+        builder.compute(*token, position, run.page_at(position));
     }
     run.computed = end - run.start;
 }

@@ -107,3 +107,43 @@ fn append<T: Copy>(arena: &mut Vec<T>, values: &[T]) -> std::ops::Range<u32> {
     arena.extend_from_slice(values);
     start..arena.len() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::PoolSpec;
+
+    #[test]
+    fn a_split_page_is_part_copy_and_part_writes() {
+        let mut pool = KvPool::new(PoolSpec { pages: 3, page_bytes: 1 });
+        pool.allocate(3);
+        let [a, b, c] = [0, 1, 2].map(PageId);
+        let mut builder = StepBuilder::new(8);
+        // Page `a` has two tokens of earlier steps, then one of this step; `b` splits after it and goes on; `c` splits from `b`.
+        builder.compute(7, 2, a);
+        builder.end_row(&[a], 2);
+        builder.split_page(a, b, 3, &mut pool);
+        builder.compute(8, 3, b);
+        builder.end_row(&[b], 3);
+        builder.split_page(b, c, 4, &mut pool);
+        builder.compute(9, 4, c);
+        builder.end_row(&[c], 4);
+        let plan = builder.finish();
+        let copy = |to| PageCopy { from: a, to, tokens: 2 };
+        assert_eq!(plan.copies, [copy(b), copy(c)]);
+        let writes = plan.writes.iter().map(|write| (write.token, write.page, write.offset));
+        let expected = [(0, a, 2), (0, b, 2), (1, b, 3), (0, c, 2), (1, c, 3), (2, c, 4)];
+        assert_eq!(writes.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_chunk_that_ends_before_a_split_reads_the_page_before_it() {
+        let [first, before, after] = [0, 1, 2].map(PageId);
+        let mut builder = StepBuilder::new(8);
+        builder.compute(1, 15, first);
+        builder.compute(1, 16, before);
+        // The path splits at position 17, so its table has the page after the split.
+        builder.end_row(&[first, after], 16);
+        assert_eq!(builder.finish().block_tables, [first, before]);
+    }
+}

@@ -1,0 +1,112 @@
+//! The embedded engine with a bundled model on the CPU: answers do not depend on how they were scheduled.
+#![cfg(feature = "bundled-model")]
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping it")]
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::executor::block_on;
+use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::load::{BundledModel, LoadedModel, bundled};
+use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::scheduler::SchedulerConfig;
+use refrain_serving::{Answer, Backend, Batch, OutputShape, Request, RequestId, RowFailure, Sampling, Stats, Tokenizer};
+use serde_json::json;
+
+const REVIEWS: [&str; 6] = [
+    "The parcel came late and the box was torn.",
+    "The parcel came late and nobody answered my mail.",
+    "The parcel came early.",
+    "I love it.",
+    "I love it.",
+    "I want my money back!",
+];
+
+fn shapes() -> Vec<Arc<OutputShape>> {
+    let schema = json!({
+        "type": "object",
+        "properties": { "topic": { "enum": ["delivery", "price"] }, "angry": { "type": "boolean" } },
+        "required": ["topic", "angry"],
+        "additionalProperties": false
+    });
+    let shapes = [
+        OutputShape::Choice(["praise", "complaint", "other"].map(str::to_string).to_vec()),
+        OutputShape::Number { min: 0.0, max: 1.0, integer: false },
+        OutputShape::Json(schema),
+        OutputShape::Regex("[a-z]{3,8}( [a-z]{3,8})?".to_string()),
+        OutputShape::Text,
+    ];
+    shapes.map(Arc::new).to_vec()
+}
+
+/// Every shape for every review; one in four draws its tokens.
+fn batch(tokenizer: &dyn Tokenizer) -> Batch {
+    let mut requests = Vec::new();
+    for review in REVIEWS {
+        let chat = tokenizer.render_chat("Read the review and answer.", review).unwrap();
+        let prompt = tokenizer.encode_control(&chat);
+        for shape in shapes() {
+            let id = requests.len() as u32;
+            let temperature = if id.is_multiple_of(4) { 1.0 } else { 0.0 };
+            let sampling = Sampling { temperature, seed: u64::from(id), ..Sampling::GREEDY };
+            let prompt = vec![prompt.as_slice().into()];
+            requests.push(Request { id: RequestId(id), prompt, shape: Arc::clone(&shape), sampling, max_tokens: 24 });
+        }
+    }
+    Batch { requests, keep_prefix: 8, ..Batch::default() }
+}
+
+type Answers = BTreeMap<RequestId, Result<Answer, RowFailure>>;
+
+fn answers(scheduler: impl FnOnce(SchedulerConfig) -> SchedulerConfig, kv_bytes: usize) -> (Answers, Stats) {
+    let LoadedModel { config, weights, tokenizer, digest } = bundled(BundledModel::MiniDraft).unwrap();
+    let mut local = LocalConfig::new(config.max_context, digest);
+    local.scheduler = scheduler(local.scheduler);
+    let open = move || {
+        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes };
+        Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _)
+    };
+    let backend = LocalBackend::start(open, tokenizer, local).unwrap();
+    let stream = backend.submit(batch(backend.tokenizer().as_ref()));
+    let completions = block_on(stream.map(Result::unwrap).collect::<Vec<_>>());
+    let answers = completions.into_iter().map(|completion| (completion.id, completion.result)).collect();
+    (answers, backend.stats())
+}
+
+#[test]
+fn answers_do_not_depend_on_sharing_chunks_or_memory() {
+    let (expected, alone) = answers(|config| SchedulerConfig { prefix_cache: false, max_rows: 1, ..config }, 64 << 20);
+    assert_eq!((expected.len(), alone.cached_tokens), (REVIEWS.len() * shapes().len(), 0));
+    let (shared, stats) = answers(|config| config, 64 << 20);
+    assert_eq!(shared, expected);
+    assert!(stats.computed_tokens < alone.computed_tokens / 2 && stats.steps < alone.steps / 4, "{stats:?} {alone:?}");
+    let (chunked, _) = answers(|config| SchedulerConfig { step_tokens: 7, max_rows: 5, ..config }, 64 << 20);
+    assert_eq!(chunked, expected);
+    let (small, stats) = answers(|config| config, 1 << 20);
+    assert_eq!(small, expected);
+    assert!(stats.pages_total < 100, "{stats:?}");
+}
+
+#[test]
+fn answers_have_their_shapes() {
+    let (answers, _) = answers(|config| config, 64 << 20);
+    for (RequestId(id), result) in answers {
+        let shape = &*shapes()[id as usize % shapes().len()];
+        let Ok(Answer { text, .. }) = result else {
+            assert!(*shape != OutputShape::Text, "a text may be cut anywhere");
+            continue;
+        };
+        match shape {
+            OutputShape::Choice(labels) => assert!(labels.contains(&text)),
+            OutputShape::Number { min, max, .. } => assert!((*min..=*max).contains(&text.parse().unwrap())),
+            OutputShape::Json(_) => {
+                let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert!(value["topic"].is_string() && value["angry"].is_boolean());
+            }
+            OutputShape::Regex(_) => assert!(text.split(' ').all(|word| (3..=8).contains(&word.len()))),
+            OutputShape::Text => {}
+        }
+    }
+}
