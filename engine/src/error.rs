@@ -113,6 +113,12 @@ fn from_shared(error: DataFusionError) -> Error {
 
 /// What a user reads: the message without the backtrace and without DataFusion's invitation to report a bug in it.
 fn describe(error: &DataFusionError) -> String {
+    // Which rule of ours found a mistake in the query is nothing to the user.
+    if let DataFusionError::Context(context, inner) = error
+        && context.starts_with("Optimizer rule 'extract_llm'")
+    {
+        return describe(inner);
+    }
     let message = error.strip_backtrace();
     match message.split_once(".\nThis issue was likely caused by a bug in DataFusion's code.") {
         Some((message, _)) => message.to_owned(),

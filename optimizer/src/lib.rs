@@ -9,6 +9,7 @@
 //!
 //! | rule | effect | needs |
 //! |---|---|---|
+//! | `pull_llm_filter_above_aggregate` | LLM predicates over group keys are asked of the groups | DataFusion's `push_down_filter` before it |
 //! | `extract_llm` | LLM calls leave their expressions for `LlmNode`s below them | all of DataFusion's rules before it |
 //! | `defer_llm_past_topk` | `ORDER BY … LIMIT k` sorts first and asks for k rows | `extract_llm` |
 //! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |

@@ -18,16 +18,25 @@ pub struct RequestId(pub u32);
 ///
 /// Their order is the order of execution as far as capacity allows: neighbours that share a prefix compute it once, and a
 /// prefix is freed with the last request that needs it. Callers therefore sort requests depth first.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// The requests, depth first by shared prefix.
     pub requests: Vec<Request>,
+    /// Whether requests share the keys and values of common prefixes, among themselves and with other batches. Without it each
+    /// computes its whole prompt: the baseline against which sharing is measured.
+    pub share_prefixes: bool,
     /// Leading prompt tokens worth keeping after the batch, since later batches are likely to begin with them.
     pub keep_prefix: u32,
     /// Batches with a higher priority are admitted first.
     pub priority: i32,
     /// Among equal priorities, the earlier deadline is admitted first.
     pub deadline: Option<Instant>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch { requests: vec![], share_prefixes: true, keep_prefix: 0, priority: 0, deadline: None }
+    }
 }
 
 /// One question to the model.

@@ -26,7 +26,7 @@ async fn tables() -> (Refrain, Oracle, tempfile::TempDir) {
 async fn check(sql: &str, expected: &[&str], calls: usize) {
     let (db, oracle, _folder) = tables().await;
     let mut answer = rows(&db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    if !sql.contains("order by") {
+    if !sql.contains("order by") || sql.contains("over (") {
         answer.sort();
     }
     assert_eq!(answer, expected, "{sql}");
@@ -94,7 +94,6 @@ shapes! {
     limit: check_count("select ai_complete('p', i) from big limit 5", 5, 5);
     limit_offset: check_count("select ai_complete('p', i) from big limit 2 offset 3", 2, 2);
     limit_over_a_filter: check_count("select i from big where ai_filter('k1', s) limit 5", 5, 10);
-    limit_over_a_filter_and_a_map: check_count("select ai_complete('p', i) from big where ai_filter('0', i) limit 3", 3, 43);
     limit_zero: check_count("select ai_complete('p', i) from big limit 0", 0, 0);
     join_one_side: check("select t.i, u.j from t join u on t.i = u.j and ai_filter('a', u.w)", &["2|2"], 3);
     left_join_one_side: check(

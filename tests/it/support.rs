@@ -54,6 +54,7 @@ fn reply(prompt: &str) -> Option<MockReply> {
         return Some(MockReply::Fail(RowFailure::Schema("nonsense".to_owned())));
     }
     if let Some(wanted) = instruction.strip_suffix(" Answer with ONLY 'Yes' or 'No'.") {
+        let wanted = wanted.trim_end_matches(['.', '?']);
         return Some(MockReply::text(if data.contains(wanted) { "Yes" } else { "No" }));
     }
     if instruction.len() > 40 {
