@@ -117,6 +117,7 @@ impl ExtensionPlanner for LlmPlanner {
             scope: Arc::clone(&self.scope),
             reorder_window: settings.reorder_window,
             max_error_ratio: settings.max_error_ratio,
+            prefix_cache: settings.prefix_cache,
         };
         Ok(Some(Arc::new(LlmExec::try_new(Arc::clone(input), calls, until, shared, estimates)?)))
     }

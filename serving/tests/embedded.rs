@@ -42,7 +42,7 @@ fn shapes() -> Vec<Arc<OutputShape>> {
 }
 
 /// Every shape for every review; one in four draws its tokens.
-fn batch(tokenizer: &dyn Tokenizer) -> Batch {
+fn batch(tokenizer: &dyn Tokenizer, share_prefixes: bool) -> Batch {
     let mut requests = Vec::new();
     for review in REVIEWS {
         let chat = tokenizer.render_chat("Read the review and answer.", review).unwrap();
@@ -55,12 +55,16 @@ fn batch(tokenizer: &dyn Tokenizer) -> Batch {
             requests.push(Request { id: RequestId(id), prompt, shape: Arc::clone(&shape), sampling, max_tokens: 24 });
         }
     }
-    Batch { requests, keep_prefix: 8, ..Batch::default() }
+    Batch { requests, share_prefixes, keep_prefix: 8, ..Batch::default() }
 }
 
 type Answers = BTreeMap<RequestId, Result<Answer, RowFailure>>;
 
-fn answers(scheduler: impl FnOnce(SchedulerConfig) -> SchedulerConfig, kv_bytes: usize) -> (Answers, Stats) {
+fn answers(
+    share_prefixes: bool,
+    scheduler: impl FnOnce(SchedulerConfig) -> SchedulerConfig,
+    kv_bytes: usize,
+) -> (Answers, Stats) {
     let LoadedModel { config, weights, tokenizer, digest } = bundled(BundledModel::MiniDraft).unwrap();
     let mut local = LocalConfig::new(config.max_context, digest);
     local.scheduler = scheduler(local.scheduler);
@@ -69,7 +73,7 @@ fn answers(scheduler: impl FnOnce(SchedulerConfig) -> SchedulerConfig, kv_bytes:
         Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _)
     };
     let backend = LocalBackend::start(open, tokenizer, local).unwrap();
-    let stream = backend.submit(batch(backend.tokenizer().as_ref()));
+    let stream = backend.submit(batch(backend.tokenizer().as_ref(), share_prefixes));
     let completions = block_on(stream.map(Result::unwrap).collect::<Vec<_>>());
     let answers = completions.into_iter().map(|completion| (completion.id, completion.result)).collect();
     (answers, backend.stats())
@@ -77,21 +81,21 @@ fn answers(scheduler: impl FnOnce(SchedulerConfig) -> SchedulerConfig, kv_bytes:
 
 #[test]
 fn answers_do_not_depend_on_sharing_chunks_or_memory() {
-    let (expected, alone) = answers(|config| SchedulerConfig { prefix_cache: false, max_rows: 1, ..config }, 64 << 20);
+    let (expected, alone) = answers(false, |config| SchedulerConfig { max_rows: 1, ..config }, 64 << 20);
     assert_eq!((expected.len(), alone.cached_tokens), (REVIEWS.len() * shapes().len(), 0));
-    let (shared, stats) = answers(|config| config, 64 << 20);
+    let (shared, stats) = answers(true, |config| config, 64 << 20);
     assert_eq!(shared, expected);
     assert!(stats.computed_tokens < alone.computed_tokens / 2 && stats.steps < alone.steps / 4, "{stats:?} {alone:?}");
-    let (chunked, _) = answers(|config| SchedulerConfig { step_tokens: 7, max_rows: 5, ..config }, 64 << 20);
+    let (chunked, _) = answers(true, |config| SchedulerConfig { step_tokens: 7, max_rows: 5, ..config }, 64 << 20);
     assert_eq!(chunked, expected);
-    let (small, stats) = answers(|config| config, 1 << 20);
+    let (small, stats) = answers(true, |config| config, 1 << 20);
     assert_eq!(small, expected);
     assert!(stats.pages_total < 100, "{stats:?}");
 }
 
 #[test]
 fn answers_have_their_shapes() {
-    let (answers, _) = answers(|config| config, 64 << 20);
+    let (answers, _) = answers(true, |config| config, 64 << 20);
     for (RequestId(id), result) in answers {
         let shape = &*shapes()[id as usize % shapes().len()];
         let Ok(Answer { text, .. }) = result else {

@@ -31,6 +31,8 @@ pub struct Asker {
     pub scope: Arc<QueryScope>,
     /// Where this call is counted.
     pub stats: Arc<NodeStats>,
+    /// Whether prompts share the keys and values of common prefixes.
+    pub share_prefixes: bool,
 }
 
 impl Asker {
@@ -117,7 +119,7 @@ impl Asker {
             }
             self.stats.calls.fetch_add(requests.len() as u64, Ordering::Relaxed);
             self.stats.tokens_total.fetch_add(requests.iter().map(prompt_len).sum(), Ordering::Relaxed);
-            Some(self.backend.submit(Batch { requests, keep_prefix: head_len, ..Batch::default() }))
+            Some(self.backend.submit(Batch { requests, share_prefixes: self.share_prefixes, keep_prefix: head_len, ..Batch::default() }))
         };
         let (mut current, mut next) = (submit(), submit());
         let mut answered = 0;

@@ -78,6 +78,8 @@ pub struct Shared {
     pub reorder_window: Option<usize>,
     /// Share of failed rows above which the query fails.
     pub max_error_ratio: f64,
+    /// Whether prompts share the keys and values of common prefixes.
+    pub prefix_cache: bool,
 }
 
 impl LlmExec {
@@ -416,6 +418,7 @@ impl Job {
                 layout,
                 scope: Arc::clone(&self.shared.scope),
                 stats: Arc::clone(stats),
+                share_prefixes: self.shared.prefix_cache,
             });
         }
         Ok(askers)

@@ -168,7 +168,7 @@ impl Engine {
 
     /// Hands a batch to the scheduler, compiling each of its shapes once.
     fn add(&mut self, id: BatchId, batch: Batch) -> Result<()> {
-        let Batch { requests, keep_prefix, priority, deadline } = batch;
+        let Batch { requests, share_prefixes, keep_prefix, priority, deadline } = batch;
         // By address: callers share one shape among all requests of a call.
         let mut compiled: AHashMap<*const OutputShape, OpenConstraint> = AHashMap::new();
         let mut jobs = Vec::with_capacity(requests.len());
@@ -184,7 +184,7 @@ impl Engine {
             };
             jobs.push(Job { request, constraint });
         }
-        self.scheduler.add(id, Work { jobs, keep_prefix, priority, deadline })
+        self.scheduler.add(id, Work { jobs, share_prefixes, keep_prefix, priority, deadline })
     }
 
     /// Runs one step to its end.

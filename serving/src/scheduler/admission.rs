@@ -8,7 +8,7 @@ use super::pool::pages_between;
 use super::prefix_tree::NodeId;
 use super::row::{AnswerState, Row};
 use super::scheduler::{Outcome, RowId, Scheduler};
-use super::waiting::{Job, NextRow, next_batch};
+use super::waiting::{Job, NextRow, WaitingBatch, next_batch};
 use crate::constraint::Next;
 use crate::request::{RequestId, Usage};
 use crate::step::PAGE_TOKENS;
@@ -71,7 +71,7 @@ impl Scheduler {
     /// Returns how many pages a batch's next row takes from the pool.
     fn pages_needed(&self, index: usize, limit: usize) -> usize {
         let next = self.batches[index].next.as_ref().expect("a batch is chosen for its next row");
-        let (shared, end) = (self.shared_len(next.prompt.len()), row_end(next.prompt.len(), limit));
+        let (shared, end) = (shared_len(batch, next.prompt.len()), row_end(next.prompt.len(), limit));
         let node = next.locked.unwrap_or(NodeId::ROOT);
         let (run, matched) = (self.tree.run(node), self.tree.end(node));
         if matched == shared {
@@ -124,7 +124,7 @@ impl Scheduler {
     /// Enters a row in the tree and takes all pages it can ever need.
     fn place(&mut self, index: usize, answer: AnswerState, matched: Option<NodeId>) -> RowId {
         let batch = &self.batches[index];
-        let shared = self.shared_len(answer.prompt);
+        let shared = shared_len(batch, answer.prompt);
         let matched = matched.unwrap_or(NodeId::ROOT);
         let leaf = self.tree.insert(matched, &answer.tokens[..shared], &mut self.pool);
         self.tree.lock(leaf);
@@ -143,8 +143,8 @@ impl Scheduler {
 
     /// Locks what is in the tree of the prefix of a batch's next row, in place of what was locked for it before.
     pub(super) fn lock_next(&mut self, index: usize) {
-        let prefix_cache = self.config.prefix_cache;
-        let Some(next) = self.batches[index].next.as_mut().filter(|_| prefix_cache) else { return };
+        let batch = &mut self.batches[index];
+        let Some(next) = batch.next.as_mut().filter(|_| batch.share_prefixes) else { return };
         let node = self.tree.reach(&next.prompt[..next.prompt.len() - 1], &mut self.pool);
         self.tree.lock(node);
         if let Some(before) = next.locked.replace(node) {
@@ -158,12 +158,12 @@ impl Scheduler {
             self.tree.unlock(node, &mut self.pool);
         }
     }
+}
 
-    /// Returns how many tokens of a prompt are shared through the tree: all but the last, which every row computes to be
-    /// sampled from.
-    fn shared_len(&self, prompt: usize) -> usize {
-        if self.config.prefix_cache { prompt - 1 } else { 0 }
-    }
+/// Returns how many tokens of a prompt are shared through the tree: all but the last, which every row computes to be sampled
+/// from.
+fn shared_len(batch: &WaitingBatch, prompt: usize) -> usize {
+    if batch.share_prefixes { prompt - 1 } else { 0 }
 }
 
 /// What became of the next row of a batch.

@@ -12,9 +12,6 @@ pub struct SchedulerConfig {
     pub max_rows: u32,
     /// The longest prompt and answer together, in tokens.
     pub max_context: usize,
-    /// Whether rows share the keys and values of common prefixes. Without it each request computes its whole prompt: the
-    /// baseline against which sharing is measured.
-    pub prefix_cache: bool,
 }
 
 impl SchedulerConfig {
@@ -23,12 +20,12 @@ impl SchedulerConfig {
     /// 512 tokens: prompts of 160 tokens through the bundled model on two cores take a third less time than with 64, and 2048
     /// gains only 4 % more. 256 rows leave half of each step to prompts while all of them are answering.
     pub fn new(max_context: usize) -> Self {
-        SchedulerConfig { step_tokens: 512, max_rows: 256, max_context, prefix_cache: true }
+        SchedulerConfig { step_tokens: 512, max_rows: 256, max_context }
     }
 
     /// Fails if a budget is zero, since nothing could ever run.
     pub fn validate(&self) -> Result<()> {
-        let SchedulerConfig { step_tokens, max_rows, max_context, prefix_cache: _ } = *self;
+        let SchedulerConfig { step_tokens, max_rows, max_context } = *self;
         if step_tokens == 0 || max_rows == 0 || max_context == 0 {
             return Err(Error::Invalid("step_tokens, max_rows and max_context must be at least 1".to_string()));
         }

@@ -41,7 +41,7 @@ fn work(jobs: Vec<Job>) -> Work {
 }
 
 fn config() -> SchedulerConfig {
-    SchedulerConfig { step_tokens: 64, max_rows: 8, max_context: MAX_CONTEXT, prefix_cache: true }
+    SchedulerConfig { step_tokens: 64, max_rows: 8, max_context: MAX_CONTEXT }
 }
 
 /// A scheduler and its device, checked after every step.
@@ -194,25 +194,20 @@ fn prompts(count: usize) -> impl Strategy<Value = Vec<Vec<TokenId>>> {
 
 fn batch(sorted: bool, shapes: std::ops::Range<u8>, tokens: std::ops::Range<u32>) -> impl Strategy<Value = Work> {
     let row = (shapes, tokens);
-    (prompts(24), prop::collection::vec(row, 25), 0..40_u32, 0..2_i32).prop_map(
-        move |(mut prompts, rows, keep_prefix, priority)| {
+    (prompts(24), prop::collection::vec(row, 25), any::<bool>(), 0..40_u32, 0..2_i32).prop_map(
+        move |(mut prompts, rows, share_prefixes, keep_prefix, priority)| {
             if sorted {
                 prompts.sort();
             }
             let jobs = (0..).zip(prompts.iter().zip(rows));
             let jobs = jobs.map(|(id, (prompt, (shape, max_tokens)))| job(id, prompt, shape, max_tokens)).collect();
-            Work { jobs, keep_prefix, priority, deadline: None }
+            Work { jobs, share_prefixes, keep_prefix, priority, deadline: None }
         },
     )
 }
 
 fn any_config() -> impl Strategy<Value = SchedulerConfig> {
-    (1..80_u32, 1..12_u32, any::<bool>()).prop_map(|(step_tokens, max_rows, prefix_cache)| SchedulerConfig {
-        step_tokens,
-        max_rows,
-        max_context: MAX_CONTEXT,
-        prefix_cache,
-    })
+    (1..80_u32, 1..12_u32).prop_map(|(step_tokens, max_rows)| SchedulerConfig { step_tokens, max_rows, max_context: MAX_CONTEXT })
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -239,8 +234,8 @@ proptest! {
     #[test]
     fn each_prefix_token_is_computed_once(
         // At least as many tokens as are forced before a first choice, so that each row needs the device.
-        work in batch(true, 0..4, 3..20),
-        config in any_config().prop_map(|config| SchedulerConfig { prefix_cache: true, max_context: 1000, ..config }),
+        work in batch(true, 0..4, 3..20).prop_map(|work| Work { share_prefixes: true, ..work }),
+        config in any_config().prop_map(|config| SchedulerConfig { max_context: 1000, ..config }),
     ) {
         let mut harness = Harness::new(config, 1000);
         harness.scheduler.add(BatchId(0), work.clone()).unwrap();
@@ -383,10 +378,10 @@ fn an_empty_prompt_is_refused() {
 }
 
 #[test]
-fn without_the_prefix_cache_each_prompt_is_computed_in_full() {
-    let mut harness = Harness::new(SchedulerConfig { prefix_cache: false, ..config() }, 100);
+fn without_sharing_each_prompt_is_computed_in_full() {
+    let mut harness = Harness::new(config(), 100);
     let jobs = (0..4).map(|id| job(id, &prompt(20, 2, 24), 1, 5)).collect();
-    harness.scheduler.add(BatchId(0), Work { keep_prefix: 10, ..work(jobs) }).unwrap();
+    harness.scheduler.add(BatchId(0), Work { share_prefixes: false, keep_prefix: 10, ..work(jobs) }).unwrap();
     harness.run();
     assert_eq!(harness.computed_prompt(), 4 * 24);
     assert_eq!(harness.scheduler.stats().pages_used, 0);

@@ -30,10 +30,12 @@ impl fmt::Debug for Job {
 }
 
 /// The jobs of one batch; see [`Batch`](crate::Batch) for the fields.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Work {
     /// The jobs, depth first by shared prefix.
     pub jobs: Vec<Job>,
+    /// Whether the jobs share keys and values with each other and with other batches.
+    pub share_prefixes: bool,
     /// Leading prompt tokens of each job that are worth keeping.
     pub keep_prefix: u32,
     /// Higher ones are admitted first.
@@ -42,10 +44,17 @@ pub struct Work {
     pub deadline: Option<Instant>,
 }
 
+impl Default for Work {
+    fn default() -> Self {
+        Work { jobs: vec![], share_prefixes: true, keep_prefix: 0, priority: 0, deadline: None }
+    }
+}
+
 /// A batch from its arrival to the end of its last row.
 #[derive(Debug)]
 pub(super) struct WaitingBatch {
     pub(super) id: BatchId,
+    pub(super) share_prefixes: bool,
     pub(super) keep_prefix: usize,
     /// Jobs after the next one.
     rest: VecDeque<Job>,
@@ -68,10 +77,10 @@ pub(super) struct NextRow {
 impl WaitingBatch {
     /// Takes a batch in; its first row becomes the next one.
     pub(super) fn new(id: BatchId, work: Work) -> Self {
-        let Work { jobs, keep_prefix, priority, deadline } = work;
+        let Work { jobs, share_prefixes, keep_prefix, priority, deadline } = work;
         let rank = (Reverse(priority), deadline.is_none(), deadline);
         let keep_prefix = keep_prefix as usize;
-        let mut batch = WaitingBatch { id, keep_prefix, rest: jobs.into(), next: None, running: 0, rank };
+        let mut batch = WaitingBatch { id, share_prefixes, keep_prefix, rest: jobs.into(), next: None, running: 0, rank };
         batch.next = batch.pull();
         batch
     }
