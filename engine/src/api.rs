@@ -408,7 +408,7 @@ impl Run {
     }
 
     /// Runs the query to its end and returns all rows.
-    pub async fn collect(&mut self) -> Result<Vec<RecordBatch>> {
+    pub async fn fetch_all(&mut self) -> Result<Vec<RecordBatch>> {
         let mut batches = vec![];
         while let Some(batch) = self.next().await {
             batches.push(batch?);

@@ -1,1 +1,109 @@
-//! To come.
+//! A query that nobody waits for stops its model calls.
+
+use futures::StreamExt;
+use refrain::serving::mock::{Gate, MockBackend, MockReply};
+use refrain::serving::Error as ServingError;
+use refrain::{Error, ModelSource, Refrain};
+
+use crate::support::{rows, session_with};
+
+const QUERY: &str = "select ai_complete('p', value) from generate_series(1, 100)";
+
+/// A model that answers nothing before the gate opens.
+fn held(gate: &Gate) -> MockBackend {
+    let gate = gate.clone();
+    MockBackend::new(1).answer(move |_| Some(MockReply::text("late").after(&gate)))
+}
+
+#[tokio::test]
+async fn dropping_the_rows_cancels_the_calls() {
+    let gate = Gate::new();
+    let (db, oracle) = session_with(&[], held(&gate)).await;
+    let mut run = db.sql(QUERY).await.unwrap().execute().await.unwrap();
+    let polled = tokio::select! { row = run.next() => row.is_some(), () = oracle.0.wait_for_calls(100) => false };
+    assert!(!polled, "rows before any answer");
+    assert_eq!(oracle.0.in_flight(), 100);
+    drop(run);
+    oracle.0.wait_until_idle().await;
+    assert_eq!(oracle.0.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn the_handle_cancels_and_the_session_lives() {
+    let gate = Gate::new();
+    let (db, oracle) = session_with(&[], held(&gate)).await;
+    let mut run = db.sql(QUERY).await.unwrap().execute().await.unwrap();
+    let handle = run.cancel_handle();
+    let mock = oracle.clone();
+    let cancel = tokio::spawn(async move {
+        mock.0.wait_for_calls(100).await;
+        handle.cancel();
+    });
+    assert!(matches!(run.next().await, Some(Err(Error::Cancelled))));
+    assert!(run.next().await.is_none());
+    cancel.await.unwrap();
+    oracle.0.wait_until_idle().await;
+    gate.open();
+    assert_eq!(rows(&db, "select ai_complete('p', 'x')").await.unwrap(), ["late"]);
+}
+
+#[tokio::test]
+async fn a_cancelled_query_leaves_its_questions_to_others() {
+    let gate = Gate::new();
+    let (db, oracle) = session_with(&[], held(&gate)).await;
+    let run = db.sql("select * from (select ai_complete('p', 'x')) union all (select ai_complete('p', 'x'))").await.unwrap();
+    let mut run = run.execute().await.unwrap();
+    let mock = oracle.clone();
+    let open = tokio::spawn(async move {
+        mock.0.wait_for_calls(1).await;
+        gate.open();
+    });
+    assert_eq!(run.fetch_all().await.unwrap().iter().map(|batch| batch.num_rows()).sum::<usize>(), 2);
+    open.await.unwrap();
+    assert_eq!(oracle.calls(), 1, "both sides wait for one answer");
+}
+
+#[tokio::test]
+async fn a_dead_backend_fails_the_query_and_not_the_session() {
+    let mock = MockBackend::new(1).answer(|prompt| {
+        prompt.contains("die").then(|| MockReply::Error(ServingError::Device("the device is lost".to_owned())))
+    });
+    let (db, _oracle) = session_with(&[], mock).await;
+    let error = rows(&db, "select ai_complete('p', 'die')").await.unwrap_err();
+    assert!(matches!(error, Error::Backend { fatal: true, .. }), "{error:?}");
+    assert_eq!(rows(&db, "select 1").await.unwrap(), ["1"]);
+}
+
+/// The embedded engine, not the mock: once the stream is dropped it computes nothing more.
+#[tokio::test]
+async fn the_embedded_engine_falls_idle() {
+    let db = Refrain::builder().build().await.unwrap();
+    let backend = db.model_catalog().backend("mini").await.unwrap();
+    let query = "select ai_complete('Write a long story', value, max_tokens => 200) from generate_series(1, 2000)";
+    let mut run = db.sql(query).await.unwrap().execute().await.unwrap();
+    // Some step has run once tokens have been computed; the first row would take all of them.
+    tokio::select! {
+        _ = run.next() => panic!("2,000 stories within a step"),
+        () = async { while backend.stats().computed_tokens == 0 { tokio::task::yield_now().await } } => {}
+    }
+    drop(run);
+    while backend.stats().pending > 0 {
+        tokio::task::yield_now().await;
+    }
+    let stats = backend.stats();
+    assert!(stats.cancelled > 1900, "{stats:?}");
+    let answer = rows(&db, "select ai_sentiment('a wonderful film')").await.unwrap();
+    assert_eq!(answer, ["positive"]);
+    let after = backend.stats();
+    assert!(after.steps - stats.steps < 50, "the cancelled query still ran: {stats:?} {after:?}");
+}
+
+#[tokio::test]
+async fn models_can_be_given_to_another_session() {
+    let db = Refrain::builder().model("m", ModelSource::Backend(std::sync::Arc::new(MockBackend::new(3)))).build().await.unwrap();
+    let context = datafusion::prelude::SessionContext::new();
+    refrain::register(&context, db.model_catalog()).unwrap();
+    let frame = refrain::sql(&context, "select ai_classify('x', ['a', 'b'], max_tokens => 5) as kind").await.unwrap();
+    let batches = frame.collect().await.unwrap();
+    assert_eq!(batches[0].num_rows(), 1);
+}

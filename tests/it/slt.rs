@@ -65,7 +65,7 @@ impl AsyncDB for Database {
         let failed = |error: refrain::Error| Failed(error.to_string());
         let mut run = self.db.sql(sql).await.map_err(failed)?.execute().await.map_err(failed)?;
         let types: Vec<_> = run.schema().fields().iter().map(|field| column_type(field.data_type())).collect();
-        let batches = run.collect().await.map_err(failed)?;
+        let batches = run.fetch_all().await.map_err(failed)?;
         if types.is_empty() {
             return Ok(DBOutput::StatementComplete(0));
         }

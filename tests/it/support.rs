@@ -79,7 +79,7 @@ fn values(data: &str) -> String {
 
 /// Runs one statement and returns its rows, cells joined by `|`.
 pub async fn rows(db: &Refrain, sql: &str) -> Result<Vec<String>> {
-    let batches = db.sql(sql).await?.execute().await?.collect().await?;
+    let batches = db.sql(sql).await?.execute().await?.fetch_all().await?;
     Ok(batches.iter().flat_map(text_rows).collect())
 }
 
@@ -89,4 +89,11 @@ fn text_rows(batch: &RecordBatch) -> Vec<String> {
         batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap()).collect();
     let row = |row| columns.iter().map(|column| column.value(row).to_string()).collect::<Vec<_>>().join("|");
     (0..batch.num_rows()).map(row).collect()
+}
+
+/// Returns the folder of real tables, if there is one: `REFRAIN_DATA`, or `shared/data` beside the checkout.
+pub fn data_folder() -> Option<std::path::PathBuf> {
+    let beside = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let folder = std::env::var_os("REFRAIN_DATA").map_or(beside, Into::into);
+    folder.join("queries/movies.parquet").is_file().then_some(folder)
 }

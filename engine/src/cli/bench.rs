@@ -77,7 +77,7 @@ async fn measure(arm: &Arm, args: &BenchArgs, models: &std::sync::Arc<ModelCatal
     }
     let db = builder.build().await?;
     // Loads the model, so that the first arm does not pay for it.
-    db.sql("SELECT ai_filter('Is this a movie?', 'warm-up')").await?.execute().await?.collect().await?;
+    db.sql("SELECT ai_filter('Is this a movie?', 'warm-up')").await?.execute().await?.fetch_all().await?;
     let table = args.table.display().to_string().replace('\'', "''");
     let query = format!(
         "SELECT ai_filter('Is the movie suitable for kids?', t.*, mode => 'fields') FROM (SELECT * FROM '{table}' LIMIT {}) AS t",
@@ -85,7 +85,7 @@ async fn measure(arm: &Arm, args: &BenchArgs, models: &std::sync::Arc<ModelCatal
     );
     let started = Instant::now();
     let mut run = db.sql(&query).await?.execute().await?;
-    let batches = run.collect().await?;
+    let batches = run.fetch_all().await?;
     let wall = started.elapsed();
     let mut answers = vec![];
     for batch in &batches {

@@ -71,7 +71,7 @@ impl Scheduler {
     /// Returns how many pages a batch's next row takes from the pool.
     fn pages_needed(&self, index: usize, limit: usize) -> usize {
         let next = self.batches[index].next.as_ref().expect("a batch is chosen for its next row");
-        let (shared, end) = (shared_len(batch, next.prompt.len()), row_end(next.prompt.len(), limit));
+        let (shared, end) = (shared_len(&self.batches[index], next.prompt.len()), row_end(next.prompt.len(), limit));
         let node = next.locked.unwrap_or(NodeId::ROOT);
         let (run, matched) = (self.tree.run(node), self.tree.end(node));
         if matched == shared {
