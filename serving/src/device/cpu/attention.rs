@@ -189,10 +189,10 @@ impl<S: Simd> Walk<'_, S> {
     fn score<const R: usize>(self, q: &[[f32; R]], keys: &[f32], scores: &mut [[f32; PAGE_TOKENS]; R]) {
         let vectors = PAGE_TOKENS / S::F32_LANES;
         for v in 0..vectors {
-            let mut sums = [[self.simd.splat_f32s(0.0); 1]; R];
-            multiply_add::<S, R, 1>(self.simd, q, S::as_simd_f32s(keys).0, vectors, v, &mut sums);
-            for (scores, sum) in scores.iter_mut().zip(sums) {
-                S::as_mut_simd_f32s(scores).0[v] = sum[0];
+            let zero = [[self.simd.splat_f32s(0.0); 1]; R];
+            let sums = multiply_add(self.simd, q, &S::as_simd_f32s(keys).0[v..], vectors, zero);
+            for i in 0..R {
+                S::as_mut_simd_f32s(&mut scores[i]).0[v] = sums[i][0];
             }
         }
     }
@@ -216,12 +216,16 @@ impl<S: Simd> Walk<'_, S> {
         self, weights: &[[f32; R]], values: &[f32], stride: usize, first: usize, sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) -> usize {
         let mut vectors = [[self.simd.splat_f32s(0.0); V]; R];
-        for (vectors, sums) in vectors.iter_mut().zip(sums.iter()) {
-            vectors.copy_from_slice(&S::as_simd_f32s(sums).0[first..first + V]);
+        for i in 0..R {
+            for v in 0..V {
+                vectors[i][v] = S::as_simd_f32s(&sums[i]).0[first + v];
+            }
         }
-        multiply_add::<S, R, V>(self.simd, weights, S::as_simd_f32s(values).0, stride, first, &mut vectors);
-        for (vectors, sums) in vectors.iter().zip(sums) {
-            S::as_mut_simd_f32s(sums).0[first..first + V].copy_from_slice(vectors);
+        let vectors = multiply_add(self.simd, weights, &S::as_simd_f32s(values).0[first..], stride, vectors);
+        for i in 0..R {
+            for v in 0..V {
+                S::as_mut_simd_f32s(&mut sums[i]).0[first + v] = vectors[i][v];
+            }
         }
         V
     }
@@ -245,10 +249,13 @@ fn softmax_page(scores: &mut [f32; PAGE_TOKENS], seen: usize, running: &mut Runn
 
 /// Folds 16 values in halves: an order that vector code keeps.
 #[inline(always)]
-fn tree(values: [f32; PAGE_TOKENS], fold: impl Fn(f32, f32) -> f32) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|i| fold(values[i], values[i + 8]));
-    let four: [f32; 4] = std::array::from_fn(|i| fold(eight[i], eight[i + 4]));
-    fold(fold(four[0], four[2]), fold(four[1], four[3]))
+fn tree(mut values: [f32; PAGE_TOKENS], fold: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            values[i] = fold(values[i], values[i + half]);
+        }
+    }
+    values[0]
 }
 
 #[cfg(test)]
@@ -269,8 +276,8 @@ mod tests {
         let page = |position: usize| PageId(pages - 1 - (position / PAGE_TOKENS) as u32);
         let write = |token: usize, at: usize| KvWrite { token: token as u32, page: page(at), offset: (at % PAGE_TOKENS) as u32 };
         let poison: Vec<_> = (len..len.next_multiple_of(PAGE_TOKENS)).map(|at| write(0, at)).collect();
-        kv.write(arch, 0, &poison, &vec![f32::NAN; stride], stride, 2 * group * dim);
-        kv.write(arch, 0, &(0..len).map(|at| write(at, at)).collect::<Vec<_>>(), &x, stride, 2 * group * dim);
+        kv.write(0, &poison, &vec![f32::NAN; stride], stride, 2 * group * dim);
+        kv.write(0, &(0..len).map(|at| write(at, at)).collect::<Vec<_>>(), &x, stride, 2 * group * dim);
         let plan = StepPlan {
             rows: vec![RowSpan { tokens: 0..len as u32, pages: 0..pages }],
             block_tables: (0..pages as usize).map(|p| page(p * PAGE_TOKENS)).collect(),
