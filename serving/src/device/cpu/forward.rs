@@ -69,7 +69,7 @@ impl Decoder {
         self.rope.angles(&plan.positions, &mut buffers.angles);
         for (layer, weights) in self.weights.layers.iter().enumerate() {
             self.project(weights, buffers);
-            kv.write(self.arch, layer, &plan.writes, &buffers.qkv, self.qkv_width(), self.config.heads * self.config.head_dim);
+            kv.write(layer, &plan.writes, &buffers.qkv, self.qkv_width(), self.config.heads * self.config.head_dim);
             if layer + 1 == self.weights.layers.len() {
                 drop_unsampled(buffers, self.config.hidden_size);
             }

@@ -299,24 +299,32 @@ fn tile<S: Simd, const M: usize>(
 fn full_tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, resume: bool) {
     let mut sums = [[simd.splat_f32s(0.0); PANEL_VECTORS]; M];
     if resume {
-        for (i, sums) in sums.iter_mut().enumerate() {
-            sums.copy_from_slice(S::as_simd_f32s(&out[i * stride..][..PANEL_VECTORS * S::F32_LANES]).0);
+        for i in 0..M {
+            let row = S::as_simd_f32s(&out[i * stride..][..PANEL_VECTORS * S::F32_LANES]).0;
+            for v in 0..PANEL_VECTORS {
+                sums[i][v] = row[v];
+            }
         }
     }
-    multiply_add::<S, M, PANEL_VECTORS>(simd, a.as_chunks().0, S::as_simd_f32s(b).0, PANEL_VECTORS, 0, &mut sums);
-    for (i, sums) in sums.iter().enumerate() {
-        S::as_mut_simd_f32s(&mut out[i * stride..][..PANEL_VECTORS * S::F32_LANES]).0.copy_from_slice(sums);
+    let sums = multiply_add(simd, a.as_chunks().0, S::as_simd_f32s(b).0, PANEL_VECTORS, sums);
+    for i in 0..M {
+        let row = S::as_mut_simd_f32s(&mut out[i * stride..][..PANEL_VECTORS * S::F32_LANES]).0;
+        for v in 0..PANEL_VECTORS {
+            row[v] = sums[i][v];
+        }
     }
 }
 
-/// The micro-kernel: for each step in order, `sums[i][v] += a[step][i] * b[step][first + v]`, fused. Rows of `b` are `stride`
-/// vectors apart.
+/// The micro-kernel: for each step in order, `sums[i][v] += a[step][i] * b[step][v]`, fused. Rows of `b` are `stride` vectors
+/// apart.
+///
+/// Sums are passed by value, and nothing in the loop can panic: otherwise the compiler stores all of them at every step.
 #[inline(always)]
 pub(super) fn multiply_add<S: Simd, const M: usize, const V: usize>(
-    simd: S, a: &[[f32; M]], b: &[S::f32s], stride: usize, first: usize, sums: &mut [[S::f32s; V]; M],
-) {
-    for (a, b) in a.iter().zip(b.chunks_exact(stride)) {
-        let b = &b[first..first + V];
+    simd: S, a: &[[f32; M]], b: &[S::f32s], stride: usize, mut sums: [[S::f32s; V]; M],
+) -> [[S::f32s; V]; M] {
+    for (a, b) in a.iter().zip(b.chunks(stride)) {
+        let Some(b) = b.first_chunk::<V>() else { break };
         for i in 0..M {
             let a = simd.splat_f32s(a[i]);
             for v in 0..V {
@@ -324,6 +332,7 @@ pub(super) fn multiply_add<S: Simd, const M: usize, const V: usize>(
             }
         }
     }
+    sums
 }
 
 #[cfg(test)]

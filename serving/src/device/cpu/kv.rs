@@ -4,7 +4,6 @@
 //! values, [PAGE_TOKENS][value_width], `value_width` being `head_dim` rounded up to whole vectors. So the scores of a page's 16
 //! keys come from vector multiply-adds without sums across lanes, and values are added row by row.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::aligned::AlignedVec;
@@ -66,19 +65,15 @@ impl KvPool {
     }
 
     /// Stores keys and values of tokens. Rows of `qkv` are `stride` apart; keys of all heads begin at `keys`, values follow them.
-    pub(super) fn write(
-        &mut self, arch: Arch, layer: usize, writes: &[KvWrite], qkv: &[f32], stride: usize, keys: usize,
-    ) {
+    pub(super) fn write(&mut self, layer: usize, writes: &[KvWrite], qkv: &[f32], stride: usize, keys: usize) {
         let (heads, dim) = (self.kv_heads, self.head_dim);
         let slabs = &mut self.slabs[layer * heads..(layer + 1) * heads];
         slabs.par_iter_mut().enumerate().for_each(|(head, slab)| {
-            arch.dispatch(|| {
-                for write in writes {
-                    let row = &qkv[write.token as usize * stride..][..stride];
-                    let (key, value) = (&row[keys + head * dim..][..dim], &row[keys + (heads + head) * dim..][..dim]);
-                    store(slab, write, key, value);
-                }
-            });
+            for write in writes {
+                let row = &qkv[write.token as usize * stride..][..stride];
+                let (key, value) = (&row[keys + head * dim..][..dim], &row[keys + (heads + head) * dim..][..dim]);
+                store(slab, write, key, value);
+            }
         });
     }
 
@@ -109,7 +104,6 @@ fn slab(len: usize, budget: usize) -> Result<AlignedVec> {
     Ok(AlignedVec::zeroed(len))
 }
 
-#[inline(always)]
 fn store(slab: &mut [f32], write: &KvWrite, key: &[f32], value: &[f32]) {
     let (size, offset) = (page_floats(key.len()), write.offset as usize);
     let (keys, values) = slab[write.page.0 as usize * size..][..size].split_at_mut(key.len() * PAGE_TOKENS);
@@ -155,7 +149,7 @@ mod tests {
         let (queries, stride) = (config.heads * dim, (config.heads + 2 * heads) * dim);
         let qkv = Random::new(4).floats(2 * stride);
         let write = |token, page, offset| KvWrite { token, page: PageId(page), offset };
-        pool.write(Arch::new(), 1, &[write(0, 3, 5), write(0, 2, 5), write(1, 3, 6)], &qkv, stride, queries);
+        pool.write(1, &[write(0, 3, 5), write(0, 2, 5), write(1, 3, 6)], &qkv, stride, queries);
         for head in 0..heads {
             for (token, page, offset) in [(0, 3, 5), (0, 2, 5), (1, 3, 6)] {
                 let row = &qkv[token * stride + queries..];

@@ -1,6 +1,6 @@
 //! RMSNorm: `out[c] = x[c] / sqrt(mean(x^2) + eps) * weight[c]` for each token (Zhang and Sennrich 2019).
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::rows::for_row_blocks;
 
@@ -12,12 +12,32 @@ pub(super) fn rmsnorm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut
     let channels = weight.len();
     for_row_blocks(out, channels, |first, block| {
         let x = &x[first * channels..][..block.len()];
-        arch.dispatch(|| {
-            for (x, out) in x.chunks_exact(channels).zip(block.chunks_exact_mut(channels)) {
-                normalise(x, weight, eps, out);
-            }
-        });
+        arch.dispatch(Normalise { x, weight, eps, out: block });
     });
+}
+
+/// Some rows, on one thread.
+///
+/// A struct rather than a closure: a closure need not be inlined into the function that has the vector instructions, and its
+/// fused multiply-adds would then be library calls.
+struct Normalise<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Normalise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Normalise { x, weight, eps, out } = self;
+        let channels = weight.len();
+        for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
+            normalise(x, weight, eps, out);
+        }
+    }
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 
 use std::f64::consts::PI;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::rows::for_row_blocks;
 use crate::model::{ModelConfig, RopeScaling};
@@ -47,14 +47,31 @@ impl Rope {
         let half = self.frequencies.len();
         for_row_blocks(x, stride, |first, block| {
             let angles = &angles[first * 2 * half..];
-            arch.dispatch(|| {
-                for (row, angles) in block.chunks_exact_mut(stride).zip(angles.chunks_exact(2 * half)) {
-                    for head in row[..heads * 2 * half].chunks_exact_mut(2 * half) {
-                        turn(head, angles);
-                    }
-                }
-            });
+            arch.dispatch(Turn { angles, head_dim: 2 * half, heads, stride, x: block });
         });
+    }
+}
+
+/// Some rows, on one thread.
+struct Turn<'a> {
+    angles: &'a [f32],
+    head_dim: usize,
+    heads: usize,
+    stride: usize,
+    x: &'a mut [f32],
+}
+
+impl WithSimd for Turn<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Turn { angles, head_dim, heads, stride, x } = self;
+        for (row, angles) in x.chunks_exact_mut(stride).zip(angles.chunks_exact(head_dim)) {
+            for head in row[..heads * head_dim].chunks_exact_mut(head_dim) {
+                turn(head, angles);
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! SwiGLU's elementwise part: `out[c] = silu(gate[c]) * up[c]`, `silu(x) = x / (1 + exp(-x))` (Shazeer 2020).
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::exp::exp;
 use super::rows::for_row_blocks;
@@ -9,15 +9,30 @@ use super::rows::for_row_blocks;
 pub(super) fn swiglu(arch: Arch, gate_up: &[f32], channels: usize, out: &mut [f32]) {
     for_row_blocks(out, channels, |first, block| {
         let gate_up = &gate_up[2 * first * channels..][..2 * block.len()];
-        arch.dispatch(|| {
-            for (gate_up, out) in gate_up.chunks_exact(2 * channels).zip(block.chunks_exact_mut(channels)) {
-                let (gate, up) = gate_up.split_at(channels);
-                for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + exp(-gate)) * up;
-                }
-            }
-        });
+        arch.dispatch(Combine { gate_up, channels, out: block });
     });
+}
+
+/// Some rows, on one thread.
+struct Combine<'a> {
+    gate_up: &'a [f32],
+    channels: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Combine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Combine { gate_up, channels, out } = self;
+        for (gate_up, out) in gate_up.chunks_exact(2 * channels).zip(out.chunks_exact_mut(channels)) {
+            let (gate, up) = gate_up.split_at(channels);
+            for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+                *out = gate / (1.0 + exp(-gate)) * up;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
