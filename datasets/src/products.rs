@@ -26,8 +26,15 @@ pub(crate) struct Product {
 }
 
 const fn product(
-    name: &'static str, category: &'static str, noun: &'static str, material: &'static str, size_cm: [u16; 3], weight_g: u16,
-    contents: &'static str, detail: &'static str, warranty_years: u8,
+    name: &'static str,
+    category: &'static str,
+    noun: &'static str,
+    material: &'static str,
+    size_cm: [u16; 3],
+    weight_g: u16,
+    contents: &'static str,
+    detail: &'static str,
+    warranty_years: u8,
 ) -> Product {
     Product { name, category, noun, material, size_cm, weight_g, contents, detail, warranty_years }
 }

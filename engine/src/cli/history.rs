@@ -57,10 +57,9 @@ mod tests {
 
     #[test]
     fn secrets_are_recognised() {
-        for secret in [
-            "CREATE SECRET k (TYPE openai, API_KEY 'x');",
-            "select 1; create or replace\n persistent secret k (api_key 'x",
-        ] {
+        for secret in
+            ["CREATE SECRET k (TYPE openai, API_KEY 'x');", "select 1; create or replace\n persistent secret k (api_key 'x"]
+        {
             assert!(holds_secret(secret), "{secret}");
         }
         for plain in ["select 'create secret'", "create table t(a int); drop secret k", "-- create secret"] {

@@ -30,10 +30,11 @@ impl Delimited {
 impl ResultWriter for Delimited {
     fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Result<(), CliError> {
         let builder = WriterBuilder::new().with_delimiter(self.delimiter).with_null(self.null.clone());
-        let mut writer = builder.with_header(!self.has_header).build(out);
-        writer.write(&flattened(batch)?)?;
+        // Arrow's writer turns an error of the output into text; written from here, a closed pipe is still known as one.
+        let mut text = Vec::new();
+        builder.with_header(!self.has_header).build(&mut text).write(&flattened(batch)?)?;
         self.has_header = true;
-        Ok(())
+        Ok(out.write_all(&text)?)
     }
 
     fn finish(&mut self, out: &mut dyn Write) -> Result<usize, CliError> {

@@ -101,12 +101,10 @@ pub(super) mod tests {
 
     /// Two rows of every kind of value; the second is NULL but for its id.
     pub(in crate::cli::output) fn sample() -> RecordBatch {
-        let kind = Field::new("kind", DataType::Utf8, true);
-        let rank = Field::new("rank", DataType::Int64, true);
-        let nested = StructArray::from(vec![
-            (Arc::new(kind), Arc::new(StringArray::from(vec![Some("a|b"), None])) as ArrayRef),
-            (Arc::new(rank), Arc::new(Int64Array::from(vec![Some(1), None])) as ArrayRef),
-        ]);
+        let fields = [("kind", DataType::Utf8), ("rank", DataType::Int64)].map(|(name, kind)| Field::new(name, kind, true));
+        let children: Vec<ArrayRef> =
+            vec![Arc::new(StringArray::from(vec![Some("a|b"), None])), Arc::new(Int64Array::from(vec![Some(1), None]))];
+        let nested = StructArray::new(fields.to_vec().into(), children, Some(vec![true, false].into()));
         let list = ListArray::from_iter_primitive::<Int64Type, _, _>(vec![Some(vec![Some(1), None]), None]);
         let columns: Vec<(&str, ArrayRef)> = vec![
             ("id", Arc::new(Int64Array::from(vec![1, 2]))),
