@@ -96,9 +96,9 @@ impl Builder {
         let models = self.models.into_iter().map(|(name, source)| ModelInfo {
             name,
             location: source.0.display().to_string(),
-            device: "cpu".into(),
-            state: "unloaded".into(),
-            parameters: "30.7 M".into(),
+            device: String::new(),
+            state: "not loaded".into(),
+            max_context: String::new(),
         });
         Ok(Refrain { ctx: SessionContext::new_with_config(config), models: models.collect() })
     }
@@ -115,8 +115,8 @@ pub struct ModelInfo {
     pub device: String,
     /// Whether it is loaded.
     pub state: String,
-    /// Number of parameters.
-    pub parameters: String,
+    /// Longest prompt and answer together.
+    pub max_context: String,
 }
 
 /// One session.
@@ -218,7 +218,7 @@ impl Run {
     }
 
     /// Progress so far.
-    pub fn progress(&self) -> watch::Receiver<Progress> {
+    pub fn progress(&mut self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 

@@ -8,7 +8,7 @@ use super::output::Format;
 
 /// A SQL engine for tables that a language model has to read.
 #[derive(Debug, Parser)]
-#[command(name = "refrain", version, about, args_conflicts_with_subcommands = false)]
+#[command(name = "refrain", version, about)]
 pub struct Args {
     /// What to do instead of opening the shell.
     #[command(subcommand)]

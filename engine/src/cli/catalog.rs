@@ -10,7 +10,7 @@ use datafusion::logical_expr::Documentation;
 use datafusion::prelude::SessionContext;
 
 use super::commands;
-use super::error::CliError;
+use super::error::{Failure, Outcome};
 use crate::{Error, ModelInfo, RowError};
 
 /// Builds a listing of text columns.
@@ -44,7 +44,7 @@ pub(crate) fn table_names(ctx: &SessionContext) -> Vec<TableName> {
 }
 
 /// Lists tables and views.
-pub(crate) async fn tables(ctx: &SessionContext) -> Result<RecordBatch, CliError> {
+pub(crate) async fn tables(ctx: &SessionContext) -> Outcome<RecordBatch> {
     let mut rows = Vec::new();
     for TableName { catalog, schema, table } in table_names(ctx) {
         let provider = ctx.catalog(&catalog).and_then(|catalog| catalog.schema(&schema));
@@ -60,7 +60,7 @@ pub(crate) async fn tables(ctx: &SessionContext) -> Result<RecordBatch, CliError
 }
 
 /// Lists the columns of a table; the name is read as SQL reads it.
-pub(crate) async fn columns(ctx: &SessionContext, table: &str) -> Result<RecordBatch, CliError> {
+pub(crate) async fn columns(ctx: &SessionContext, table: &str) -> Outcome<RecordBatch> {
     let provider = ctx.table_provider(table).await.map_err(Error::from)?;
     let row = |field: &Arc<datafusion::arrow::datatypes::Field>| {
         [field.name().clone(), field.data_type().to_string(), if field.is_nullable() { "YES" } else { "NO" }.to_owned()]
@@ -96,7 +96,7 @@ pub(crate) fn function_names(ctx: &SessionContext) -> Vec<String> {
 }
 
 /// Lists the functions whose names match a pattern in which `*` stands for anything.
-pub(crate) fn functions(ctx: &SessionContext, pattern: &str) -> Result<RecordBatch, CliError> {
+pub(crate) fn functions(ctx: &SessionContext, pattern: &str) -> Outcome<RecordBatch> {
     let matching = all_functions(ctx).into_iter().filter(|function| matches(&function.name, pattern));
     let rows = matching.map(|Function { name, kind, documentation }| {
         let (syntax, description) = documentation.map_or_else(Default::default, |doc| (doc.syntax_example, doc.description));
@@ -107,12 +107,12 @@ pub(crate) fn functions(ctx: &SessionContext, pattern: &str) -> Result<RecordBat
 }
 
 /// Returns what is documented of one function.
-pub(crate) fn help_on(ctx: &SessionContext, name: &str) -> Result<String, CliError> {
+pub(crate) fn help_on(ctx: &SessionContext, name: &str) -> Outcome<String> {
     let functions = all_functions(ctx);
     let name = name.to_lowercase();
     let Some(function) = functions.iter().find(|function| function.name == name) else {
         let nearest = commands::nearest(&name, functions.iter().map(|function| function.name.as_str())).unwrap_or_default();
-        return Err(CliError::Usage(format!("no function {name}; did you mean {nearest}?")));
+        return Err(Failure::usage(format!("no function {name}; did you mean {nearest}?")));
     };
     let Some(doc) = &function.documentation else {
         return Ok(format!("{name} is a function of kind {}", function.kind));
@@ -128,21 +128,15 @@ pub(crate) fn help_on(ctx: &SessionContext, name: &str) -> Result<String, CliErr
 }
 
 /// Lists models.
-pub(crate) fn models(models: &[ModelInfo]) -> Result<RecordBatch, CliError> {
+pub(crate) fn models(models: &[ModelInfo]) -> Outcome<RecordBatch> {
     let row = |model: &ModelInfo| {
-        [
-            model.name.to_string(),
-            model.location.to_string(),
-            model.device.to_string(),
-            model.state.to_string(),
-            model.parameters.to_string(),
-        ]
+        [model.name.clone(), model.location.clone(), model.state.clone(), model.device.clone(), model.max_context.clone()]
     };
-    Ok(listing(["model", "location", "device", "state", "parameters"], models.iter().map(row).collect())?)
+    Ok(listing(["model", "location", "state", "device", "max_context"], models.iter().map(row).collect())?)
 }
 
 /// Lists the failed rows of a query.
-pub(crate) fn row_errors(errors: &[RowError]) -> Result<RecordBatch, CliError> {
+pub(crate) fn row_errors(errors: &[RowError]) -> Outcome<RecordBatch> {
     let row = |error: &RowError| [error.function.clone(), error.reason.clone(), error.message.clone(), error.inputs.clone()];
     Ok(listing(["function", "reason", "message", "inputs"], errors.iter().map(row).collect())?)
 }
@@ -171,7 +165,7 @@ pub(crate) fn all_settings(ctx: &SessionContext) -> Vec<Setting> {
 }
 
 /// Lists the settings whose names match a pattern.
-pub(crate) fn settings(ctx: &SessionContext, pattern: &str) -> Result<RecordBatch, CliError> {
+pub(crate) fn settings(ctx: &SessionContext, pattern: &str) -> Outcome<RecordBatch> {
     let matching = all_settings(ctx).into_iter().filter(|setting| matches(&setting.name, pattern));
     let rows: Vec<_> =
         matching.map(|setting| [setting.name, setting.value.unwrap_or_default(), setting.description.to_owned()]).collect();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::error::CliError;
+use super::error::{Failure, Outcome};
 use super::output::Format;
 
 /// A shell command, ready to be carried out.
@@ -94,7 +94,7 @@ pub(crate) const COMMANDS: &[Entry] = &[
 ];
 
 /// Parses a command line such as `\mode csv` or `.mode csv`.
-pub(crate) fn parse(line: &str) -> Result<Command, CliError> {
+pub(crate) fn parse(line: &str) -> Outcome<Command> {
     let line = line.trim().trim_end_matches(';').trim_end();
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let rest = rest.trim();
@@ -110,7 +110,7 @@ pub(crate) fn parse(line: &str) -> Result<Command, CliError> {
         "maxrows" => Command::MaxRows(argument().map(|text| row_limit(&text)).transpose()?),
         "nullvalue" => Command::NullValue(argument()),
         "o" => Command::Output(argument().filter(|file| file != "stdout").map(PathBuf::from)),
-        "i" => Command::Include(argument().map(PathBuf::from).ok_or_else(|| CliError::Usage("\\i needs a file".into()))?),
+        "i" => Command::Include(argument().map(PathBuf::from).ok_or_else(|| Failure::usage("\\i needs a file"))?),
         "explain" => Command::Explain((!rest.is_empty()).then(|| rest.to_owned())),
         "estimate" => Command::Estimate((!rest.is_empty()).then(|| rest.to_owned())),
         "usage" => Command::Usage,
@@ -125,7 +125,7 @@ pub(crate) fn parse(line: &str) -> Result<Command, CliError> {
 }
 
 /// Returns the name under which a typed word is listed.
-fn canonical(word: &str) -> Result<&'static str, CliError> {
+fn canonical(word: &str) -> Outcome<&'static str> {
     let is_dot = word.starts_with('.');
     let typed = word.get(1..).unwrap_or_default();
     let spelled = |entry: &Entry| if is_dot { entry.dot_alias } else { Some(entry.name) };
@@ -137,7 +137,7 @@ fn canonical(word: &str) -> Result<&'static str, CliError> {
     }
     let sign = if is_dot { '.' } else { '\\' };
     let nearest = nearest(typed, COMMANDS.iter().filter_map(spelled)).unwrap_or("?");
-    Err(CliError::Usage(format!("no command {word}; did you mean {sign}{nearest}? \\? lists all")))
+    Err(Failure::usage(format!("no command {word}; did you mean {sign}{nearest}? \\? lists all")))
 }
 
 /// Returns the candidate with the fewest edits from `word`; the first of several.
@@ -166,20 +166,20 @@ fn unquoted(text: &str) -> String {
     inner.unwrap_or(text).to_owned()
 }
 
-fn switch(text: &str) -> Result<Option<bool>, CliError> {
+fn switch(text: &str) -> Outcome<Option<bool>> {
     match text.to_ascii_lowercase().as_str() {
         "" => Ok(None),
         "on" | "true" | "1" => Ok(Some(true)),
         "off" | "false" | "0" => Ok(Some(false)),
-        _ => Err(CliError::Usage(format!("expected on or off, not {text:?}"))),
+        _ => Err(Failure::usage(format!("expected on or off, not {text:?}"))),
     }
 }
 
-fn row_limit(text: &str) -> Result<Option<usize>, CliError> {
+fn row_limit(text: &str) -> Outcome<Option<usize>> {
     if matches!(text, "all" | "inf" | "0") {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| CliError::Usage(format!("expected a number of rows or all, not {text:?}")))
+    text.parse().map(Some).map_err(|_| Failure::usage(format!("expected a number of rows or all, not {text:?}")))
 }
 
 /// Reads `name`, `name value` or `name = value`.

@@ -167,7 +167,7 @@ impl Vocabulary {
         Self {
             tables,
             functions: catalog::function_names(ctx),
-            models: db.models().iter().map(|model| model.name.to_string()).collect(),
+            models: db.models().into_iter().map(|model| model.name).collect(),
             settings: catalog::all_settings(ctx).into_iter().map(|setting| setting.name).collect(),
         }
     }

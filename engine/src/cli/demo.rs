@@ -4,7 +4,7 @@ use datafusion::arrow::array::AsArray;
 use datafusion::arrow::datatypes::Int64Type;
 use datafusion::arrow::record_batch::RecordBatch;
 
-use super::error::CliError;
+use super::error::Outcome;
 use super::execute::Collected;
 use super::numbers::{counted, grouped, percent, seconds};
 use super::output::{self, Format, Layout};
@@ -31,7 +31,7 @@ const SAMPLE_ROWS: usize = 8;
 const WIDTH: u16 = 110;
 
 /// Runs the demonstration on a fresh session.
-pub(crate) async fn run(session: &mut Session, seed: u64) -> Result<(), CliError> {
+pub(crate) async fn run(session: &mut Session, seed: u64) -> Outcome<()> {
     let reviews = refrain_datasets::demo::reviews(seed)?;
     let rows = reviews.num_rows() as u64;
     session.db.context().register_batch("reviews", reviews).map_err(Error::from)?;
@@ -59,7 +59,7 @@ fn introduction(banner: &str, rows: u64, estimate: &str) -> String {
 }
 
 /// Lays out the first answers as a table.
-fn sample(answers: &RecordBatch, width: u16) -> Result<String, CliError> {
+fn sample(answers: &RecordBatch, width: u16) -> Outcome<String> {
     let layout = Layout { max_rows: Some(SAMPLE_ROWS), width: Some(width), null: None };
     let mut writer = output::writer(Format::Table, answers.schema(), layout);
     let mut text = Vec::new();

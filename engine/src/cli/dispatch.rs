@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use super::catalog;
 use super::closing;
 use super::commands::{self, COMMANDS, Command};
-use super::error::CliError;
+use super::error::{Failure, Outcome};
 use super::output::Sink;
 use super::script::{self, Item};
 use super::session::Session;
@@ -27,11 +27,11 @@ pub(crate) enum Flow {
 impl Session {
     /// Runs the items of a script. Without `bail` an error is told and the next item runs; the end is then `Told`, with the code
     /// of the first error. An interrupt and a closed output stop any script.
-    pub(crate) async fn run_items(&mut self, items: Vec<Item>, bail: bool) -> Result<Flow, CliError> {
+    pub(crate) async fn run_items(&mut self, items: Vec<Item>, bail: bool) -> Outcome<Flow> {
         self.run_nested(items, bail, 0).await
     }
 
-    async fn run_nested(&mut self, items: Vec<Item>, bail: bool, depth: usize) -> Result<Flow, CliError> {
+    async fn run_nested(&mut self, items: Vec<Item>, bail: bool, depth: usize) -> Outcome<Flow> {
         let mut first_code = None;
         let mut flow = Flow::Continue;
         for item in items {
@@ -48,16 +48,16 @@ impl Session {
                 }
             }
         }
-        first_code.map_or(Ok(flow), |code| Err(CliError::Told(code)))
+        first_code.map_or(Ok(flow), |code| Err(Failure::Told(code)))
     }
 
-    async fn run_item(&mut self, item: Item, bail: bool, depth: usize) -> Result<Flow, CliError> {
+    async fn run_item(&mut self, item: Item, bail: bool, depth: usize) -> Outcome<Flow> {
         match item {
             Item::Statement(sql) => self.execute(&sql).await.map(|()| Flow::Continue),
             Item::Command(line) => match commands::parse(&line)? {
                 Command::Quit => Ok(Flow::Quit),
                 Command::Include(_) if depth == INCLUDE_DEPTH_MAX => {
-                    Err(CliError::Usage(format!("scripts include each other more than {INCLUDE_DEPTH_MAX} deep")))
+                    Err(Failure::usage(format!("scripts include each other more than {INCLUDE_DEPTH_MAX} deep")))
                 }
                 Command::Include(path) => {
                     let items = script::items(&read(&path)?);
@@ -69,7 +69,7 @@ impl Session {
     }
 
     /// Carries out a command that runs no script.
-    async fn carry_out(&mut self, command: Command) -> Result<(), CliError> {
+    async fn carry_out(&mut self, command: Command) -> Outcome<()> {
         match command {
             Command::Describe(None) | Command::Tables => {
                 let tables = catalog::tables(self.db.context()).await?;
@@ -172,24 +172,24 @@ impl Session {
     }
 
     /// Sets a session setting; a name without a prefix is one of ours.
-    pub(crate) async fn set(&self, name: &str, value: &str) -> Result<(), CliError> {
+    pub(crate) async fn set(&self, name: &str, value: &str) -> Outcome<()> {
         let name = full_name(name);
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.') {
-            return Err(CliError::Usage(format!("{name:?} is no name of a setting")));
+            return Err(Failure::usage(format!("{name:?} is no name of a setting")));
         }
         let statement = format!("SET {name} = '{}'", value.replace('\'', "''"));
         let run = self.db.sql(&statement).await?.execute().await?;
         Ok(run.try_for_each(|_| async { Ok(()) }).await?)
     }
 
-    fn this_or_last(&self, sql: Option<String>) -> Result<String, CliError> {
+    fn this_or_last(&self, sql: Option<String>) -> Outcome<String> {
         sql.or_else(|| self.last.as_ref().map(|last| last.sql.clone())).ok_or_else(no_query)
     }
 }
 
 /// Reads a script.
-pub(crate) fn read(path: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|error| CliError::file("read", path, error))
+pub(crate) fn read(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, error))
 }
 
 /// The version of this program.
@@ -201,8 +201,8 @@ fn full_name(setting: &str) -> String {
     if setting.contains('.') { setting.to_owned() } else { format!("refrain.{setting}") }
 }
 
-fn no_query() -> CliError {
-    CliError::Usage("no query has run yet".to_owned())
+fn no_query() -> Failure {
+    Failure::usage("no query has run yet")
 }
 
 fn on_or_off(value: bool) -> &'static str {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     impl Bench {
-        async fn run(&mut self, script: &str, bail: bool) -> Result<Flow, CliError> {
+        async fn run(&mut self, script: &str, bail: bool) -> Outcome<Flow> {
             self.session.run_items(script::items(script), bail).await
         }
 

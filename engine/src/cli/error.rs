@@ -9,7 +9,7 @@ use crate::Error;
 
 /// Why the shell could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CliError {
+pub(crate) enum Failure {
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] Error),
@@ -38,7 +38,15 @@ pub(crate) enum CliError {
     OutputClosed,
 }
 
-impl CliError {
+/// What a step of the program comes to.
+pub(crate) type Outcome<T> = Result<T, Failure>;
+
+impl Failure {
+    /// A shell command or an option that is wrong.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into())
+    }
+
     /// An input or output error; a broken pipe is told apart.
     pub(crate) fn io(action: impl Into<String>, source: io::Error) -> Self {
         match source.kind() {
@@ -83,13 +91,13 @@ pub(crate) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-impl From<io::Error> for CliError {
+impl From<io::Error> for Failure {
     fn from(source: io::Error) -> Self {
         Self::io("cannot write the output", source)
     }
 }
 
-impl From<ArrowError> for CliError {
+impl From<ArrowError> for Failure {
     fn from(error: ArrowError) -> Self {
         Self::Engine(Error::from(datafusion::error::DataFusionError::from(error)))
     }
@@ -102,10 +110,10 @@ mod tests {
     #[test]
     fn exit_codes_are_those_of_the_manual() {
         let broken_pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
-        assert_eq!(CliError::from(broken_pipe()).exit_code(), 0);
-        assert_eq!(CliError::from(ArrowError::CsvError("bad".into())).exit_code(), 1);
-        assert_eq!(CliError::Usage(String::new()).exit_code(), 2);
-        assert_eq!(CliError::RowsFailed(1).exit_code(), 4);
-        assert_eq!(CliError::from(Error::Cancelled).exit_code(), 130);
+        assert_eq!(Failure::from(broken_pipe()).exit_code(), 0);
+        assert_eq!(Failure::from(ArrowError::CsvError("bad".into())).exit_code(), 1);
+        assert_eq!(Failure::Usage(String::new()).exit_code(), 2);
+        assert_eq!(Failure::RowsFailed(1).exit_code(), 4);
+        assert_eq!(Failure::from(Error::Cancelled).exit_code(), 130);
     }
 }

@@ -8,7 +8,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 use futures::TryStreamExt;
 
 use super::closing;
-use super::error::{CliError, complain};
+use super::error::{Failure, Outcome, complain};
 use super::interrupt::Interrupts;
 use super::numbers::{counted, seconds};
 use super::output;
@@ -28,7 +28,7 @@ pub(crate) struct Collected {
 
 impl Session {
     /// Runs one statement, writes its rows, and tells what it came to.
-    pub(crate) async fn execute(&mut self, sql: &str) -> Result<(), CliError> {
+    pub(crate) async fn execute(&mut self, sql: &str) -> Outcome<()> {
         let started = Instant::now();
         let mut run = self.start(sql).await?;
         let schema = run.schema();
@@ -55,7 +55,7 @@ impl Session {
     }
 
     /// Runs one statement and keeps its rows.
-    pub(crate) async fn collect(&mut self, sql: &str) -> Result<Collected, CliError> {
+    pub(crate) async fn collect(&mut self, sql: &str) -> Outcome<Collected> {
         let started = Instant::now();
         let mut run = self.start(sql).await?;
         let lines = self.progress_lines();
@@ -69,7 +69,7 @@ impl Session {
         Ok(Collected { rows, usage: run.usage(), elapsed_s: started.elapsed().as_secs_f64() })
     }
 
-    async fn start(&mut self, sql: &str) -> Result<Run, CliError> {
+    async fn start(&mut self, sql: &str) -> Outcome<Run> {
         let planned = async { self.db.sql(sql).await?.execute().await };
         Ok(self.interrupts.race(planned).await??)
     }
@@ -80,7 +80,7 @@ impl Session {
     }
 
     /// Tells on standard error what a finished or stopped query came to.
-    fn account(&self, delivered: Result<Delivered, CliError>, usage: &QueryUsage, elapsed_s: f64) -> Result<(), CliError> {
+    fn account(&self, delivered: Outcome<Delivered>, usage: &QueryUsage, elapsed_s: f64) -> Outcome<()> {
         let spent = closing::spent(usage);
         let Delivered { rows, hidden } = delivered.inspect_err(|_| {
             if let Some(spent) = &spent {
@@ -98,7 +98,7 @@ impl Session {
         if let Some(failures) = closing::failures(usage) {
             complain(&failures);
             if self.view.strict_rows {
-                return Err(CliError::RowsFailed(usage.failed_rows));
+                return Err(Failure::RowsFailed(usage.failed_rows));
             }
         }
         Ok(())
@@ -117,14 +117,14 @@ async fn drain(
     run: &mut Run,
     interrupts: &mut Interrupts,
     mut lines: Option<ProgressLines>,
-    mut hand_on: impl FnMut(RecordBatch) -> Result<(), CliError>,
-) -> Result<(), CliError> {
+    mut hand_on: impl FnMut(RecordBatch) -> Outcome<()>,
+) -> Outcome<()> {
     let progress = run.progress();
     let mut tick = tokio::time::interval(INTERVAL);
     let outcome = loop {
         let batch = tokio::select! {
             biased;
-            () = interrupts.next() => break Err(CliError::Interrupted),
+            () = interrupts.next() => break Err(Failure::Interrupted),
             _ = tick.tick() => {
                 if let Some(lines) = &mut lines {
                     lines.draw(&progress.borrow());

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use tokio::sync::watch;
 
-use super::error::CliError;
+use super::error::{Failure, Outcome};
 
 /// Counts the interrupts of this process.
 #[derive(Clone)]
@@ -36,10 +36,10 @@ impl Interrupts {
     }
 
     /// Runs `work` to its end or to the next interrupt.
-    pub(crate) async fn race<T>(&mut self, work: impl Future<Output = T>) -> Result<T, CliError> {
+    pub(crate) async fn race<T>(&mut self, work: impl Future<Output = T>) -> Outcome<T> {
         tokio::select! {
             biased;
-            () = self.next() => Err(CliError::Interrupted),
+            () = self.next() => Err(Failure::Interrupted),
             result = work => Ok(result),
         }
     }

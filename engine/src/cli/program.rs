@@ -10,7 +10,7 @@ use super::args::{Args, Command};
 use super::catalog;
 use super::demo;
 use super::dispatch::{self, Flow};
-use super::error::CliError;
+use super::error::{Failure, Outcome};
 use super::history;
 use super::interrupt::Interrupts;
 use super::script::{self, Splitter};
@@ -31,7 +31,7 @@ pub async fn run(args: Args) -> ExitCode {
     }
 }
 
-async fn run_inner(args: &Args) -> Result<(), CliError> {
+async fn run_inner(args: &Args) -> Outcome<()> {
     let interrupts = Interrupts::listen();
     let has_script = !args.commands.is_empty() || args.file.is_some();
     let interactive = args.command.is_none() && !has_script && io::stdin().is_terminal();
@@ -50,7 +50,7 @@ async fn run_inner(args: &Args) -> Result<(), CliError> {
 }
 
 /// Applies `REFRAIN_X` from the environment to every setting `refrain.x`, then `-v`.
-async fn apply_settings(session: &Session, args: &Args) -> Result<(), CliError> {
+async fn apply_settings(session: &Session, args: &Args) -> Outcome<()> {
     for setting in catalog::all_settings(session.db.context()) {
         let is_ours = setting.name.starts_with("refrain.") && !SETTINGS_WITH_OPTIONS.contains(&setting.name.as_str());
         let variable = setting.name.replace('.', "_").to_uppercase();
@@ -65,7 +65,7 @@ async fn apply_settings(session: &Session, args: &Args) -> Result<(), CliError> 
 }
 
 /// Runs the init file: the one asked for must exist, the usual one may.
-async fn run_init(session: &mut Session, args: &Args) -> Result<Flow, CliError> {
+async fn run_init(session: &mut Session, args: &Args) -> Outcome<Flow> {
     let script = match &args.init {
         Some(path) => dispatch::read(path)?,
         None if args.no_init => return Ok(Flow::Continue),
@@ -78,7 +78,7 @@ async fn run_init(session: &mut Session, args: &Args) -> Result<Flow, CliError> 
 }
 
 /// Runs `-c` and `-f`, in this order.
-async fn run_arguments(session: &mut Session, args: &Args) -> Result<(), CliError> {
+async fn run_arguments(session: &mut Session, args: &Args) -> Outcome<()> {
     let mut items: Vec<_> = args.commands.iter().flat_map(|command| script::items(command)).collect();
     match args.file.as_deref() {
         Some(path) if path == Path::new("-") => {
@@ -94,24 +94,24 @@ async fn run_arguments(session: &mut Session, args: &Args) -> Result<(), CliErro
 }
 
 /// Runs the script on standard input, each statement as soon as it is there.
-async fn run_pipe(session: &mut Session, bail: bool) -> Result<(), CliError> {
+async fn run_pipe(session: &mut Session, bail: bool) -> Outcome<()> {
     let mut input = BufReader::new(tokio::io::stdin());
     let mut splitter = Splitter::default();
     let mut first_code = None;
     loop {
         let mut line = String::new();
         let read = session.interrupts.race(input.read_line(&mut line)).await?;
-        let at_end = read.map_err(|error| CliError::io("cannot read standard input", error))? == 0;
+        let at_end = read.map_err(|error| Failure::io("cannot read standard input", error))? == 0;
         let items = if at_end { splitter.finish().into_iter().collect() } else { splitter.feed(&line) };
         match session.run_items(items, bail).await {
             Ok(Flow::Quit) => break,
             Ok(Flow::Continue) => {}
-            Err(CliError::Told(code)) => _ = first_code.get_or_insert(code),
+            Err(Failure::Told(code)) => _ = first_code.get_or_insert(code),
             Err(error) => return Err(error),
         }
         if at_end {
             break;
         }
     }
-    first_code.map_or(Ok(()), |code| Err(CliError::Told(code)))
+    first_code.map_or(Ok(()), |code| Err(Failure::Told(code)))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use datafusion::arrow::record_batch::RecordBatch;
 
 use super::args::Args;
-use super::error::{CliError, complain};
+use super::error::{Outcome, complain};
 use super::interrupt::Interrupts;
 use super::output::{self, Format, Layout, Sink};
 use crate::{ModelSource, QueryUsage, Refrain, RowError};
@@ -68,7 +68,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// Opens the session that the command line asks for.
-    pub(crate) async fn open(args: &Args, interactive: bool, interrupts: Interrupts) -> Result<Self, CliError> {
+    pub(crate) async fn open(args: &Args, interactive: bool, interrupts: Interrupts) -> Outcome<Self> {
         let db = builder(args).build().await?;
         let sink = args.output.as_deref().map_or_else(|| Ok(Sink::stdout()), Sink::file)?;
         let view = View {
@@ -90,7 +90,7 @@ impl Session {
     }
 
     /// Writes a listing in the current format, whole.
-    pub(crate) fn show(&mut self, batch: &RecordBatch) -> Result<(), CliError> {
+    pub(crate) fn show(&mut self, batch: &RecordBatch) -> Outcome<()> {
         let layout = Layout { max_rows: None, ..self.layout() };
         let mut writer = output::writer(self.view.effective_format(), batch.schema(), layout);
         writer.batch(self.sink.out(), batch)?;
@@ -99,7 +99,7 @@ impl Session {
     }
 
     /// Writes text that the user asked for.
-    pub(crate) fn print(&mut self, text: &str) -> Result<(), CliError> {
+    pub(crate) fn print(&mut self, text: &str) -> Outcome<()> {
         writeln!(self.sink.out(), "{}", text.trim_end())?;
         self.sink.flush()
     }
@@ -116,10 +116,10 @@ impl Session {
 fn builder(args: &Args) -> crate::Builder {
     let mut builder = Refrain::builder();
     if let Some(device) = args.device {
-        builder = builder.setting("refrain.device", device.name());
+        builder = builder.setting("device", device.name());
     }
     if let Some(threads) = args.threads {
-        builder = builder.setting("refrain.threads", threads.to_string());
+        builder = builder.setting("threads", threads.to_string());
     }
     if let Some(model) = &args.model {
         let name = match model_path(model) {
@@ -129,7 +129,7 @@ fn builder(args: &Args) -> crate::Builder {
             }
             None => model.clone(),
         };
-        builder = builder.setting("refrain.model", name);
+        builder = builder.setting("model", name);
     }
     builder
 }

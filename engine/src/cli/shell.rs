@@ -10,7 +10,7 @@ use rustyline::{Behavior, CompletionType, Config, Editor};
 use super::complete::Vocabulary;
 use super::dispatch::{Flow, version};
 use super::editor::{self, SqlHelper};
-use super::error::{CliError, complain};
+use super::error::{Failure, Outcome, complain};
 use super::history;
 use super::script;
 use super::session::Session;
@@ -27,7 +27,7 @@ struct LineEditor {
 }
 
 /// Runs the shell until the user leaves.
-pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
+pub(crate) async fn run(session: &mut Session) -> Outcome<()> {
     session.notice(&format!("refrain {}  {}\n\\? for help, \\q to leave", version(), session.db.banner()));
     let mut lines = LineEditor::open()?;
     loop {
@@ -38,15 +38,15 @@ pub(crate) async fn run(session: &mut Session) -> Result<(), CliError> {
         match session.run_items(script::items(&input), true).await {
             Ok(Flow::Continue) => {}
             Ok(Flow::Quit) => return Ok(()),
-            Err(CliError::OutputClosed) => return Err(CliError::OutputClosed),
-            Err(CliError::Interrupted) => complain("interrupted"),
+            Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
+            Err(Failure::Interrupted) => complain("interrupted"),
             Err(error) => error.tell(),
         }
     }
 }
 
 impl LineEditor {
-    fn open() -> Result<Self, CliError> {
+    fn open() -> Outcome<Self> {
         // With standard output redirected the prompt must not end up among the data.
         let behavior = if io::stdout().is_terminal() { Behavior::Stdio } else { Behavior::PreferTerm };
         let config = Config::builder()
@@ -64,7 +64,7 @@ impl LineEditor {
     }
 
     /// Reads the next input, `None` once the user leaves. Ctrl-C clears what was typed.
-    fn read(&mut self, vocabulary: Vocabulary) -> Result<Option<String>, CliError> {
+    fn read(&mut self, vocabulary: Vocabulary) -> Outcome<Option<String>> {
         if let Some(helper) = self.editor.helper_mut() {
             helper.vocabulary = vocabulary;
         }
@@ -94,9 +94,9 @@ impl LineEditor {
     }
 }
 
-fn unusable(error: ReadlineError) -> CliError {
+fn unusable(error: ReadlineError) -> Failure {
     match error {
-        ReadlineError::Io(source) => CliError::io("cannot read the terminal", source),
-        error => CliError::io("cannot read the terminal", io::Error::other(error)),
+        ReadlineError::Io(source) => Failure::io("cannot read the terminal", source),
+        error => Failure::io("cannot read the terminal", io::Error::other(error)),
     }
 }

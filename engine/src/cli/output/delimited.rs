@@ -11,7 +11,7 @@ use datafusion::arrow::record_batch::{RecordBatch, RecordBatchOptions};
 
 use super::cells;
 use super::format::{Layout, ResultWriter};
-use crate::cli::error::CliError;
+use crate::cli::error::Outcome;
 
 /// Writes rows as delimited text; nested values become JSON text.
 pub(super) struct Delimited {
@@ -28,7 +28,7 @@ impl Delimited {
 }
 
 impl ResultWriter for Delimited {
-    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Result<(), CliError> {
+    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Outcome<()> {
         let builder = WriterBuilder::new().with_delimiter(self.delimiter).with_null(self.null.clone());
         // Arrow's writer turns an error of the output into text; written from here, a closed pipe is still known as one.
         let mut text = Vec::new();
@@ -37,7 +37,7 @@ impl ResultWriter for Delimited {
         Ok(out.write_all(&text)?)
     }
 
-    fn finish(&mut self, out: &mut dyn Write) -> Result<usize, CliError> {
+    fn finish(&mut self, out: &mut dyn Write) -> Outcome<usize> {
         // A result without rows still has its header; a statement without columns has none.
         if !self.has_header && !self.schema.fields().is_empty() {
             self.batch(out, &RecordBatch::new_empty(Arc::clone(&self.schema)))?;

@@ -10,7 +10,7 @@ use super::delimited::Delimited;
 use super::grid::{Grid, Style};
 use super::json::Json;
 use super::plan::{self, Plan};
-use crate::cli::error::CliError;
+use crate::cli::error::{Failure, Outcome};
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -35,10 +35,10 @@ pub(crate) enum Format {
 
 impl Format {
     /// Returns the format called `name`.
-    pub(crate) fn named(name: &str) -> Result<Self, CliError> {
+    pub(crate) fn named(name: &str) -> Outcome<Self> {
         Self::from_str(name, true).map_err(|_| {
             let names: Vec<&str> = Self::value_variants().iter().map(|format| format.name()).collect();
-            CliError::Usage(format!("no output format {name:?}; there are {}", names.join(", ")))
+            Failure::usage(format!("no output format {name:?}; there are {}", names.join(", ")))
         })
     }
 
@@ -70,10 +70,10 @@ pub(crate) struct Layout {
 /// Writes the batches of one result.
 pub(crate) trait ResultWriter {
     /// Writes or keeps one batch.
-    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Result<(), CliError>;
+    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Outcome<()>;
 
     /// Writes what must follow the last batch; returns the number of rows that were not shown.
-    fn finish(&mut self, out: &mut dyn Write) -> Result<usize, CliError>;
+    fn finish(&mut self, out: &mut dyn Write) -> Outcome<usize>;
 }
 
 /// Returns the writer of `format` for a result of this schema.

@@ -14,7 +14,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 
 use super::cells;
 use super::format::{Layout, ResultWriter};
-use crate::cli::error::CliError;
+use crate::cli::error::Outcome;
 
 /// Columns narrower than this tell nothing; with less room a row is shown as a record.
 const COLUMN_WIDTH_MIN: usize = 8;
@@ -95,7 +95,7 @@ impl Grid {
         table
     }
 
-    fn write_records(&self, out: &mut dyn Write) -> Result<(), CliError> {
+    fn write_records(&self, out: &mut dyn Write) -> Outcome<()> {
         let names: Vec<&str> = self.schema.fields().iter().map(|field| field.name().as_str()).collect();
         let name_width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
         for (index, row) in self.rows.iter().enumerate() {
@@ -109,14 +109,14 @@ impl Grid {
 }
 
 impl ResultWriter for Grid {
-    fn batch(&mut self, _out: &mut dyn Write, batch: &RecordBatch) -> Result<(), CliError> {
+    fn batch(&mut self, _out: &mut dyn Write, batch: &RecordBatch) -> Outcome<()> {
         let room = self.layout.max_rows.map_or(usize::MAX, |max| max - self.rows.len().min(max));
         let shown = batch.num_rows().min(room);
         self.hidden += batch.num_rows() - shown;
         Ok(self.keep(&batch.slice(0, shown))?)
     }
 
-    fn finish(&mut self, out: &mut dyn Write) -> Result<usize, CliError> {
+    fn finish(&mut self, out: &mut dyn Write) -> Outcome<usize> {
         if self.schema.fields().is_empty() {
             return Ok(self.hidden);
         }

@@ -10,7 +10,7 @@ use datafusion::arrow::json::writer::LineDelimited;
 use datafusion::arrow::record_batch::{RecordBatch, RecordBatchOptions};
 
 use super::format::ResultWriter;
-use crate::cli::error::CliError;
+use crate::cli::error::Outcome;
 
 /// Writes each row as an object with every column in it, NULLs included.
 pub(super) struct Json {
@@ -32,7 +32,7 @@ impl Json {
 }
 
 impl ResultWriter for Json {
-    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Result<(), CliError> {
+    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Outcome<()> {
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         let named = RecordBatch::try_new_with_options(Arc::clone(&self.schema), batch.columns().to_vec(), &options)?;
         let mut lines = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
@@ -51,7 +51,7 @@ impl ResultWriter for Json {
         Ok(())
     }
 
-    fn finish(&mut self, out: &mut dyn Write) -> Result<usize, CliError> {
+    fn finish(&mut self, out: &mut dyn Write) -> Outcome<usize> {
         if self.is_array && !self.schema.fields().is_empty() {
             out.write_all(if self.has_rows { b"]\n" } else { b"[]\n" })?;
         }

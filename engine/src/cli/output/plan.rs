@@ -7,7 +7,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 
 use super::cells;
 use super::format::ResultWriter;
-use crate::cli::error::CliError;
+use crate::cli::error::Outcome;
 
 /// Whether this is the schema of EXPLAIN.
 pub(super) fn is_plan(schema: &SchemaRef) -> bool {
@@ -18,7 +18,7 @@ pub(super) fn is_plan(schema: &SchemaRef) -> bool {
 pub(super) struct Plan;
 
 impl ResultWriter for Plan {
-    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Result<(), CliError> {
+    fn batch(&mut self, out: &mut dyn Write, batch: &RecordBatch) -> Outcome<()> {
         let schema = batch.schema();
         let kinds = cells::column_texts(&schema.fields()[0], batch.column(0))?;
         let plans = cells::column_texts(&schema.fields()[1], batch.column(1))?;
@@ -29,7 +29,7 @@ impl ResultWriter for Plan {
         Ok(())
     }
 
-    fn finish(&mut self, _out: &mut dyn Write) -> Result<usize, CliError> {
+    fn finish(&mut self, _out: &mut dyn Write) -> Outcome<usize> {
         Ok(0)
     }
 }

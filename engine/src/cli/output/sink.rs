@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 
-use crate::cli::error::CliError;
+use crate::cli::error::{Failure, Outcome};
 
 /// Where data goes.
 pub(crate) struct Sink {
@@ -19,8 +19,8 @@ impl Sink {
     }
 
     /// A new file; one of this name is overwritten.
-    pub(crate) fn file(path: &Path) -> Result<Self, CliError> {
-        let file = File::create(path).map_err(|error| CliError::file("write", path, error))?;
+    pub(crate) fn file(path: &Path) -> Outcome<Self> {
+        let file = File::create(path).map_err(|error| Failure::file("write", path, error))?;
         Ok(Self { writer: Box::new(BufWriter::new(file)), is_terminal: false })
     }
 
@@ -35,7 +35,7 @@ impl Sink {
     }
 
     /// Hands everything written so far on.
-    pub(crate) fn flush(&mut self) -> Result<(), CliError> {
+    pub(crate) fn flush(&mut self) -> Outcome<()> {
         Ok(self.writer.flush()?)
     }
 }
