@@ -55,7 +55,7 @@ pub(crate) async fn run(session: &mut Session, seed: u64) -> Outcome<()> {
 
 fn introduction(banner: &str, rows: u64, estimate: &str) -> String {
     let table = format!("{} of 24 products are in a table called reviews.", counted(rows, "review"));
-    format!("{banner}\n\n{table}\n\n{}\n\nThe plan expects:\n\n{}\n ", indented(QUERY), indented(estimate))
+    format!("{banner}\n\n{table}\n\n{}\n\nThe plan expects:\n\n{}\n\n", indented(QUERY), indented(estimate))
 }
 
 /// Lays out the first answers as a table.
@@ -79,7 +79,7 @@ fn agreement(answers: &RecordBatch) -> String {
     let all = answers.num_rows() as u64;
     let share = percent(few as u64, all).unwrap_or(0);
     let (few, all) = (grouped(few as u64), counted(all, "row"));
-    format!("{few} of the {all} found have one or two stars ({share} %); the model was not shown the stars.\n ")
+    format!("{few} of the {all} found have one or two stars ({share} %); the model was not shown the stars.\n\n")
 }
 
 /// Sets both runs side by side.

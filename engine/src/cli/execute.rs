@@ -82,7 +82,11 @@ impl Session {
     /// Tells on standard error what a finished or stopped query came to.
     fn account(&self, delivered: Outcome<Delivered>, usage: &QueryUsage, elapsed_s: f64) -> Outcome<()> {
         let spent = closing::spent(usage);
-        let Delivered { rows, hidden } = delivered.inspect_err(|_| {
+        let Delivered { rows, hidden } = delivered.inspect_err(|error| {
+            // The terminal has shown ^C; what follows deserves a line of its own.
+            if self.view.interactive && matches!(error, Failure::Interrupted) {
+                complain("");
+            }
             if let Some(spent) = &spent {
                 self.notice(&format!("stopped after {}; {spent}", seconds(elapsed_s)));
             }

@@ -98,9 +98,10 @@ impl Session {
         self.sink.flush()
     }
 
-    /// Writes text that the user asked for.
+    /// Writes text that the user asked for, ending its last line.
     pub(crate) fn print(&mut self, text: &str) -> Outcome<()> {
-        writeln!(self.sink.out(), "{}", text.trim_end())?;
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        write!(self.sink.out(), "{text}{end}")?;
         self.sink.flush()
     }
 
