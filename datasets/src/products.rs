@@ -69,24 +69,18 @@ pub(crate) const PRODUCTS: [Product; 24] = [
 ];
 
 impl Product {
-    /// What the maker says: about 150 words, the same in every row of the product.
+    /// What the maker says: about 80 words, the same in every row of the product.
     pub(crate) fn description(&self) -> String {
         let [height, width, depth] = self.size_cm;
         format!(
-            "The {name} belongs to our range for {category}. It is made of {material}, measures {height} by {width} by {depth} \
-             centimetres and weighs {weight} grams. {detail} The box contains the {noun} itself together with {contents}, a manual \
-             in six languages and a registration card with a serial number. Packaging is cardboard without plastic film and can be \
-             returned to any of our shops. For cleaning, use a soft cloth and water below forty degrees; solvents and abrasive \
-             sponges are not intended for this material. Spare parts for the {noun} are kept in stock for seven years after the last \
-             delivery and are ordered by the number that is printed on the underside. The warranty runs for {years} from the date \
-             on the receipt and covers material and manufacture, but neither wear nor damage from a fall. Colours on a screen may \
-             differ from those of the product.",
+            "{name}, made of {material}. Height {height} cm, width {width} cm, depth {depth} cm, weight {weight} g. {detail} The box \
+             contains {contents}, a manual in six languages and a registration card. For cleaning, use a soft cloth and water below \
+             forty degrees. Spare parts are kept in stock for seven years. The warranty runs for {years} from the date on the \
+             receipt and covers material and manufacture.",
             name = self.name,
-            category = self.category.to_lowercase(),
             material = self.material,
             weight = self.weight_g,
             detail = self.detail,
-            noun = self.noun,
             contents = self.contents,
             years = if self.warranty_years == 1 { "one year".to_owned() } else { format!("{} years", self.warranty_years) },
         )
