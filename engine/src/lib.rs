@@ -7,13 +7,16 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`api`] | [`Refrain`], [`Query`], [`Run`]: the embedded API |
-//! | [`session`](mod@crate::api) | a DataFusion session with our functions, rules and planner |
+//! | `session` | a DataFusion session with our functions, rules and planner |
 //! | [`statement`] | statements of our own |
 //! | [`models`] | names, weights and backends |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
 //! | [`operators`] | the operator and its parts |
+//! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
 
 pub mod api;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod error;
 pub mod models;
 pub mod operators;

@@ -1,0 +1,161 @@
+//! The command line, and the only place where `REFRAIN_*` environment variables are named.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+use super::output::Format;
+
+/// A SQL engine for tables that a language model has to read.
+#[derive(Debug, Parser)]
+#[command(name = "refrain", version, about)]
+pub struct Args {
+    /// What to do instead of opening the shell.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    /// Run this SQL or shell command, then leave; may be repeated
+    #[arg(short = 'c', long = "command", value_name = "SQL")]
+    pub(crate) commands: Vec<String>,
+
+    /// Run this script, then leave (`-` is standard input)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Say nothing but errors and lost rows on standard error
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+
+    /// How results are written
+    #[arg(long, value_enum, default_value_t = Format::Table, env = "REFRAIN_FORMAT")]
+    pub(crate) format: Format,
+
+    /// Write results to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Stop a script at its first error (this is the default)
+    #[arg(long, overrides_with = "no_bail")]
+    pub(crate) bail: bool,
+
+    /// Go on after an error; the exit code still tells of the first
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub(crate) no_bail: bool,
+
+    /// End with code 4 if a query lost rows to failed calls
+    #[arg(long)]
+    pub(crate) strict_rows: bool,
+
+    /// Default model: a folder, a GGUF file, or the name of a model of the session
+    #[arg(long, value_name = "PATH_OR_NAME", env = "REFRAIN_MODEL", global = true)]
+    pub(crate) model: Option<String>,
+
+    /// Device that serves models
+    #[arg(long, value_enum, env = "REFRAIN_DEVICE", global = true)]
+    pub(crate) device: Option<Device>,
+
+    /// Threads of the CPU device
+    #[arg(long, value_name = "N", env = "REFRAIN_THREADS", global = true)]
+    pub(crate) threads: Option<std::num::NonZeroUsize>,
+
+    /// Set a session setting before anything runs; may be repeated
+    #[arg(short = 'v', long = "set", value_name = "NAME=VALUE", value_parser = setting, global = true)]
+    pub(crate) settings: Vec<(String, String)>,
+
+    /// Do not run the init file
+    #[arg(long, conflicts_with = "init")]
+    pub(crate) no_init: bool,
+
+    /// Run this script first, instead of ~/.config/refrain/rc.sql
+    #[arg(short, long, value_name = "FILE", env = "REFRAIN_INIT")]
+    pub(crate) init: Option<PathBuf>,
+}
+
+impl Args {
+    /// Whether a script stops at its first error.
+    pub(crate) fn stops_at_errors(&self) -> bool {
+        self.bail || !self.no_bail
+    }
+}
+
+/// What the program can do besides SQL.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Ask the default model about 240 product reviews, with and without Refrain's optimisations
+    Demo(DemoArgs),
+}
+
+/// Options of `refrain demo`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Seed of the generated table
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+}
+
+/// Devices to choose from.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Device {
+    /// The best that is found.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+impl Device {
+    /// The value of the session setting `device`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+/// Parses `name=value`.
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("refrain").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_declaration_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn options_are_read() {
+        let args = parse("-c a -c b -v x=1 -v refrain.y=z=2 --format ndjson --no-bail --model m").unwrap();
+        assert_eq!(args.commands, ["a", "b"]);
+        assert_eq!(args.settings, [("x".to_owned(), "1".to_owned()), ("refrain.y".to_owned(), "z=2".to_owned())]);
+        assert_eq!(args.format, Format::Ndjson);
+        assert!(!args.stops_at_errors());
+        assert!(parse("-c a").unwrap().stops_at_errors());
+        assert!(parse("--no-bail --bail").unwrap().stops_at_errors());
+    }
+
+    #[test]
+    fn wrong_options_end_with_the_usage_code() {
+        for wrong in ["-v x", "--format xml", "--threads 0", "--nonsense", "--device tpu", "-i a --no-init"] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_demo_takes_the_model_options() {
+        let args = parse("demo --seed 7 --device cpu").unwrap();
+        assert!(matches!(args.command, Some(Command::Demo(DemoArgs { seed: 7 }))));
+        assert!(matches!(args.device, Some(Device::Cpu)));
+    }
+}

@@ -1,0 +1,156 @@
+//! One statement from text to rows: planned, run, written, accounted for, and interruptible at each step.
+
+use std::io::{self, IsTerminal};
+use std::time::Instant;
+
+use datafusion::arrow::compute::concat_batches;
+use datafusion::arrow::record_batch::RecordBatch;
+use futures::TryStreamExt;
+
+use super::closing;
+use super::error::{Failure, Outcome, complain};
+use super::interrupt::Interrupts;
+use super::numbers::{counted, seconds};
+use super::output;
+use super::progress::{INTERVAL, ProgressLines};
+use super::session::{LastQuery, Session};
+use crate::{QueryUsage, Run};
+
+/// What a query gave and what it came to.
+pub(crate) struct Collected {
+    /// Its rows.
+    pub(crate) rows: RecordBatch,
+    /// What its model calls came to.
+    pub(crate) usage: QueryUsage,
+    /// From the text of the statement to its last row.
+    pub(crate) elapsed_s: f64,
+}
+
+impl Session {
+    /// Runs one statement, writes its rows, and tells what it came to.
+    pub(crate) async fn execute(&mut self, sql: &str) -> Outcome<()> {
+        let started = Instant::now();
+        let mut run = self.start(sql).await?;
+        let schema = run.schema();
+        let has_columns = !schema.fields().is_empty();
+        let mut writer = output::writer(self.view.effective_format(), schema, self.layout());
+        let lines = self.progress_lines();
+        let mut rows = 0;
+        let sink = &mut self.sink;
+        let write = |batch: RecordBatch| {
+            rows += batch.num_rows() as u64;
+            writer.batch(sink.out(), &batch).and_then(|()| sink.flush())
+        };
+        let delivered = drain(&mut run, &mut self.interrupts, lines, write).await;
+        let delivered = delivered.and_then(|()| {
+            let hidden = writer.finish(self.sink.out())?;
+            self.sink.flush()?;
+            Ok(Delivered { rows: has_columns.then_some(rows), hidden: hidden as u64 })
+        });
+
+        let last = LastQuery { sql: sql.to_owned(), usage: run.usage(), row_errors: run.row_errors() };
+        let outcome = self.account(delivered, &last.usage, started.elapsed().as_secs_f64());
+        self.last = Some(last);
+        outcome
+    }
+
+    /// Runs one statement and keeps its rows.
+    pub(crate) async fn collect(&mut self, sql: &str) -> Outcome<Collected> {
+        let started = Instant::now();
+        let mut run = self.start(sql).await?;
+        let lines = self.progress_lines();
+        let mut batches = Vec::new();
+        let keep = |batch| {
+            batches.push(batch);
+            Ok(())
+        };
+        drain(&mut run, &mut self.interrupts, lines, keep).await?;
+        let rows = concat_batches(&run.schema(), &batches)?;
+        Ok(Collected { rows, usage: run.usage(), elapsed_s: started.elapsed().as_secs_f64() })
+    }
+
+    async fn start(&mut self, sql: &str) -> Outcome<Run> {
+        let planned = async { self.db.sql(sql).await?.execute().await };
+        Ok(self.interrupts.race(planned).await??)
+    }
+
+    /// Lines for progress, where somebody can see them.
+    fn progress_lines(&self) -> Option<ProgressLines> {
+        (!self.view.quiet && io::stderr().is_terminal()).then(ProgressLines::new)
+    }
+
+    /// Tells on standard error what a finished or stopped query came to.
+    fn account(&self, delivered: Outcome<Delivered>, usage: &QueryUsage, elapsed_s: f64) -> Outcome<()> {
+        let spent = closing::spent(usage);
+        let Delivered { rows, hidden } = delivered.inspect_err(|error| {
+            // The terminal has shown ^C; what follows deserves a line of its own.
+            if self.view.interactive && matches!(error, Failure::Interrupted) {
+                complain("");
+            }
+            if let Some(spent) = &spent {
+                self.notice(&format!("stopped after {}; {spent}", seconds(elapsed_s)));
+            }
+        })?;
+        if hidden > 0 {
+            self.notice(&format!("{} more not shown; \\maxrows all shows every row", counted(hidden, "row")));
+        }
+        let is_timed = self.view.timing || spent.is_some();
+        if is_timed || self.view.interactive {
+            self.notice(&closing::closing_line(rows, is_timed.then_some(elapsed_s), usage));
+        }
+        // Lost rows are told even to those who want quiet: the result is not what the query asked for.
+        if let Some(failures) = closing::failures(usage) {
+            complain(&failures);
+            if self.view.strict_rows {
+                return Err(Failure::RowsFailed(usage.failed_rows));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows that a query gave, if it is one that gives rows, and how many of them were not shown.
+struct Delivered {
+    rows: Option<u64>,
+    hidden: u64,
+}
+
+/// Hands each batch on as it comes, drawing progress between them, until the end, an error or an interrupt. A run that did not
+/// reach its end is cancelled.
+async fn drain(
+    run: &mut Run,
+    interrupts: &mut Interrupts,
+    mut lines: Option<ProgressLines>,
+    mut hand_on: impl FnMut(RecordBatch) -> Outcome<()>,
+) -> Outcome<()> {
+    let progress = run.progress();
+    let mut tick = tokio::time::interval(INTERVAL);
+    let outcome = loop {
+        let batch = tokio::select! {
+            biased;
+            () = interrupts.next() => break Err(Failure::Interrupted),
+            _ = tick.tick() => {
+                if let Some(lines) = &mut lines {
+                    lines.draw(&progress.borrow());
+                }
+                continue;
+            }
+            batch = run.try_next() => batch,
+        };
+        let handed_on = match batch {
+            Ok(None) => break Ok(()),
+            Ok(Some(batch)) => match &lines {
+                Some(lines) => lines.suspend(|| hand_on(batch)),
+                None => hand_on(batch),
+            },
+            Err(error) => Err(error.into()),
+        };
+        if handed_on.is_err() {
+            break handed_on;
+        }
+    };
+    if outcome.is_err() {
+        run.cancel_handle().cancel();
+    }
+    outcome
+}

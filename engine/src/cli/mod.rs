@@ -1,0 +1,42 @@
+//! The command line: the interactive shell, scripts, and the demonstration.
+//!
+//! [`run`] is the whole program but for the runtime: it reads the parsed [`Args`], opens one session, and gives it statements
+//! and shell commands from the command line, a file, a pipe or the terminal.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | [`args`] | options and environment variables |
+//! | [`program`] | what to run, from where, and the exit code |
+//! | [`session`] | one session of the engine with the user's choices of output |
+//! | [`execute`] | one statement from text to rows, interruptible |
+//! | [`commands`], [`dispatch`], [`catalog`] | shell commands: grammar, effect, and the listings among them |
+//! | [`shell`], [`editor`], [`complete`], [`history`] | the interactive loop and its line editor |
+//! | [`script`], [`lex`] | scripts as statements and commands; SQL as tokens |
+//! | [`output`] | formats, and the place results go to |
+//! | [`progress`], [`closing`], [`numbers`] | what is said about a query on standard error |
+//! | [`interrupt`] | Ctrl-C |
+//! | [`demo`] | `refrain demo` |
+
+mod args;
+mod catalog;
+mod closing;
+mod commands;
+mod complete;
+mod demo;
+mod dispatch;
+mod editor;
+mod error;
+mod execute;
+mod history;
+mod interrupt;
+mod lex;
+mod numbers;
+mod output;
+mod program;
+mod progress;
+mod script;
+mod session;
+mod shell;
+
+pub use args::Args;
+pub use program::run;

@@ -1,0 +1,161 @@
+//! One session of the engine with the user's choices of output.
+
+use std::path::Path;
+
+use datafusion::arrow::record_batch::RecordBatch;
+
+use super::args::Args;
+use super::error::{Outcome, complain};
+use super::interrupt::Interrupts;
+use super::output::{self, Format, Layout, Sink};
+use crate::{ModelSource, QueryUsage, Refrain, RowError};
+
+/// Rows of a table shown at a prompt unless the user asks for another number.
+const ROWS_SHOWN: usize = 100;
+
+/// How results and notices are shown.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// Format of results.
+    pub(crate) format: Format,
+    /// Whether tables are shown one value a line.
+    pub(crate) expanded: bool,
+    /// Whether every statement's time is told.
+    pub(crate) timing: bool,
+    /// Rows of a table to show at most.
+    pub(crate) max_rows: Option<usize>,
+    /// Text for NULL, if the user chose one.
+    pub(crate) null: Option<String>,
+    /// Whether a person waits at a prompt.
+    pub(crate) interactive: bool,
+    /// Whether notices are left out.
+    pub(crate) quiet: bool,
+    /// Whether a lost row is an error.
+    pub(crate) strict_rows: bool,
+}
+
+impl View {
+    /// The format that `\mode` and `\x` together ask for.
+    pub(crate) fn effective_format(&self) -> Format {
+        if self.expanded && self.format == Format::Table { Format::Expanded } else { self.format }
+    }
+}
+
+/// What is remembered of the last query.
+#[derive(Default)]
+pub(crate) struct LastQuery {
+    /// Its text.
+    pub(crate) sql: String,
+    /// What its model calls came to.
+    pub(crate) usage: QueryUsage,
+    /// Its failed rows.
+    pub(crate) row_errors: Vec<RowError>,
+}
+
+/// A session of the engine, and where and how its results are shown.
+pub(crate) struct Session {
+    /// The engine.
+    pub(crate) db: Refrain,
+    /// Ctrl-C.
+    pub(crate) interrupts: Interrupts,
+    /// Where data goes.
+    pub(crate) sink: Sink,
+    /// How it is shown.
+    pub(crate) view: View,
+    /// The last query, if one was run.
+    pub(crate) last: Option<LastQuery>,
+}
+
+impl Session {
+    /// Opens the session that the command line asks for.
+    pub(crate) async fn open(args: &Args, interactive: bool, interrupts: Interrupts) -> Outcome<Self> {
+        let db = builder(args).build().await?;
+        let sink = args.output.as_deref().map_or_else(|| Ok(Sink::stdout()), Sink::file)?;
+        let view = View {
+            format: args.format,
+            expanded: false,
+            timing: interactive,
+            max_rows: interactive.then_some(ROWS_SHOWN),
+            null: None,
+            interactive,
+            quiet: args.quiet,
+            strict_rows: args.strict_rows,
+        };
+        Ok(Self { db, interrupts, sink, view, last: None })
+    }
+
+    /// How a result is laid out now.
+    pub(crate) fn layout(&self) -> Layout {
+        Layout { null: self.view.null.clone(), max_rows: self.view.max_rows, width: self.sink.width() }
+    }
+
+    /// Writes a listing in the current format, whole.
+    pub(crate) fn show(&mut self, batch: &RecordBatch) -> Outcome<()> {
+        let layout = Layout { max_rows: None, ..self.layout() };
+        let mut writer = output::writer(self.view.effective_format(), batch.schema(), layout);
+        writer.batch(self.sink.out(), batch)?;
+        writer.finish(self.sink.out())?;
+        self.sink.flush()
+    }
+
+    /// Writes text that the user asked for, ending its last line.
+    pub(crate) fn print(&mut self, text: &str) -> Outcome<()> {
+        let end = if text.ends_with('\n') { "" } else { "\n" };
+        write!(self.sink.out(), "{text}{end}")?;
+        self.sink.flush()
+    }
+
+    /// Tells something on standard error, unless notices are off.
+    pub(crate) fn notice(&self, text: &str) {
+        if !self.view.quiet {
+            complain(text);
+        }
+    }
+}
+
+/// Translates the model options of the command line.
+fn builder(args: &Args) -> crate::Builder {
+    let mut builder = Refrain::builder();
+    if let Some(device) = args.device {
+        builder = builder.setting("device", device.name());
+    }
+    if let Some(threads) = args.threads {
+        builder = builder.setting("threads", threads.to_string());
+    }
+    if let Some(model) = &args.model {
+        let name = match model_path(model) {
+            Some((name, path)) => {
+                builder = builder.model(name.clone(), ModelSource::path(path));
+                name
+            }
+            None => model.clone(),
+        };
+        builder = builder.setting("model", name);
+    }
+    builder
+}
+
+/// Tells a path from a name: a path exists, or has a separator or the ending of a weight file. Returns the name that the model
+/// gets in SQL, and its path.
+fn model_path(model: &str) -> Option<(String, &Path)> {
+    let path = Path::new(model);
+    let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if !(is_file || path.exists() || path.components().count() > 1) {
+        return None;
+    }
+    let name = if is_file { path.file_stem() } else { path.file_name() };
+    Some((name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned()), path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_told_from_names() {
+        let name = |model| model_path(model).map(|(name, _)| name);
+        assert_eq!(name("no_such_model"), None);
+        assert_eq!(name("models/qwen3-8b").as_deref(), Some("qwen3-8b"));
+        assert_eq!(name("tiny.Q4.gguf").as_deref(), Some("tiny.Q4"));
+    }
+}
