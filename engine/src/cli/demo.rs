@@ -19,7 +19,8 @@ FROM reviews
 WHERE ai_filter('Is the review negative?', product, category, description, review)";
 
 /// Settings under which every row is asked on its own, in the order of the table.
-const BASELINE: [(&str, &str); 3] = [("refrain.reorder", "none"), ("refrain.dedup", "off"), ("refrain.prefix_cache", "false")];
+const BASELINE: [(&str, &str); 3] =
+    [("refrain.reorder", "none"), ("refrain.dedup", "off"), ("refrain.prefix_cache", "false")];
 
 /// A query that loads the model and asks nothing of the demonstration's own.
 const WARM_UP: &str = "SELECT ai_sentiment(review) FROM reviews LIMIT 1";
