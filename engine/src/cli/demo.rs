@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn both_runs_stand_side_by_side() {
-        let expected = "                               Refrain  all of it off
+        let expected = "                               Refrain   all of it off
   model calls                      200             240
   saved by dedup                    40               0
   prompt tokens                 50 000          60 000
