@@ -129,7 +129,9 @@ impl Refrain {
     pub fn banner(&self) -> String {
         match self.models.resolve(self.settings().model.as_deref()) {
             Ok(name) if self.models.is_fallback(&name) => {
-                format!("model {name}: bundled, small, for demonstration and tests; for real work: CREATE MODEL name FROM 'folder'")
+                format!(
+                    "model {name}: bundled, small, for demonstration and tests; for real work: CREATE MODEL name FROM 'folder'"
+                )
             }
             Ok(name) => format!("model {name}"),
             Err(error) => error.strip_backtrace(),

@@ -40,7 +40,8 @@ impl LlmQueryPlanner {
 #[async_trait]
 impl QueryPlanner for LlmQueryPlanner {
     async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
-        let explained = matches!(plan, LogicalPlan::Explain(_)) || session.config().get_extension::<EstimateCosts>().is_some();
+        let explained =
+            matches!(plan, LogicalPlan::Explain(_)) || session.config().get_extension::<EstimateCosts>().is_some();
         let llm = extension_planner_for(Arc::clone(&self.models), session, explained);
         DefaultPhysicalPlanner::with_extension_planners(vec![llm]).create_physical_plan(plan, session).await
     }

@@ -255,7 +255,10 @@ mod tests {
 
     #[test]
     fn parses_statements_of_our_own() {
-        check("create model m from 'a/b'", r#"CreateModel { name: "m", path: "a/b", replace: false, if_not_exists: false, options: {} }"#);
+        check(
+            "create model m from 'a/b'",
+            r#"CreateModel { name: "m", path: "a/b", replace: false, if_not_exists: false, options: {} }"#,
+        );
         check("CREATE OR REPLACE MODEL m FROM 'x' WITH (max_context = 512);", r#"options: {"max_context": "512"}"#);
         check("create model if not exists m from 'x'", "if_not_exists: true");
         check("drop model if exists m", r#"DropModel { name: "m", if_exists: true }"#);

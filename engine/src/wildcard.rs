@@ -9,7 +9,8 @@ use datafusion::common::{Result, plan_err};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::{CopyToSource, DFParser, Statement as DataFusionStatement};
 use datafusion::sql::sqlparser::ast::{
-    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, Query, Select, VisitMut, VisitorMut, With,
+    Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, Query, Select, VisitMut, VisitorMut,
+    With,
 };
 use refrain_udf::desugar::desugar;
 use refrain_udf::is_llm_function_name;
@@ -47,7 +48,9 @@ fn visit<V: VisitorMut>(statement: &mut DataFusionStatement, visitor: &mut V) ->
 
 /// Returns the columns that a query yields, with their qualifiers.
 async fn columns(context: &SessionContext, probe: &str) -> Result<Vec<Expr>> {
-    let Some(statement) = DFParser::parse_sql(probe)?.pop_front() else { return plan_err!("cannot look up columns with {probe}") };
+    let Some(statement) = DFParser::parse_sql(probe)?.pop_front() else {
+        return plan_err!("cannot look up columns with {probe}");
+    };
     let plan = context.state().statement_to_plan(statement).await?;
     let quoted = |name: &str| Ident::with_quote('"', name);
     let columns = plan.schema().iter().map(|(qualifier, field)| match qualifier {
@@ -129,7 +132,9 @@ impl VisitorMut for Replace {
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         let Some((position, _)) = llm_call_with_wildcard(expr) else { return ControlFlow::Continue(()) };
-        if let (Expr::Function(Function { args: FunctionArguments::List(list), .. }), Some(columns)) = (expr, self.columns.take()) {
+        if let (Expr::Function(Function { args: FunctionArguments::List(list), .. }), Some(columns)) =
+            (expr, self.columns.take())
+        {
             let columns = columns.into_iter().map(|column| FunctionArg::Unnamed(FunctionArgExpr::Expr(column)));
             list.args.splice(position..=position, columns);
         }

@@ -18,7 +18,11 @@ async fn check(sql: &str, expected: &str) {
 
 #[tokio::test]
 async fn unknown_names() {
-    check("select ai_complete('p', x, model => 'nobody') from (select 1 x)", "model \"nobody\" is unknown; known models: mini, mock").await;
+    check(
+        "select ai_complete('p', x, model => 'nobody') from (select 1 x)",
+        "model \"nobody\" is unknown; known models: mini, mock",
+    )
+    .await;
     check("select ai_filtr('p', x) from (select 1 x)", "ai_filter").await;
     check("select ai_complete('p', nobody) from (select 1 x)", "nobody").await;
     check("select ai_complete('p', x) from 'no_such_file.parquet'", "no_such_file.parquet").await;
@@ -75,7 +79,8 @@ async fn labels_that_are_prefixes_of_each_other() {
 async fn zero_rows_and_one_row() {
     let (db, oracle) = session(&[]).await;
     rows(&db, "create table none_yet(x varchar)").await.unwrap();
-    let mut run = db.sql("select ai_filter('p', x), ai_complete('p', x) from none_yet").await.unwrap().execute().await.unwrap();
+    let mut run =
+        db.sql("select ai_filter('p', x), ai_complete('p', x) from none_yet").await.unwrap().execute().await.unwrap();
     assert_eq!(run.schema().fields().len(), 2);
     assert_eq!(run.fetch_all().await.unwrap().iter().map(|batch| batch.num_rows()).sum::<usize>(), 0);
     assert_eq!(rows(&db, "select count(*) from none_yet where ai_filter('p', x)").await.unwrap(), ["0"]);

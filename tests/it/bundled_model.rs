@@ -11,9 +11,14 @@ async fn session() -> Refrain {
 #[tokio::test]
 async fn sentiment_filter_and_labels() {
     let db = session().await;
-    rows(&db, "create table r as select * from (values \
+    rows(
+        &db,
+        "create table r as select * from (values \
         (1, 'A wonderful film, moving and beautifully acted.'), (2, 'Dull, overlong and badly written. A waste of time.'), \
-        (3, 'I loved every minute of it.'), (4, 'The worst movie I have seen this year.')) as v(i, review)").await.unwrap();
+        (3, 'I loved every minute of it.'), (4, 'The worst movie I have seen this year.')) as v(i, review)",
+    )
+    .await
+    .unwrap();
     let sentiment = rows(&db, "select i, ai_sentiment(review) from r order by i").await.unwrap();
     assert_eq!(sentiment, ["1|positive", "2|negative", "3|positive", "4|negative"]);
     let filtered = rows(&db, "select i from r where ai_filter('Is the review positive?', review) order by i").await.unwrap();
@@ -39,7 +44,9 @@ async fn optimisations_do_not_change_answers() {
         (select value i, case value % 4 when 0 then 'It broke after a day.' when 1 then 'Works very well, thank you!' \
         when 2 then 'Does it come in blue?' else 'Fine, but ' || value || ' euros is a lot.' end review from generate_series(1, 24)) order by i";
     let mut answers = vec![];
-    for settings in [&[][..], &[("dedup", "off")], &[("prefix_cache", "false")], &[("reorder_window", "5"), ("step_tokens", "33")]] {
+    for settings in
+        [&[][..], &[("dedup", "off")], &[("prefix_cache", "false")], &[("reorder_window", "5"), ("step_tokens", "33")]]
+    {
         let mut builder = Refrain::builder();
         for (key, value) in settings {
             builder = builder.setting(*key, *value);
@@ -64,7 +71,8 @@ async fn prefixes_are_shared() {
 #[tokio::test]
 async fn a_prompt_longer_than_the_context_is_a_failed_row() {
     let db = session().await;
-    let query = "select i, ai_sentiment(t) from (values (1, 'lovely'), (2, repeat('very long ', 5000))) as v(i, t) order by i";
+    let query =
+        "select i, ai_sentiment(t) from (values (1, 'lovely'), (2, repeat('very long ', 5000))) as v(i, t) order by i";
     let mut run = db.sql(query).await.unwrap().execute().await.unwrap();
     let batches = run.fetch_all().await.unwrap();
     assert_eq!(batches.iter().map(|batch| batch.column(1).null_count()).sum::<usize>(), 1);

@@ -1,8 +1,8 @@
 //! A query that nobody waits for stops its model calls.
 
 use futures::StreamExt;
-use refrain::serving::mock::{Gate, MockBackend, MockReply};
 use refrain::serving::Error as ServingError;
+use refrain::serving::mock::{Gate, MockBackend, MockReply};
 use refrain::{Error, ModelSource, Refrain};
 
 use crate::support::{rows, session_with};
@@ -100,7 +100,8 @@ async fn the_embedded_engine_falls_idle() {
 
 #[tokio::test]
 async fn models_can_be_given_to_another_session() {
-    let db = Refrain::builder().model("m", ModelSource::Backend(std::sync::Arc::new(MockBackend::new(3)))).build().await.unwrap();
+    let db =
+        Refrain::builder().model("m", ModelSource::Backend(std::sync::Arc::new(MockBackend::new(3)))).build().await.unwrap();
     let context = datafusion::prelude::SessionContext::new();
     refrain::register(&context, db.model_catalog()).unwrap();
     let frame = refrain::sql(&context, "select ai_classify('x', ['a', 'b'], max_tokens => 5) as kind").await.unwrap();

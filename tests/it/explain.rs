@@ -1,7 +1,7 @@
 //! What EXPLAIN shows, and that it asks nobody.
 
-use refrain::serving::mock::{MockBackend, MockReply};
 use refrain::serving::Error as ServingError;
+use refrain::serving::mock::{MockBackend, MockReply};
 
 use crate::support::{Oracle, rows, session, session_with};
 
@@ -22,7 +22,11 @@ async fn shows_mode_model_schedule_and_estimates() {
     for expected in [
         "LlmExec: map ai_classify(",
         "LlmExec: map ai_filter('Is it good?', fields=[review, film, info]) model=mock",
-        "order=[", "(search)", "rows=40 distinct=40 calls≤40", "prefix hit est", "prefill≈",
+        "order=[",
+        "(search)",
+        "rows=40 distinct=40 calls≤40",
+        "prefix hit est",
+        "prefill≈",
     ] {
         assert!(plan.contains(expected), "no {expected:?} in\n{plan}");
     }
@@ -46,7 +50,10 @@ async fn planning_and_preparing_ask_nobody() {
 #[tokio::test]
 async fn analyze_shows_what_happened() {
     let (db, oracle) = session(&[]).await;
-    let plan = rows(&db, "explain analyze select ai_complete('p', value % 4) from generate_series(1, 20)").await.unwrap().join("\n");
+    let plan = rows(&db, "explain analyze select ai_complete('p', value % 4) from generate_series(1, 20)")
+        .await
+        .unwrap()
+        .join("\n");
     for expected in ["rows=20", "distinct=4", "calls=4", "prompt_tokens=", "cached_tokens=", "output_tokens=", "errors=0"] {
         assert!(plan.contains(expected), "no {expected:?} in\n{plan}");
     }
@@ -84,7 +91,8 @@ async fn plans() {
     check_plan("or_guard", "select i from t where ai_filter('b', s) or i = 1").await;
     check_plan("defer_past_topk", "select i, ai_complete('p', s) from t order by i limit 3").await;
     check_plan("stop_filter_at_limit", "select i from t where ai_filter('a', s) limit 5").await;
-    check_plan("filter_above_aggregate", "select s, count(*) from t group by s having count(*) > 1 and ai_filter('a', s)").await;
+    check_plan("filter_above_aggregate", "select s, count(*) from t group by s having count(*) > 1 and ai_filter('a', s)")
+        .await;
     check_plan("join_one_side", "select t.i from t join u on t.i = u.j and ai_filter('a', u.w)").await;
     check_plan("nested", "select ai_complete('q', ai_complete('p', s)) from t").await;
     check_plan("template", "select ai_complete('About {s}: {i}?', s, i) from t").await;

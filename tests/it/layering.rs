@@ -69,7 +69,11 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 fn reordering_knows_no_plans() {
     for (path, text) in sources("optimizer/src/reorder") {
         for foreign in ["datafusion", "arrow", "refrain_udf"] {
-            assert!(!text.lines().any(|line| line.starts_with("use") && line.contains(foreign)), "{} uses {foreign}", path.display());
+            assert!(
+                !text.lines().any(|line| line.starts_with("use") && line.contains(foreign)),
+                "{} uses {foreign}",
+                path.display()
+            );
         }
     }
 }

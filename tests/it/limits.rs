@@ -11,7 +11,8 @@ async fn check(every: usize, limit: usize) {
         Some(MockReply::text(if number.is_multiple_of(every) { "Yes" } else { "No" }))
     });
     let (db, oracle) = session_with(&[], mock).await;
-    let query = format!("select i from (select value as i from generate_series(1, 4000)) where ai_filter('p', i) limit {limit}");
+    let query =
+        format!("select i from (select value as i from generate_series(1, 4000)) where ai_filter('p', i) limit {limit}");
     let found = rows(&db, &query).await.unwrap().len();
     assert_eq!(found, limit.min(4000 / every), "rows at one in {every}, limit {limit}");
     // Rows arrive in order, so a row at a time would stop at the last match it needs.
@@ -54,7 +55,8 @@ async fn offset_counts_towards_the_limit() {
 #[tokio::test]
 async fn a_sort_needs_every_row() {
     let (db, oracle) = session_with(&[], MockBackend::new(1)).await;
-    let query = "select i from (select value as i from generate_series(1, 50)) where ai_filter('1', i) order by i desc limit 1";
+    let query =
+        "select i from (select value as i from generate_series(1, 50)) where ai_filter('1', i) order by i desc limit 1";
     assert_eq!(rows(&db, query).await.unwrap(), ["41"]);
     assert_eq!(oracle.calls(), 50);
 }

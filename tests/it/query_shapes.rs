@@ -179,7 +179,8 @@ async fn prepared_statements_ask_when_executed() {
 async fn a_selective_join_reaches_the_scan_below_the_call() {
     let (db, oracle, _folder) = tables().await;
     rows(&db, "set datafusion.execution.parquet.pushdown_filters = true").await.unwrap();
-    let answer = rows(&db, "select u.j, x from (select i, ai_complete('p', i) x from p) q join u on q.i = u.j").await.unwrap();
+    let answer =
+        rows(&db, "select u.j, x from (select i, ai_complete('p', i) x from p) q join u on q.i = u.j").await.unwrap();
     assert_eq!(answer.len(), 3);
     assert_eq!(oracle.calls(), 3, "the join's keys must be pushed through the operator");
 }

@@ -17,7 +17,9 @@ const QUERY: &str = "select count(*), sum(length(x)), min(i), max(i), count(dist
 
 async fn big() -> (Refrain, Oracle) {
     let (db, oracle) = session_with(&[], MockBackend::new(1)).await;
-    rows(&db, "create table big as select value i, repeat('pad', 50) || value pad from generate_series(1, 100000)").await.unwrap();
+    rows(&db, "create table big as select value i, repeat('pad', 50) || value pad from generate_series(1, 100000)")
+        .await
+        .unwrap();
     (db, oracle)
 }
 
@@ -71,7 +73,8 @@ async fn a_hundred_thousand_equal_rows_are_one_call() {
 #[tokio::test]
 async fn a_window_of_rows_answers_in_their_order() {
     let (db, oracle) = session_with(&[("reorder_window", "7")], MockBackend::new(1)).await;
-    let query = "select i, ai_complete('p', i % 10) from (select value i from generate_series(1, 100) order by value) order by i";
+    let query =
+        "select i, ai_complete('p', i % 10) from (select value i from generate_series(1, 100) order by value) order by i";
     let answer = rows(&db, query).await.unwrap();
     let expected: Vec<String> = (1..=100).map(|i| format!("{i}|p({})", i % 10)).collect();
     assert_eq!(answer, expected);

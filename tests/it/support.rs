@@ -35,9 +35,8 @@ pub async fn session(settings: &[(&str, &str)]) -> (Refrain, Oracle) {
 pub async fn session_with(settings: &[(&str, &str)], mock: MockBackend) -> (Refrain, Oracle) {
     let oracle = Oracle(Arc::new(mock.answer(reply)));
     let model = Arc::clone(&oracle.0) as Arc<dyn Backend>;
-    let mut builder = Refrain::builder()
-        .config(SessionConfig::new().with_target_partitions(4))
-        .model("mock", ModelSource::Backend(model));
+    let mut builder =
+        Refrain::builder().config(SessionConfig::new().with_target_partitions(4)).model("mock", ModelSource::Backend(model));
     for (key, value) in settings {
         builder = builder.setting(*key, *value);
     }

@@ -3,9 +3,7 @@
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{Result, not_impl_err, plan_err};
 use datafusion::logical_expr::function::AccumulatorArgs;
-use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, Signature, TypeSignature, Volatility,
-};
+use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, Signature, TypeSignature, Volatility};
 
 /// An aggregate of which only the name is known.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -17,10 +15,7 @@ pub(crate) struct UnavailableAggregate {
 impl UnavailableAggregate {
     pub(crate) fn udaf(name: &'static str) -> AggregateUDF {
         let any = vec![TypeSignature::VariadicAny, TypeSignature::Nullary];
-        AggregateUDF::new_from_impl(UnavailableAggregate {
-            name,
-            signature: Signature::one_of(any, Volatility::Volatile),
-        })
+        AggregateUDF::new_from_impl(UnavailableAggregate { name, signature: Signature::one_of(any, Volatility::Volatile) })
     }
 }
 

@@ -14,9 +14,7 @@ use crate::constant::constant;
 use crate::function::Function;
 use crate::inputs::{Input, inputs, labels};
 use crate::options::{CallOptions, Mode, NullInput, OnError};
-use crate::placeholder::{
-    AiFunction, LABELS_OPTION, captured, captured_fields, is_ai_options, placeholder, prompt_args,
-};
+use crate::placeholder::{AiFunction, LABELS_OPTION, captured, captured_fields, is_ai_options, placeholder, prompt_args};
 use crate::prompt::LAYOUT_VERSION;
 use crate::scalar::{self, Arguments, shorten};
 use crate::task::Task;
@@ -76,25 +74,10 @@ impl LlmCall {
         if called.prefers_fields() && options.mode.is_none() {
             options.mode = Some(Mode::Fields);
         }
-        let parts = Parts {
-            called,
-            args,
-            raw: &raw,
-            stored: stored.as_ref(),
-            schema,
-        };
-        let (task, prompt, inputs) = if called.function.takes_instruction() {
-            parts.instruction(options.mode)?
-        } else {
-            parts.content()?
-        };
-        Ok(LlmCall {
-            function: called.function,
-            task,
-            prompt,
-            options,
-            inputs,
-        })
+        let parts = Parts { called, args, raw: &raw, stored: stored.as_ref(), schema };
+        let (task, prompt, inputs) =
+            if called.function.takes_instruction() { parts.instruction(options.mode)? } else { parts.content()? };
+        Ok(LlmCall { function: called.function, task, prompt, options, inputs })
     }
 
     /// Returns the same call over other expressions, of which there must be as many.
@@ -130,18 +113,11 @@ impl LlmCall {
             Ok(value) => (value, None),
             Err(message) => (null(), Some(message.to_string())),
         };
-        let columns: Result<Vec<ArrayRef>> = [value, ScalarValue::Utf8(error)]
-            .iter()
-            .map(|scalar| scalar.to_array())
-            .collect();
+        let columns: Result<Vec<ArrayRef>> =
+            [value, ScalarValue::Utf8(error)].iter().map(|scalar| scalar.to_array()).collect();
         match columns {
-            Ok(columns) => ScalarValue::Struct(Arc::new(StructArray::new(
-                captured_fields(value_type),
-                columns,
-                None,
-            ))),
-            Err(_) => ScalarValue::try_from(&captured(value_type, Some(OnError::Capture)))
-                .unwrap_or(ScalarValue::Null),
+            Ok(columns) => ScalarValue::Struct(Arc::new(StructArray::new(captured_fields(value_type), columns, None))),
+            Err(_) => ScalarValue::try_from(&captured(value_type, Some(OnError::Capture))).unwrap_or(ScalarValue::Null),
         }
     }
 
@@ -165,13 +141,7 @@ impl LlmCall {
     /// Returns the identity of the question: calls of equal digest, asked of one model under equal settings, give equal
     /// answers for equal inputs. Inputs and model are left out.
     pub fn digest(&self) -> [u8; 32] {
-        let LlmCall {
-            function,
-            task,
-            prompt,
-            options,
-            inputs: _,
-        } = self;
+        let LlmCall { function, task, prompt, options, inputs: _ } = self;
         // Destructured in full, so that a new option is a decision here: does it change answers?
         let CallOptions {
             temperature,
@@ -188,12 +158,7 @@ impl LlmCall {
             reorder_window: _,
             dedup: _,
         } = options;
-        let Task {
-            instruction,
-            answer_form,
-            shape,
-            shown: _,
-        } = task;
+        let Task { instruction, answer_form, shape, shown: _ } = task;
         let mut text = String::new();
         // Debug output quotes strings, so parts cannot run into each other.
         write!(
@@ -207,13 +172,8 @@ impl LlmCall {
 }
 
 /// The options of a call, and its other arguments.
-pub(crate) fn split_options<'a>(
-    name: &str,
-    args: &'a [Expr],
-) -> Result<(&'a [Expr], Map<String, Value>)> {
-    let Some((Expr::ScalarFunction(last), rest)) =
-        args.split_last().filter(|(last, _)| is_ai_options(last))
-    else {
+pub(crate) fn split_options<'a>(name: &str, args: &'a [Expr]) -> Result<(&'a [Expr], Map<String, Value>)> {
+    let Some((Expr::ScalarFunction(last), rest)) = args.split_last().filter(|(last, _)| is_ai_options(last)) else {
         return Ok((args, Map::new()));
     };
     let mut options = Map::new();
@@ -229,9 +189,7 @@ pub(crate) fn split_options<'a>(
                 }
             }
             _ => {
-                return plan_err!(
-                    "{name}: option {key} must be a constant, not a column or a computed value"
-                );
+                return plan_err!("{name}: option {key} must be a constant, not a column or a computed value");
             }
         }
     }
@@ -254,9 +212,7 @@ impl Parts<'_> {
         let (text, rest, is_prompt) = match prompt_args(&self.args[0]) {
             Some([template, inputs @ ..]) => {
                 if self.args.len() > 1 {
-                    return plan_err!(
-                        "{name}: inputs must stand inside prompt(…), and one stands after it"
-                    );
+                    return plan_err!("{name}: inputs must stand inside prompt(…), and one stands after it");
                 }
                 (template, inputs, true)
             }
@@ -265,9 +221,7 @@ impl Parts<'_> {
         let text = match constant(text) {
             Some(Value::String(text)) if !text.trim().is_empty() => text,
             Some(other) => {
-                return plan_err!(
-                    "{name}: the instruction must be a string that is not empty, not {other}"
-                );
+                return plan_err!("{name}: the instruction must be a string that is not empty, not {other}");
             }
             None => {
                 return plan_err!(
@@ -283,18 +237,10 @@ impl Parts<'_> {
         };
         if as_template {
             let template = Template::parse(name, &text, labels)?;
-            return Ok((
-                self.task("", &[], "text")?,
-                Prompt::Template(template),
-                inputs,
-            ));
+            return Ok((self.task("", &[], "text")?, Prompt::Template(template), inputs));
         }
         let instruction = refer_to_fields(&text, &labels);
-        Ok((
-            self.task(&instruction, &[], "text")?,
-            Prompt::Fields { labels },
-            inputs,
-        ))
+        Ok((self.task(&instruction, &[], "text")?, Prompt::Fields { labels }, inputs))
     }
 
     /// Reads a call whose first argument is the content, and whose task is fixed.
@@ -312,13 +258,7 @@ impl Parts<'_> {
     }
 
     fn task(&self, instruction: &str, positional: &[Option<Value>], noun: &str) -> Result<Task> {
-        let arguments = Arguments {
-            name: self.called.name,
-            instruction,
-            positional,
-            options: self.raw,
-            noun,
-        };
+        let arguments = Arguments { name: self.called.name, instruction, positional, options: self.raw, noun };
         scalar::task(self.called.function, &arguments)
     }
 
@@ -326,18 +266,12 @@ impl Parts<'_> {
     /// user named by what they stand for.
     fn inputs(&self, args: &[Expr]) -> (Vec<String>, Vec<Expr>) {
         let inputs = inputs(args, self.schema);
-        let stored = self
-            .stored
-            .and_then(Value::as_str)
-            .and_then(|json| serde_json::from_str::<Vec<String>>(json).ok());
+        let stored = self.stored.and_then(Value::as_str).and_then(|json| serde_json::from_str::<Vec<String>>(json).ok());
         let labels = match stored {
             Some(stored) if stored.len() == inputs.len() => stored,
             _ => labels(&inputs),
         };
-        (
-            labels,
-            inputs.into_iter().map(|Input { expr, .. }| expr).collect(),
-        )
+        (labels, inputs.into_iter().map(|Input { expr, .. }| expr).collect())
     }
 }
 
@@ -350,9 +284,7 @@ fn noun(labels: &[String]) -> &str {
 }
 
 fn is_positional(label: &str) -> bool {
-    label
-        .strip_prefix("input")
-        .is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
+    label.strip_prefix("input").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -365,8 +297,7 @@ mod tests {
     #[track_caller]
     fn check(got: Result<LlmCall, String>, expected: Result<(&str, &str), &str>) {
         let got = got.map(|call| (call.describe(), call.output_type().to_string()));
-        let expected =
-            expected.map(|(shown, data_type)| (shown.to_string(), data_type.to_string()));
+        let expected = expected.map(|(shown, data_type)| (shown.to_string(), data_type.to_string()));
         assert_eq!(got, expected.map_err(String::from));
     }
 
@@ -378,59 +309,32 @@ mod tests {
 
     #[tokio::test]
     async fn binds_every_function() {
-        check!(
-            "ai_complete('Sum up', title, body)",
-            Ok(("ai_complete('Sum up', fields=[title, body])", "Utf8"))
-        );
+        check!("ai_complete('Sum up', title, body)", Ok(("ai_complete('Sum up', fields=[title, body])", "Utf8")));
         check!("ai_complete('Hello')", Ok(("ai_complete('Hello')", "Utf8")));
-        check!(
-            "ai_gen('Sum up', address)",
-            Ok(("ai_complete('Sum up', fields=[city, zip])", "Utf8"))
-        );
-        check!(
-            "ai_if('positive', body)",
-            Ok(("ai_filter('positive', fields=[body])", "Boolean"))
-        );
-        check!(
-            "ai_classify(body, ['a', 'b'])",
-            Ok(("ai_classify(labels=[a, b], fields=[body])", "Utf8"))
-        );
+        check!("ai_gen('Sum up', address)", Ok(("ai_complete('Sum up', fields=[city, zip])", "Utf8")));
+        check!("ai_if('positive', body)", Ok(("ai_filter('positive', fields=[body])", "Boolean")));
+        check!("ai_classify(body, ['a', 'b'])", Ok(("ai_classify(labels=[a, b], fields=[body])", "Utf8")));
         check!(
             "ai_classify(body, ['a', 'b'], output_mode => 'multi')",
             Ok(("ai_classify(labels=[a, b], fields=[body])", "List(Utf8)"))
         );
         check!(
             "ai_extract(body, ['who', 'where'])",
-            Ok((
-                "ai_extract(extract=[who, where], fields=[body])",
-                "Struct(\"who\": Utf8, \"where\": Utf8)"
-            ))
+            Ok(("ai_extract(extract=[who, where], fields=[body])", "Struct(\"who\": Utf8, \"where\": Utf8)"))
         );
         check!(
             "ai_extract(body, {who: 'Who is it?'})",
-            Ok((
-                "ai_extract(extract=[who], fields=[body])",
-                "Struct(\"who\": Utf8)"
-            ))
+            Ok(("ai_extract(extract=[who], fields=[body])", "Struct(\"who\": Utf8)"))
         );
         check!(
             "ai_extract(body, 'STRUCT(name VARCHAR, age INT)')",
-            Ok((
-                "ai_extract(extract=[name, age], fields=[body])",
-                "Struct(\"name\": Utf8, \"age\": Int32)"
-            ))
+            Ok(("ai_extract(extract=[name, age], fields=[body])", "Struct(\"name\": Utf8, \"age\": Int32)"))
         );
         check!(
             "ai_score('How good?', body, min => 1, max => 5)",
-            Ok((
-                "ai_score('How good?', range=1..5, fields=[body])",
-                "Float64"
-            ))
+            Ok(("ai_score('How good?', range=1..5, fields=[body])", "Float64"))
         );
-        check!(
-            "ai_sentiment(body)",
-            Ok(("ai_sentiment(fields=[body])", "Utf8"))
-        );
+        check!("ai_sentiment(body)", Ok(("ai_sentiment(fields=[body])", "Utf8")));
         check!(
             "ai_sentiment(body, ['food'])",
             Ok((
@@ -438,132 +342,69 @@ mod tests {
                 "Map(\"entries\": non-null Struct(\"key\": non-null Utf8, \"value\": Utf8), unsorted)"
             ))
         );
-        check!(
-            "ai_summarize(body, max_words => 9)",
-            Ok(("ai_summarize(max_words=9, fields=[body])", "Utf8"))
-        );
-        check!(
-            "ai_translate(body, 'de')",
-            Ok(("ai_translate(to 'German', fields=[body])", "Utf8"))
-        );
-        check!(
-            "ai_mask(body, ['name'])",
-            Ok(("ai_redact(categories=[name], fields=[body])", "Utf8"))
-        );
-        check!(
-            "ai_fix_grammar(upper(body))",
-            Ok(("ai_fix_grammar(fields=[input1])", "Utf8"))
-        );
+        check!("ai_summarize(body, max_words => 9)", Ok(("ai_summarize(max_words=9, fields=[body])", "Utf8")));
+        check!("ai_translate(body, 'de')", Ok(("ai_translate(to 'German', fields=[body])", "Utf8")));
+        check!("ai_mask(body, ['name'])", Ok(("ai_redact(categories=[name], fields=[body])", "Utf8")));
+        check!("ai_fix_grammar(upper(body))", Ok(("ai_fix_grammar(fields=[input1])", "Utf8")));
     }
 
     #[tokio::test]
     async fn decides_the_mode_from_the_text() {
         check!(
             "ai_complete(prompt('Sum {0} of {1}', body, title))",
-            Ok((
-                "ai_complete(prompt('Sum {0} of {1}'), [body, title])",
-                "Utf8"
-            ))
+            Ok(("ai_complete(prompt('Sum {0} of {1}'), [body, title])", "Utf8"))
         );
-        check!(
-            "ai_complete('Sum {body}', body)",
-            Ok(("ai_complete(prompt('Sum {body}'), [body])", "Utf8"))
-        );
+        check!("ai_complete('Sum {body}', body)", Ok(("ai_complete(prompt('Sum {body}'), [body])", "Utf8")));
         check!(
             "ai_complete('Sum {body}', body, mode => 'fields')",
             Ok(("ai_complete('Sum `body`', fields=[body])", "Utf8"))
         );
-        check!(
-            "LLM('Sum {body}', body)",
-            Ok(("ai_complete('Sum `body`', fields=[body])", "Utf8"))
-        );
-        check!(
-            "LLM('Sum', t.*)",
-            Ok(("ai_complete('Sum', fields=[title, body])", "Utf8"))
-        );
-        check!(
-            "ai_complete('Use {{braces}}', body)",
-            Ok(("ai_complete('Use {braces}', fields=[body])", "Utf8"))
-        );
+        check!("LLM('Sum {body}', body)", Ok(("ai_complete('Sum `body`', fields=[body])", "Utf8")));
+        check!("LLM('Sum', t.*)", Ok(("ai_complete('Sum', fields=[title, body])", "Utf8")));
+        check!("ai_complete('Use {{braces}}', body)", Ok(("ai_complete('Use {braces}', fields=[body])", "Utf8")));
         check!(
             "ai_filter('{t} good', named_struct('t', upper(title)))",
             Ok(("ai_filter(prompt('{t} good'), [t])", "Boolean"))
         );
         check!(
             "ai_complete('Sum {boddy}', body)",
-            Err(
-                "ai_complete: the template names {boddy}, which is no input; did you mean body?; inputs are body"
-            )
+            Err("ai_complete: the template names {boddy}, which is no input; did you mean body?; inputs are body")
         );
         check!(
             "ai_complete('Sum', body, mode => 'template')",
-            Err(
-                "ai_complete: the template has no placeholder for body; add {body}, or leave the input out, \
-                 or set mode => 'fields'"
-            )
+            Err("ai_complete: the template has no placeholder for body; add {body}, or leave the input out, \
+                 or set mode => 'fields'")
         );
     }
 
     #[tokio::test]
     async fn return_types() {
-        check!(
-            "ai_complete('p', return_type => 'INT')",
-            Ok(("ai_complete('p')", "Int32"))
-        );
-        check!(
-            "ai_complete('p', return_type => 'boolean')",
-            Ok(("ai_complete('p')", "Boolean"))
-        );
-        check!(
-            "ai_complete('p', return_type => 'TEXT')",
-            Ok(("ai_complete('p')", "Utf8"))
-        );
+        check!("ai_complete('p', return_type => 'INT')", Ok(("ai_complete('p')", "Int32")));
+        check!("ai_complete('p', return_type => 'boolean')", Ok(("ai_complete('p')", "Boolean")));
+        check!("ai_complete('p', return_type => 'TEXT')", Ok(("ai_complete('p')", "Utf8")));
         check!(
             "ai_complete('p', response_schema => '{\"type\": \"array\", \"items\": {\"type\": \"number\"}}')",
             Ok(("ai_complete('p')", "List(Float64)"))
         );
         check!(
             "ai_filter('p', body, on_error => 'capture')",
-            Ok((
-                "ai_filter('p', fields=[body])",
-                "Struct(\"value\": Boolean, \"error\": Utf8)"
-            ))
+            Ok(("ai_filter('p', fields=[body])", "Struct(\"value\": Boolean, \"error\": Utf8)"))
         );
     }
 
     #[tokio::test]
     async fn refuses_wrong_arguments() {
-        check!(
-            "ai_complete()",
-            Err("ai_complete: instruction must be given")
-        );
-        check!(
-            "ai_classify(body)",
-            Err("ai_classify: labels must be given")
-        );
+        check!("ai_complete()", Err("ai_complete: instruction must be given"));
+        check!("ai_classify(body)", Err("ai_classify: labels must be given"));
         check!(
             "ai_classify(body, ['a'], 'multi')",
-            Err(
-                "ai_classify: takes input, labels and options by name, but 3 positional arguments are given; \
-                 write options as name => value"
-            )
+            Err("ai_classify: takes input, labels and options by name, but 3 positional arguments are given; \
+                 write options as name => value")
         );
-        check!(
-            "ai_classify(body, [])",
-            Err("ai_classify: labels must not be empty")
-        );
-        check!(
-            "ai_classify(body, ['a', 'a'])",
-            Err("ai_classify: labels must be distinct, and 'a' is given twice")
-        );
-        check!(
-            "ai_classify(body, ['a', ''])",
-            Err("ai_classify: labels must not hold the empty string")
-        );
-        check!(
-            "ai_classify(body, [1, 2])",
-            Err("ai_classify: labels must be strings, and 1 is none")
-        );
+        check!("ai_classify(body, [])", Err("ai_classify: labels must not be empty"));
+        check!("ai_classify(body, ['a', 'a'])", Err("ai_classify: labels must be distinct, and 'a' is given twice"));
+        check!("ai_classify(body, ['a', ''])", Err("ai_classify: labels must not hold the empty string"));
+        check!("ai_classify(body, [1, 2])", Err("ai_classify: labels must be strings, and 1 is none"));
         check!(
             "ai_classify(body, [title])",
             Err("ai_classify: labels must be a constant, not a column or a computed value")
@@ -572,15 +413,10 @@ mod tests {
             "ai_classify(body, ['a'], output_mode => 'many')",
             Err("ai_classify: option output_mode must be 'single' or 'multi', not 'many'")
         );
-        check!(
-            "ai_extract(body, title)",
-            Err("ai_extract: fields must be a constant, not a column or a computed value")
-        );
+        check!("ai_extract(body, title)", Err("ai_extract: fields must be a constant, not a column or a computed value"));
         check!(
             "ai_extract(body, 'INT')",
-            Err(
-                "ai_extract: fields must describe a struct such as 'STRUCT(name VARCHAR)', not Int32"
-            )
+            Err("ai_extract: fields must describe a struct such as 'STRUCT(name VARCHAR)', not Int32")
         );
         check!(
             "ai_filter(body, title)",
@@ -588,49 +424,31 @@ mod tests {
                 "ai_filter: the instruction must be a constant string; to ask what a column holds, write prompt('{0}', column)"
             )
         );
-        check!(
-            "ai_filter('', body)",
-            Err("ai_filter: the instruction must be a string that is not empty, not \"\"")
-        );
+        check!("ai_filter('', body)", Err("ai_filter: the instruction must be a string that is not empty, not \"\""));
         check!(
             "ai_filter('p', body, max_tokens => price)",
-            Err(
-                "ai_filter: option max_tokens must be a constant, not a column or a computed value"
-            )
+            Err("ai_filter: option max_tokens must be a constant, not a column or a computed value")
         );
         check!(
             "ai_filter('p', body, max_tokens => 0)",
             Err("ai_filter: option max_tokens must be a whole number of at least 1, not '0'")
         );
-        check!(
-            "ai_filter('p', body, seed => NULL)",
-            Err("ai_filter: option seed must not be NULL; leave it out instead")
-        );
-        check!(
-            "ai_score('p', min => 2, max => 1)",
-            Err("ai_score: min must be below max, and 2 is not below 1")
-        );
+        check!("ai_filter('p', body, seed => NULL)", Err("ai_filter: option seed must not be NULL; leave it out instead"));
+        check!("ai_score('p', min => 2, max => 1)", Err("ai_score: min must be below max, and 2 is not below 1"));
         check!(
             "ai_sentiment(prompt('{0}', body))",
-            Err(
-                "ai_sentiment: prompt(…) is an instruction, which ai_complete, ai_filter and ai_score take"
-            )
+            Err("ai_sentiment: prompt(…) is an instruction, which ai_complete, ai_filter and ai_score take")
         );
         check!(
             "ai_filter(prompt('{0}', body), title)",
             Err("ai_filter: inputs must stand inside prompt(…), and one stands after it")
         );
-        check!(
-            "ai_translate(body, 5)",
-            Err("ai_translate: target must be the name of a language such as 'German' or 'de'")
-        );
+        check!("ai_translate(body, 5)", Err("ai_translate: target must be the name of a language such as 'German' or 'de'"));
     }
 
     #[tokio::test]
     async fn computed_constants_are_constants() {
-        let call = call("ai_complete('a' || 'b', body, max_tokens => 10 + 5, temperature => 0.5)")
-            .await
-            .unwrap();
+        let call = call("ai_complete('a' || 'b', body, max_tokens => 10 + 5, temperature => 0.5)").await.unwrap();
         assert_eq!(call.describe(), "ai_complete('ab', fields=[body])");
         assert_eq!(call.options.max_tokens, Some(15));
         assert_eq!(call.options.temperature, Some(Float(0.5)));
@@ -643,16 +461,8 @@ mod tests {
         let plan = plan(&ctx, sql).await.unwrap();
         let params = vec![ScalarValue::from("positive"), ScalarValue::from(7_i64)];
         let plan = plan.with_param_values(params).unwrap();
-        let shown = ctx
-            .state()
-            .optimize(&plan)
-            .unwrap()
-            .display_indent()
-            .to_string();
-        assert!(
-            shown.contains("positive") && shown.contains("Int64(7)"),
-            "{shown}"
-        );
+        let shown = ctx.state().optimize(&plan).unwrap().display_indent().to_string();
+        assert!(shown.contains("positive") && shown.contains("Int64(7)"), "{shown}");
     }
 
     #[tokio::test]
@@ -669,11 +479,7 @@ mod tests {
             let sql = format!("SELECT {sql} AS x FROM t");
             let planned = plan(&ctx, &sql).await.unwrap();
             let call = calls(&sql).await.unwrap().remove(0);
-            assert_eq!(
-                planned.schema().field(0).data_type(),
-                &call.output_type(),
-                "{sql}"
-            );
+            assert_eq!(planned.schema().field(0).data_type(), &call.output_type(), "{sql}");
         }
     }
 
@@ -681,10 +487,7 @@ mod tests {
     async fn null_policies() {
         let policy = async |sql| call(sql).await.unwrap().null_policy(NullInput::Skip);
         assert_eq!(policy("ai_complete('Hello')").await, NullPolicy::Never);
-        assert_eq!(
-            policy("ai_complete('Hello', body, title)").await,
-            NullPolicy::SkipIfAll
-        );
+        assert_eq!(policy("ai_complete('Hello', body, title)").await, NullPolicy::SkipIfAll);
         assert_eq!(policy("ai_sentiment(body)").await, NullPolicy::SkipIfAll);
         let template = call("ai_complete('{body}', body)").await.unwrap();
         assert_eq!(template.null_policy(NullInput::Skip), NullPolicy::SkipIfAny);
@@ -693,41 +496,22 @@ mod tests {
 
     #[tokio::test]
     async fn values_and_captured_errors() {
-        let call = call("ai_filter('p', body, on_error => 'capture')")
-            .await
-            .unwrap();
+        let call = call("ai_filter('p', body, on_error => 'capture')").await.unwrap();
         let shown = |outcome, on_error| call.value(outcome, on_error).to_string();
         let yes = || Ok(ScalarValue::Boolean(Some(true)));
         assert_eq!(shown(yes(), OnError::Null), "true");
-        assert_eq!(
-            call.value(Err("overflow: too long"), OnError::Null),
-            ScalarValue::Boolean(None)
-        );
+        assert_eq!(call.value(Err("overflow: too long"), OnError::Null), ScalarValue::Boolean(None));
         assert_eq!(shown(yes(), OnError::Capture), "{value:true,error:}");
-        assert_eq!(
-            shown(Err("overflow: too long"), OnError::Capture),
-            "{value:,error:overflow: too long}"
-        );
-        assert_eq!(
-            call.value(Err("x"), OnError::Capture).data_type(),
-            call.output_type()
-        );
+        assert_eq!(shown(Err("overflow: too long"), OnError::Capture), "{value:,error:overflow: too long}");
+        assert_eq!(call.value(Err("x"), OnError::Capture).data_type(), call.output_type());
     }
 
     #[tokio::test]
     async fn digest_is_of_the_question_alone() {
         let digest = async |sql| call(sql).await.unwrap().digest();
         let base = digest("ai_filter('p', body)").await;
-        assert_eq!(
-            digest("ai_filter('p', body, model => 'm', reorder => 'none', on_error => 'fail')")
-                .await,
-            base
-        );
-        assert_eq!(
-            digest("ai_if('p', named_struct('body', title))").await,
-            base,
-            "inputs do not count, labels do"
-        );
+        assert_eq!(digest("ai_filter('p', body, model => 'm', reorder => 'none', on_error => 'fail')").await, base);
+        assert_eq!(digest("ai_if('p', named_struct('body', title))").await, base, "inputs do not count, labels do");
         assert_ne!(digest("ai_filter('p', title)").await, base);
         assert_ne!(digest("ai_filter('q', body)").await, base);
         assert_ne!(digest("ai_filter('p', body, seed => 1)").await, base);

@@ -25,15 +25,10 @@ pub(crate) fn constant(expr: &Expr) -> Option<Value> {
                 _ => None,
             }
         }
-        Expr::ScalarFunction(function) if function.func.name() == "make_array" => function
-            .args
-            .iter()
-            .map(constant)
-            .collect::<Option<Vec<_>>>()
-            .map(Value::Array),
-        Expr::ScalarFunction(function)
-            if function.func.name() == "named_struct" || is_ai_fields(function) =>
-        {
+        Expr::ScalarFunction(function) if function.func.name() == "make_array" => {
+            function.args.iter().map(constant).collect::<Option<Vec<_>>>().map(Value::Array)
+        }
+        Expr::ScalarFunction(function) if function.func.name() == "named_struct" || is_ai_fields(function) => {
             pairs(&function.args)
         }
         _ => None,
@@ -64,23 +59,16 @@ pub(crate) fn known_argument(args: &ReturnFieldArgs, position: usize) -> Option<
         return serde_json::from_str(fields).ok();
     }
     match field.data_type() {
-        DataType::Struct(fields) => Some(Value::Object(
-            fields
-                .iter()
-                .map(|field| (field.name().clone(), Value::Null))
-                .collect(),
-        )),
+        DataType::Struct(fields) => {
+            Some(Value::Object(fields.iter().map(|field| (field.name().clone(), Value::Null)).collect()))
+        }
         _ => None,
     }
 }
 
 /// Returns the options that are known while types are decided, and whether the last argument carries options.
 pub(crate) fn known_options(args: &ReturnFieldArgs) -> (Map<String, Value>, bool) {
-    let Some(options) = args
-        .arg_fields
-        .last()
-        .and_then(|field| field.metadata().get(OPTIONS_KEY))
-    else {
+    let Some(options) = args.arg_fields.last().and_then(|field| field.metadata().get(OPTIONS_KEY)) else {
         return (Map::new(), false);
     };
     (serde_json::from_str(options).unwrap_or_default(), true)
@@ -101,29 +89,18 @@ pub(crate) fn scalar_value(scalar: &ScalarValue) -> Result<Value> {
         ScalarValue::FixedSizeList(list) => elements(&list.value(0)),
         ScalarValue::Struct(row) => {
             let names = row.column_names();
-            let values = row
-                .columns()
-                .iter()
-                .map(|column| scalar_value(&ScalarValue::try_from_array(column, 0)?));
-            let pairs = names
-                .iter()
-                .zip(values)
-                .map(|(name, value)| Ok((name.to_string(), value?)));
+            let values = row.columns().iter().map(|column| scalar_value(&ScalarValue::try_from_array(column, 0)?));
+            let pairs = names.iter().zip(values).map(|(name, value)| Ok((name.to_string(), value?)));
             Ok(Value::Object(pairs.collect::<Result<Map<_, _>>>()?))
         }
         ScalarValue::Map(map) => {
             let entries = map.value(0);
             let mut object = Map::new();
             for row in 0..entries.len() {
-                let Value::String(key) =
-                    scalar_value(&ScalarValue::try_from_array(entries.column(0), row)?)?
-                else {
+                let Value::String(key) = scalar_value(&ScalarValue::try_from_array(entries.column(0), row)?)? else {
                     continue;
                 };
-                object.insert(
-                    key,
-                    scalar_value(&ScalarValue::try_from_array(entries.column(1), row)?)?,
-                );
+                object.insert(key, scalar_value(&ScalarValue::try_from_array(entries.column(1), row)?)?);
             }
             Ok(Value::Object(object))
         }
@@ -152,8 +129,7 @@ fn number_value(scalar: &ScalarValue) -> Result<Value> {
 }
 
 fn elements(array: &ArrayRef) -> Result<Value> {
-    let values =
-        (0..array.len()).map(|row| scalar_value(&ScalarValue::try_from_array(array, row)?));
+    let values = (0..array.len()).map(|row| scalar_value(&ScalarValue::try_from_array(array, row)?));
     Ok(Value::Array(values.collect::<Result<Vec<_>>>()?))
 }
 
@@ -168,10 +144,7 @@ pub(crate) fn struct_columns(scalar: &ScalarValue) -> Option<Vec<(String, Scalar
         .zip(row.columns())
         .map(|(name, column)| {
             if row.is_null(0) {
-                return Some((
-                    name.to_string(),
-                    ScalarValue::try_from(column.data_type()).ok()?,
-                ));
+                return Some((name.to_string(), ScalarValue::try_from(column.data_type()).ok()?));
             }
             Some((name.to_string(), value(column)?))
         })
@@ -196,29 +169,17 @@ mod tests {
         check(lit(3), Some(json!(3)));
         check(lit(0.5), Some(json!(0.5)));
         check(lit(true), Some(json!(true)));
-        check(
-            lit(ScalarValue::Utf8View(Some("v".into()))),
-            Some(json!("v")),
-        );
+        check(lit(ScalarValue::Utf8View(Some("v".into()))), Some(json!("v")));
         check(lit(ScalarValue::Null), Some(Value::Null));
-        check(
-            make_array(vec![lit("a"), lit("b")]),
-            Some(json!(["a", "b"])),
-        );
-        check(
-            named_struct(vec![lit("k"), lit("v")]),
-            Some(json!({"k": "v"})),
-        );
+        check(make_array(vec![lit("a"), lit("b")]), Some(json!(["a", "b"])));
+        check(named_struct(vec![lit("k"), lit("v")]), Some(json!({"k": "v"})));
         check(col("a"), None);
         check(make_array(vec![lit("a"), col("b")]), None);
     }
 
     #[test]
     fn reads_folded_lists_and_structs() {
-        let list = ScalarValue::List(ScalarValue::new_list_nullable(
-            &["a".into(), "b".into()],
-            &DataType::Utf8,
-        ));
+        let list = ScalarValue::List(ScalarValue::new_list_nullable(&["a".into(), "b".into()], &DataType::Utf8));
         check(lit(list), Some(json!(["a", "b"])));
     }
 }

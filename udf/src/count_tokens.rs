@@ -8,8 +8,7 @@ use datafusion::arrow::array::{Array, AsArray, Int64Array};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{Result, ScalarValue, exec_err};
 use datafusion::logical_expr::{
-    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature,
-    Volatility,
+    ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
 };
 use refrain_serving::Tokenizer;
 
@@ -34,10 +33,7 @@ impl CountTokens {
     pub(crate) fn udf(source: Arc<dyn TokenizerSource>) -> ScalarUDF {
         let texts = vec![TypeSignature::String(1), TypeSignature::String(2)];
         // Stable, not immutable: which model is the default may change between queries.
-        ScalarUDF::new_from_impl(CountTokens {
-            source,
-            signature: Signature::one_of(texts, Volatility::Stable),
-        })
+        ScalarUDF::new_from_impl(CountTokens { source, signature: Signature::one_of(texts, Volatility::Stable) })
     }
 }
 
@@ -79,26 +75,14 @@ impl ScalarUDFImpl for CountTokens {
         let tokenizer = self.source.tokenizer(model)?;
         let count = |text: &str| tokenizer.encode(text).len() as i64;
         match &args.args[0] {
-            ColumnarValue::Scalar(text) => Ok(ColumnarValue::Scalar(ScalarValue::Int64(
-                text.try_as_str().flatten().map(count),
-            ))),
+            ColumnarValue::Scalar(text) => {
+                Ok(ColumnarValue::Scalar(ScalarValue::Int64(text.try_as_str().flatten().map(count))))
+            }
             ColumnarValue::Array(texts) => {
                 let counts: Int64Array = match texts.data_type() {
-                    DataType::Utf8 => texts
-                        .as_string::<i32>()
-                        .iter()
-                        .map(|text| text.map(count))
-                        .collect(),
-                    DataType::LargeUtf8 => texts
-                        .as_string::<i64>()
-                        .iter()
-                        .map(|text| text.map(count))
-                        .collect(),
-                    DataType::Utf8View => texts
-                        .as_string_view()
-                        .iter()
-                        .map(|text| text.map(count))
-                        .collect(),
+                    DataType::Utf8 => texts.as_string::<i32>().iter().map(|text| text.map(count)).collect(),
+                    DataType::LargeUtf8 => texts.as_string::<i64>().iter().map(|text| text.map(count)).collect(),
+                    DataType::Utf8View => texts.as_string_view().iter().map(|text| text.map(count)).collect(),
                     other => {
                         return exec_err!("{}: cannot count tokens of {other}", COUNT_TOKENS.name);
                     }
@@ -124,35 +108,18 @@ mod tests {
     async fn run(sql: &str) -> Result<Vec<Option<i64>>, String> {
         let ctx = session().await;
         let plan = plan(&ctx, sql).await?;
-        let frame = ctx
-            .execute_logical_plan(plan)
-            .await
-            .map_err(|error| error.strip_backtrace())?;
-        let batches = frame
-            .collect()
-            .await
-            .map_err(|error| error.strip_backtrace())?;
-        Ok(batches
-            .iter()
-            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().iter())
-            .collect())
+        let frame = ctx.execute_logical_plan(plan).await.map_err(|error| error.strip_backtrace())?;
+        let batches = frame.collect().await.map_err(|error| error.strip_backtrace())?;
+        Ok(batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().iter()).collect())
     }
 
     #[tokio::test]
     async fn counts() {
         check(run("SELECT ai_count_tokens(body) FROM t").await, &[Some(3)]);
-        check(
-            run("SELECT ai_count_tokens('a b <|end|>')").await,
-            &[Some(5)],
-        );
+        check(run("SELECT ai_count_tokens('a b <|end|>')").await, &[Some(5)]);
         check(run("SELECT ai_count_tokens(NULL::varchar)").await, &[None]);
-        check(
-            run("SELECT ai_count_tokens(body, model => 'words') FROM t").await,
-            &[Some(3)],
-        );
-        let error = run("SELECT ai_count_tokens(body, 'none') FROM t")
-            .await
-            .unwrap_err();
+        check(run("SELECT ai_count_tokens(body, model => 'words') FROM t").await, &[Some(3)]);
+        let error = run("SELECT ai_count_tokens(body, 'none') FROM t").await.unwrap_err();
         assert!(error.contains("there is no model none"), "{error}");
     }
 }

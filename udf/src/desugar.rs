@@ -16,15 +16,12 @@ use std::ops::ControlFlow;
 use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
 use datafusion::sql::parser::{CopyToSource, Statement};
 use datafusion::sql::sqlparser::ast::{
-    DictionaryField, Expr, Function as SqlFunction, FunctionArg, FunctionArgExpr,
-    FunctionArgumentList, FunctionArguments, Ident, ObjectName, ObjectNamePart, Query, Select,
-    SelectItem, SetExpr, Value, VisitMut, VisitorMut, visit_expressions_mut,
+    DictionaryField, Expr, Function as SqlFunction, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
+    Ident, ObjectName, ObjectNamePart, Query, Select, SelectItem, SetExpr, Value, VisitMut, VisitorMut,
+    visit_expressions_mut,
 };
 
-use crate::function::{
-    self, Arity, COUNT_TOKENS, Function, PROMPT, Signature, UNAVAILABLE_AGGREGATES,
-    UNAVAILABLE_SCALARS,
-};
+use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, Signature, UNAVAILABLE_AGGREGATES, UNAVAILABLE_SCALARS};
 use crate::options::{Keyword, Mode, OnError, suggest};
 use crate::placeholder::{AI_FIELDS, AI_OPTIONS};
 use crate::settings::Settings;
@@ -35,16 +32,8 @@ pub type ExpandWildcard<'a> = dyn FnMut(Option<&ObjectName>, &Select) -> Result<
 /// Rewrites the calls of our functions in a statement, wherever they stand.
 ///
 /// Fails if an argument is unknown, given twice, or missing where a later one is given.
-pub fn desugar(
-    statement: &mut Statement,
-    settings: &Settings,
-    expand: &mut ExpandWildcard<'_>,
-) -> Result<()> {
-    let mut pass = Pass {
-        settings,
-        expand,
-        selects: Vec::new(),
-    };
+pub fn desugar(statement: &mut Statement, settings: &Settings, expand: &mut ExpandWildcard<'_>) -> Result<()> {
+    let mut pass = Pass { settings, expand, selects: Vec::new() };
     let flow = match statement {
         Statement::Statement(statement) => statement.visit(&mut pass),
         Statement::CopyTo(copy) => match &mut copy.source {
@@ -92,11 +81,7 @@ impl VisitorMut for Pass<'_, '_> {
 
     fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<DataFusionError> {
         self.selects.pop();
-        match [&select.selection, &select.having]
-            .into_iter()
-            .flatten()
-            .find_map(captured_filter)
-        {
+        match [&select.selection, &select.having].into_iter().flatten().find_map(captured_filter) {
             Some(name) => ControlFlow::Break(plan_datafusion_err!(
                 "{name}: under on_error => 'capture' a filter is a struct; as a condition write ({name}(…)).value"
             )),
@@ -117,29 +102,21 @@ impl VisitorMut for Pass<'_, '_> {
 /// Returns the name of a filter that is a condition by itself but captures its errors.
 fn captured_filter(condition: &Expr) -> Option<String> {
     match condition {
-        Expr::BinaryOp { left, right, .. } => {
-            captured_filter(left).or_else(|| captured_filter(right))
-        }
+        Expr::BinaryOp { left, right, .. } => captured_filter(left).or_else(|| captured_filter(right)),
         Expr::UnaryOp { expr, .. } | Expr::Nested(expr) => captured_filter(expr),
         Expr::Function(function) => {
-            let name = simple_name(function)
-                .filter(|name| function::find(name) == Some(Function::Filter))?;
+            let name = simple_name(function).filter(|name| function::find(name) == Some(Function::Filter))?;
             let FunctionArguments::List(list) = &function.args else {
                 return None;
             };
-            let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Function(options))) =
-                list.args.last()?
-            else {
+            let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Function(options))) = list.args.last()? else {
                 return None;
             };
             let FunctionArguments::List(pairs) = &options.args else {
                 return None;
             };
             let is_capture = |pair: &[FunctionArg]| match pair {
-                [key, value] => {
-                    literal(key) == Some("on_error")
-                        && literal(value) == Some(OnError::Capture.name())
-                }
+                [key, value] => literal(key) == Some("on_error") && literal(value) == Some(OnError::Capture.name()),
                 _ => false,
             };
             pairs.args.chunks(2).any(is_capture).then_some(name)
@@ -159,17 +136,10 @@ fn name_columns(projection: &mut [SelectItem]) {
         .collect();
     for (position, name) in names.iter().enumerate() {
         let Some(name) = name else { continue };
-        let is_unique = names
-            .iter()
-            .filter(|other| other.as_ref() == Some(name))
-            .count()
-            == 1;
+        let is_unique = names.iter().filter(|other| other.as_ref() == Some(name)).count() == 1;
         if is_unique && let SelectItem::UnnamedExpr(expr) = &projection[position] {
             let alias = Ident::with_quote('"', name);
-            projection[position] = SelectItem::ExprWithAlias {
-                expr: expr.clone(),
-                alias,
-            };
+            projection[position] = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
         }
     }
 }
@@ -203,9 +173,7 @@ fn header(expr: &Expr) -> Option<String> {
 /// Returns the name of a function as the planner looks it up; `None` if it is qualified.
 fn simple_name(function: &SqlFunction) -> Option<String> {
     match function.name.0.as_slice() {
-        [ObjectNamePart::Identifier(name)] if name.quote_style.is_none() => {
-            Some(name.value.to_lowercase())
-        }
+        [ObjectNamePart::Identifier(name)] if name.quote_style.is_none() => Some(name.value.to_lowercase()),
         [ObjectNamePart::Identifier(name)] => Some(name.value.clone()),
         _ => None,
     }
@@ -225,9 +193,7 @@ impl Pass<'_, '_> {
         let Some(name) = simple_name(sql) else {
             return Ok(());
         };
-        if UNAVAILABLE_SCALARS.contains(&name.as_str())
-            || UNAVAILABLE_AGGREGATES.contains(&name.as_str())
-        {
+        if UNAVAILABLE_SCALARS.contains(&name.as_str()) || UNAVAILABLE_AGGREGATES.contains(&name.as_str()) {
             return plan_err!("{name} is not available in this version");
         }
         let (signature, called) = match function::find(&name) {
@@ -254,11 +220,7 @@ impl Pass<'_, '_> {
         }
         list.args = args.positional.into_iter().map(unnamed).collect();
         let mut pairs = args.options;
-        pairs.extend(
-            options
-                .into_iter()
-                .flat_map(|(name, value)| [unnamed(text(&name)), unnamed(value)]),
-        );
+        pairs.extend(options.into_iter().flat_map(|(name, value)| [unnamed(text(&name)), unnamed(value)]));
         if !pairs.is_empty() {
             list.args.push(unnamed(call(AI_OPTIONS, pairs)));
         }
@@ -266,21 +228,12 @@ impl Pass<'_, '_> {
     }
 
     /// Sorts arguments by kind and expands wildcards: to columns, or to a struct where one content is expected.
-    fn sort_args(
-        &mut self,
-        name: &str,
-        takes_columns: bool,
-        list: Vec<FunctionArg>,
-    ) -> Result<CallArgs> {
+    fn sort_args(&mut self, name: &str, takes_columns: bool, list: Vec<FunctionArg>) -> Result<CallArgs> {
         let mut args = CallArgs::default();
         for arg in list {
             let (key, arg) = match arg {
                 FunctionArg::Named { name, arg, .. } => (Some(name.value.to_lowercase()), arg),
-                FunctionArg::ExprNamed {
-                    name: Expr::Identifier(name),
-                    arg,
-                    ..
-                } => (Some(name.value.to_lowercase()), arg),
+                FunctionArg::ExprNamed { name: Expr::Identifier(name), arg, .. } => (Some(name.value.to_lowercase()), arg),
                 FunctionArg::ExprNamed { name: other, .. } => {
                     return plan_err!("{name}: {other} is no name of an argument");
                 }
@@ -288,9 +241,7 @@ impl Pass<'_, '_> {
             };
             let values = match arg {
                 FunctionArgExpr::Expr(expr) => vec![expr],
-                FunctionArgExpr::QualifiedWildcard(table) => {
-                    self.columns(name, Some(&table), takes_columns)?
-                }
+                FunctionArgExpr::QualifiedWildcard(table) => self.columns(name, Some(&table), takes_columns)?,
                 FunctionArgExpr::Wildcard => self.columns(name, None, takes_columns)?,
                 other => {
                     return plan_err!("{name}: cannot expand {other}; name the columns instead");
@@ -298,20 +249,13 @@ impl Pass<'_, '_> {
             };
             match key {
                 None if !args.named.is_empty() && !is_call_of(&values, AI_OPTIONS) => {
-                    return plan_err!(
-                        "{name}: arguments without a name must stand before those with one"
-                    );
+                    return plan_err!("{name}: arguments without a name must stand before those with one");
                 }
                 None => args.positional.extend(values),
-                Some(key) => args
-                    .named
-                    .extend(values.into_iter().map(|value| (key.clone(), value))),
+                Some(key) => args.named.extend(values.into_iter().map(|value| (key.clone(), value))),
             }
         }
-        if args
-            .positional
-            .last()
-            .is_some_and(|last| is_call_of(std::slice::from_ref(last), AI_OPTIONS))
+        if args.positional.last().is_some_and(|last| is_call_of(std::slice::from_ref(last), AI_OPTIONS))
             && let Some(Expr::Function(options)) = args.positional.pop()
             && let FunctionArguments::List(list) = options.args
         {
@@ -320,16 +264,9 @@ impl Pass<'_, '_> {
         Ok(args)
     }
 
-    fn columns(
-        &mut self,
-        name: &str,
-        table: Option<&ObjectName>,
-        takes_columns: bool,
-    ) -> Result<Vec<Expr>> {
+    fn columns(&mut self, name: &str, table: Option<&ObjectName>, takes_columns: bool) -> Result<Vec<Expr>> {
         let Some(Some(select)) = self.selects.last() else {
-            return plan_err!(
-                "{name}: a wildcard can be expanded inside a SELECT only; name the columns instead"
-            );
+            return plan_err!("{name}: a wildcard can be expanded inside a SELECT only; name the columns instead");
         };
         let columns = (self.expand)(table, select)?;
         if takes_columns {
@@ -337,29 +274,17 @@ impl Pass<'_, '_> {
         }
         let field = |column: Expr| {
             let name = match &column {
-                Expr::CompoundIdentifier(names) => names
-                    .last()
-                    .map_or_else(String::new, |name| name.value.clone()),
+                Expr::CompoundIdentifier(names) => names.last().map_or_else(String::new, |name| name.value.clone()),
                 Expr::Identifier(name) => name.value.clone(),
                 other => other.to_string(),
             };
-            DictionaryField {
-                key: Ident::with_quote('\'', name),
-                value: Box::new(column),
-            }
+            DictionaryField { key: Ident::with_quote('\'', name), value: Box::new(column) }
         };
-        Ok(vec![Expr::Dictionary(
-            columns.into_iter().map(field).collect(),
-        )])
+        Ok(vec![Expr::Dictionary(columns.into_iter().map(field).collect())])
     }
 
     /// Writes the settings into the call that it must keep or that decide its type.
-    fn write_settings(
-        &self,
-        signature: Signature,
-        args: &CallArgs,
-        options: &mut Vec<(String, Expr)>,
-    ) {
+    fn write_settings(&self, signature: Signature, args: &CallArgs, options: &mut Vec<(String, Expr)>) {
         if let Some(model) = &self.settings.model {
             default_option(options, args, "model", model);
         }
@@ -373,18 +298,13 @@ impl Pass<'_, '_> {
 }
 
 /// Moves named arguments to their positions, and returns those that are options.
-fn place_named(
-    name: &str,
-    signature: Signature,
-    args: &mut CallArgs,
-) -> Result<Vec<(String, Expr)>> {
+fn place_named(name: &str, signature: Signature, args: &mut CallArgs) -> Result<Vec<(String, Expr)>> {
     let mut placed: Vec<(usize, Expr)> = Vec::new();
     let mut options: Vec<(String, Expr)> = Vec::new();
     for (key, value) in std::mem::take(&mut args.named) {
         if let Some(position) = signature.params.iter().position(|param| param.name == key) {
             let is_open = signature.params[position].arity == Arity::Any;
-            let is_taken = position < args.positional.len()
-                || placed.iter().any(|(other, _)| *other == position);
+            let is_taken = position < args.positional.len() || placed.iter().any(|(other, _)| *other == position);
             if is_taken && !is_open {
                 return plan_err!("{name}: {key} is given twice");
             }
@@ -395,19 +315,12 @@ fn place_named(
             }
             options.push((key, value));
         } else {
-            return plan_err!(
-                "{name}: there is no argument {key}{}",
-                suggest(&key, signature.argument_names())
-            );
+            return plan_err!("{name}: there is no argument {key}{}", suggest(&key, signature.argument_names()));
         }
     }
     placed.sort_by_key(|(position, _)| *position);
     for (position, value) in placed {
-        if let Some(missing) = signature
-            .params
-            .get(args.positional.len())
-            .filter(|_| position > args.positional.len())
-        {
+        if let Some(missing) = signature.params.get(args.positional.len()).filter(|_| position > args.positional.len()) {
             return plan_err!("{name}: {} must be given", missing.name);
         }
         args.positional.push(value);
@@ -416,8 +329,7 @@ fn place_named(
 }
 
 fn has_option(options: &[(String, Expr)], args: &CallArgs, key: &str) -> bool {
-    let is_written =
-        |arg: &FunctionArg| matches!(literal(arg), Some(name) if name.eq_ignore_ascii_case(key));
+    let is_written = |arg: &FunctionArg| matches!(literal(arg), Some(name) if name.eq_ignore_ascii_case(key));
     options.iter().any(|(name, _)| name == key) || args.options.iter().step_by(2).any(is_written)
 }
 
@@ -432,29 +344,18 @@ fn fold_fields(fields: &mut Expr) {
     let null = || Expr::value(Value::Null);
     let pairs: Option<Vec<(Expr, Expr)>> = match fields {
         Expr::Array(list) => {
-            let names = list
-                .elem
-                .iter()
-                .map(|name| is_text(name).then(|| (name.clone(), null())));
+            let names = list.elem.iter().map(|name| is_text(name).then(|| (name.clone(), null())));
             names.collect()
         }
-        Expr::Dictionary(entries) => Some(
-            entries
-                .iter()
-                .map(|entry| (text(&entry.key.value), entry.value.as_ref().clone()))
-                .collect(),
-        ),
-        Expr::Function(function) if simple_name(function).as_deref() == Some("named_struct") => {
-            pairs_of(function)
+        Expr::Dictionary(entries) => {
+            Some(entries.iter().map(|entry| (text(&entry.key.value), entry.value.as_ref().clone())).collect())
         }
+        Expr::Function(function) if simple_name(function).as_deref() == Some("named_struct") => pairs_of(function),
         _ => None,
     };
     // What is given twice or is empty is left for the function to refuse.
     if let Some(pairs) = pairs.filter(|pairs| !pairs.is_empty()) {
-        let args = pairs
-            .into_iter()
-            .flat_map(|(name, question)| [unnamed(name), unnamed(question)])
-            .collect();
+        let args = pairs.into_iter().flat_map(|(name, question)| [unnamed(name), unnamed(question)]).collect();
         *fields = call(AI_FIELDS, args);
     }
 }
@@ -464,10 +365,9 @@ fn pairs_of(function: &SqlFunction) -> Option<Vec<(Expr, Expr)>> {
         return None;
     };
     let pair = |pair: &[FunctionArg]| match pair {
-        [
-            FunctionArg::Unnamed(FunctionArgExpr::Expr(name)),
-            FunctionArg::Unnamed(FunctionArgExpr::Expr(value)),
-        ] => Some((name.clone(), value.clone())),
+        [FunctionArg::Unnamed(FunctionArgExpr::Expr(name)), FunctionArg::Unnamed(FunctionArgExpr::Expr(value))] => {
+            Some((name.clone(), value.clone()))
+        }
         _ => None,
     };
     list.args.chunks(2).map(pair).collect()
@@ -504,11 +404,7 @@ fn call(name: &str, args: Vec<FunctionArg>) -> Expr {
         name: ObjectName::from(vec![Ident::new(name)]),
         uses_odbc_syntax: false,
         parameters: FunctionArguments::None,
-        args: FunctionArguments::List(FunctionArgumentList {
-            duplicate_treatment: None,
-            args,
-            clauses: Vec::new(),
-        }),
+        args: FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses: Vec::new() }),
         filter: None,
         null_treatment: None,
         over: None,
@@ -524,9 +420,7 @@ mod tests {
     /// Every table has the columns a and b.
     fn columns(table: Option<&ObjectName>, _: &Select) -> Result<Vec<Expr>> {
         let column = |name: &str| match table {
-            Some(table) => {
-                Expr::CompoundIdentifier(vec![Ident::new(table.to_string()), Ident::new(name)])
-            }
+            Some(table) => Expr::CompoundIdentifier(vec![Ident::new(table.to_string()), Ident::new(name)]),
             None => Expr::Identifier(Ident::new(name)),
         };
         Ok(vec![column("a"), column("b")])
@@ -537,52 +431,32 @@ mod tests {
         desugar(&mut statement, settings, &mut columns).map_err(|error| error.strip_backtrace())?;
         let once = statement.to_string();
         desugar(&mut statement, settings, &mut columns).map_err(|error| error.strip_backtrace())?;
-        assert_eq!(
-            statement.to_string(),
-            once,
-            "a second pass must change nothing"
-        );
+        assert_eq!(statement.to_string(), once, "a second pass must change nothing");
         Ok(once)
     }
 
     #[track_caller]
     fn check(before: &str, after: &str) {
         let before = format!("SELECT {before} AS x FROM t");
-        assert_eq!(
-            run(&before, &Settings::default()),
-            Ok(format!("SELECT {after} AS x FROM t"))
-        );
+        assert_eq!(run(&before, &Settings::default()), Ok(format!("SELECT {after} AS x FROM t")));
     }
 
     #[track_caller]
     fn check_error(before: &str, message: &str) {
-        let error = run(
-            &format!("SELECT {before} AS x FROM t"),
-            &Settings::default(),
-        )
-        .unwrap_err();
+        let error = run(&format!("SELECT {before} AS x FROM t"), &Settings::default()).unwrap_err();
         assert_eq!(error, format!("Error during planning: {message}"));
     }
 
     #[test]
     fn folds_options() {
         check("ai_complete('p', s)", "ai_complete('p', s)");
-        check(
-            "ai_complete('p', s, model => 'm')",
-            "ai_complete('p', s, ai_options('model', 'm'))",
-        );
+        check("ai_complete('p', s, model => 'm')", "ai_complete('p', s, ai_options('model', 'm'))");
         check(
             "AI_Complete('p', Model := 'm', max_tokens => 10 + 5)",
             "AI_Complete('p', ai_options('model', 'm', 'max_tokens', 10 + 5))",
         );
-        check(
-            "ai_gen('p', seed => $1)",
-            "ai_gen('p', ai_options('seed', $1))",
-        );
-        check(
-            "ai_score('p', s, min => 1, max => 5)",
-            "ai_score('p', s, ai_options('min', 1, 'max', 5))",
-        );
+        check("ai_gen('p', seed => $1)", "ai_gen('p', ai_options('seed', $1))");
+        check("ai_score('p', s, min => 1, max => 5)", "ai_score('p', s, ai_options('min', 1, 'max', 5))");
         check(
             "upper(ai_complete('p', ai_translate(s, target => 'de', seed => 1), seed => 2))",
             "upper(ai_complete('p', ai_translate(s, 'de', ai_options('seed', 1)), ai_options('seed', 2)))",
@@ -592,76 +466,31 @@ mod tests {
 
     #[test]
     fn places_positional_arguments() {
-        check(
-            "ai_classify(s, labels => ['a', 'b'])",
-            "ai_classify(s, ['a', 'b'])",
-        );
-        check(
-            "ai_classify(labels => ['a'], input => s)",
-            "ai_classify(s, ['a'])",
-        );
-        check(
-            "ai_filter(instruction => 'p', input => s)",
-            "ai_filter('p', s)",
-        );
-        check(
-            "ai_count_tokens(s, model => 'm')",
-            "ai_count_tokens(s, 'm')",
-        );
-        check_error(
-            "ai_classify(s, ['a'], labels => ['b'])",
-            "ai_classify: labels is given twice",
-        );
-        check_error(
-            "ai_classify(labels => ['b'])",
-            "ai_classify: input must be given",
-        );
-        check_error(
-            "ai_filter(input => s)",
-            "ai_filter: instruction must be given",
-        );
+        check("ai_classify(s, labels => ['a', 'b'])", "ai_classify(s, ['a', 'b'])");
+        check("ai_classify(labels => ['a'], input => s)", "ai_classify(s, ['a'])");
+        check("ai_filter(instruction => 'p', input => s)", "ai_filter('p', s)");
+        check("ai_count_tokens(s, model => 'm')", "ai_count_tokens(s, 'm')");
+        check_error("ai_classify(s, ['a'], labels => ['b'])", "ai_classify: labels is given twice");
+        check_error("ai_classify(labels => ['b'])", "ai_classify: input must be given");
+        check_error("ai_filter(input => s)", "ai_filter: instruction must be given");
     }
 
     #[test]
     fn folds_fields() {
-        check(
-            "ai_extract(s, ['a', 'b'])",
-            "ai_extract(s, ai_fields('a', NULL, 'b', NULL))",
-        );
-        check(
-            "ai_extract(s, {a: 'who?'})",
-            "ai_extract(s, ai_fields('a', 'who?'))",
-        );
-        check(
-            "ai_extract(s, fields => named_struct('a', 'q'))",
-            "ai_extract(s, ai_fields('a', 'q'))",
-        );
-        check(
-            "ai_extract(s, 'STRUCT(a INT)')",
-            "ai_extract(s, 'STRUCT(a INT)')",
-        );
+        check("ai_extract(s, ['a', 'b'])", "ai_extract(s, ai_fields('a', NULL, 'b', NULL))");
+        check("ai_extract(s, {a: 'who?'})", "ai_extract(s, ai_fields('a', 'who?'))");
+        check("ai_extract(s, fields => named_struct('a', 'q'))", "ai_extract(s, ai_fields('a', 'q'))");
+        check("ai_extract(s, 'STRUCT(a INT)')", "ai_extract(s, 'STRUCT(a INT)')");
     }
 
     #[test]
     fn expands_wildcards() {
-        check(
-            "LLM('p', t.*)",
-            "ai_complete('p', t.a, t.b, ai_options('mode', 'fields'))",
-        );
-        check(
-            "llm('p {a}', a)",
-            "ai_complete('p {a}', a, ai_options('mode', 'fields'))",
-        );
-        check(
-            "LLM('p', a, mode => 'template')",
-            "ai_complete('p', a, ai_options('mode', 'template'))",
-        );
+        check("LLM('p', t.*)", "ai_complete('p', t.a, t.b, ai_options('mode', 'fields'))");
+        check("llm('p {a}', a)", "ai_complete('p {a}', a, ai_options('mode', 'fields'))");
+        check("LLM('p', a, mode => 'template')", "ai_complete('p', a, ai_options('mode', 'template'))");
         check("ai_filter('p', *)", "ai_filter('p', a, b)");
         check("ai_sentiment(t.*)", "ai_sentiment({'a': t.a, 'b': t.b})");
-        check(
-            "ai_complete(prompt('{0}{1}', t.*))",
-            "ai_complete(prompt('{0}{1}', t.a, t.b))",
-        );
+        check("ai_complete(prompt('{0}{1}', t.*))", "ai_complete(prompt('{0}{1}', t.a, t.b))");
     }
 
     #[test]
@@ -670,40 +499,21 @@ mod tests {
             "ai_complete('p', temprature => 1)",
             "ai_complete: there is no argument temprature; did you mean temperature?",
         );
-        check_error(
-            "ai_complete('p', seed => 1, SEED => 2)",
-            "ai_complete: seed is given twice",
-        );
-        check_error(
-            "ai_complete('p', ai_options('seed', 2), seed => 1)",
-            "ai_complete: seed is given twice",
-        );
+        check_error("ai_complete('p', seed => 1, SEED => 2)", "ai_complete: seed is given twice");
+        check_error("ai_complete('p', ai_options('seed', 2), seed => 1)", "ai_complete: seed is given twice");
         check_error(
             "ai_complete('p', seed => 1, s)",
             "ai_complete: arguments without a name must stand before those with one",
         );
-        check_error(
-            "ai_sentiment(s, mode => 'fields')",
-            "ai_sentiment: there is no argument mode; did you mean model?",
-        );
-        check_error(
-            "ai_agg(s, 'sum up')",
-            "ai_agg is not available in this version",
-        );
-        check_error(
-            "ai_embed(s, model => 'm')",
-            "ai_embed is not available in this version",
-        );
+        check_error("ai_sentiment(s, mode => 'fields')", "ai_sentiment: there is no argument mode; did you mean model?");
+        check_error("ai_agg(s, 'sum up')", "ai_agg is not available in this version");
+        check_error("ai_embed(s, model => 'm')", "ai_embed is not available in this version");
     }
 
     #[test]
     fn writes_settings_into_calls() {
-        let settings = Settings {
-            model: Some("q".into()),
-            mode: Mode::Fields,
-            on_error: OnError::Capture,
-            ..Settings::default()
-        };
+        let settings =
+            Settings { model: Some("q".into()), mode: Mode::Fields, on_error: OnError::Capture, ..Settings::default() };
         let sql = "SELECT ai_complete('p', s) AS x, ai_sentiment(s, model => 'm') AS y FROM t";
         let after = "SELECT ai_complete('p', s, ai_options('model', 'q', 'on_error', 'capture', 'mode', 'fields')) AS x, \
                      ai_sentiment(s, ai_options('model', 'm', 'on_error', 'capture')) AS y FROM t";
@@ -712,28 +522,17 @@ mod tests {
 
     #[test]
     fn a_captured_filter_is_no_condition() {
-        let run = |condition: &str| {
-            run(
-                &format!("SELECT 1 FROM t WHERE {condition}"),
-                &Settings::default(),
-            )
-        };
+        let run = |condition: &str| run(&format!("SELECT 1 FROM t WHERE {condition}"), &Settings::default());
         let message = "Error during planning: ai_filter: under on_error => 'capture' a filter is a struct; \
                        as a condition write (ai_filter(…)).value";
-        assert_eq!(
-            run("a > 1 AND NOT ai_filter('p', s, on_error => 'capture')"),
-            Err(message.into())
-        );
+        assert_eq!(run("a > 1 AND NOT ai_filter('p', s, on_error => 'capture')"), Err(message.into()));
         assert!(run("(ai_filter('p', s, on_error => 'capture')).value").is_ok());
     }
 
     #[test]
     fn names_columns_as_they_were_written() {
         let cases = [
-            (
-                "SELECT ai_sentiment(t.s) FROM t",
-                "SELECT ai_sentiment(t.s) AS \"ai_sentiment(s)\" FROM t",
-            ),
+            ("SELECT ai_sentiment(t.s) FROM t", "SELECT ai_sentiment(t.s) AS \"ai_sentiment(s)\" FROM t"),
             (
                 "SELECT a, Ai_Filter('p', t.s, seed => 1) FROM t",
                 "SELECT a, Ai_Filter('p', t.s, ai_options('seed', 1)) AS \"ai_filter('p', s, seed => 1)\" FROM t",
@@ -771,27 +570,11 @@ mod tests {
         ];
         for sql in cases {
             let after = run(sql, &Settings::default()).unwrap();
-            assert!(
-                after.contains("ai_filter('p', s, ai_options('seed', 1))"),
-                "{after}"
-            );
+            assert!(after.contains("ai_filter('p', s, ai_options('seed', 1))"), "{after}");
         }
-        let ordered = run(
-            "SELECT 1 FROM t ORDER BY ai_filter('p', *)",
-            &Settings::default(),
-        )
-        .unwrap();
+        let ordered = run("SELECT 1 FROM t ORDER BY ai_filter('p', *)", &Settings::default()).unwrap();
         assert_eq!(ordered, "SELECT 1 FROM t ORDER BY ai_filter('p', a, b)");
-        let values = run(
-            "INSERT INTO t VALUES (ai_complete('p', *))",
-            &Settings::default(),
-        )
-        .unwrap_err();
-        assert!(
-            values.ends_with(
-                "a wildcard can be expanded inside a SELECT only; name the columns instead"
-            ),
-            "{values}"
-        );
+        let values = run("INSERT INTO t VALUES (ai_complete('p', *))", &Settings::default()).unwrap_err();
+        assert!(values.ends_with("a wildcard can be expanded inside a SELECT only; name the columns instead"), "{values}");
     }
 }

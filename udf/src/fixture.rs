@@ -14,13 +14,7 @@ use refrain_serving::{TokenId, Tokenizer};
 
 use crate::{LlmCall, NameInputs, Settings, TokenizerSource, is_llm_call};
 
-const CONTROL: [&str; 5] = [
-    "<|begin|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
-];
+const CONTROL: [&str; 5] = ["<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
 
 /// Gives every piece of text that a common tokenizer never merges with its neighbours a number of its own.
 #[derive(Debug, Default)]
@@ -55,17 +49,11 @@ fn word_end(text: &str) -> usize {
     let is_letter = |letter: char| letter.is_alphabetic();
     let is_sign = |letter: char| !letter.is_alphanumeric() && !letter.is_whitespace();
     let run = |from: usize, holds: &dyn Fn(char) -> bool| {
-        text[from..]
-            .find(|letter| !holds(letter))
-            .map_or(text.len(), |end| from + end)
+        text[from..].find(|letter| !holds(letter)).map_or(text.len(), |end| from + end)
     };
     let first = text.chars().next().unwrap();
     let second = first.len_utf8();
-    let lead = if is_line(first) || first.is_alphanumeric() {
-        0
-    } else {
-        second
-    };
+    let lead = if is_line(first) || first.is_alphanumeric() { 0 } else { second };
     if run(lead, &is_letter) > lead {
         return run(lead, &is_letter);
     }
@@ -81,11 +69,7 @@ fn word_end(text: &str) -> usize {
         return line + 1;
     }
     let last = text[..blank].chars().next_back().unwrap().len_utf8();
-    if blank < text.len() && blank > last {
-        blank - last
-    } else {
-        blank
-    }
+    if blank < text.len() && blank > last { blank - last } else { blank }
 }
 
 impl Tokenizer for WordTokenizer {
@@ -94,10 +78,7 @@ impl Tokenizer for WordTokenizer {
     }
 
     fn encode_control(&self, text: &str) -> Vec<TokenId> {
-        let first = CONTROL
-            .iter()
-            .enumerate()
-            .filter_map(|(id, mark)| Some((text.find(mark)?, id)));
+        let first = CONTROL.iter().enumerate().filter_map(|(id, mark)| Some((text.find(mark)?, id)));
         let Some((start, id)) = first.min() else {
             return self.encode(text);
         };
@@ -109,12 +90,7 @@ impl Tokenizer for WordTokenizer {
 
     fn decode(&self, tokens: &[TokenId]) -> String {
         let words = self.words.lock().unwrap();
-        let find = |token| {
-            words
-                .iter()
-                .find(|(_, id)| *id == token)
-                .map(|(word, _)| word.as_str())
-        };
+        let find = |token| words.iter().find(|(_, id)| *id == token).map(|(word, _)| word.as_str());
         tokens.iter().filter_map(find).collect()
     }
 
@@ -131,9 +107,7 @@ impl Tokenizer for WordTokenizer {
     }
 
     fn render_chat(&self, system: &str, user: &str) -> refrain_serving::Result<String> {
-        Ok(format!(
-            "<|begin|><|system|>{system}<|user|>{user}<|assistant|>"
-        ))
+        Ok(format!("<|begin|><|system|>{system}<|user|>{user}<|assistant|>"))
     }
 }
 
@@ -175,18 +149,13 @@ pub(crate) async fn session() -> SessionContext {
 pub(crate) async fn plan(ctx: &SessionContext, sql: &str) -> Result<LogicalPlan, String> {
     let text = |error: datafusion::common::DataFusionError| {
         let text = error.strip_backtrace();
-        text.strip_prefix("Error during planning: ")
-            .unwrap_or(&text)
-            .to_string()
+        text.strip_prefix("Error during planning: ").unwrap_or(&text).to_string()
     };
     let mut statement = DFParser::parse_sql(sql).unwrap().pop_front().unwrap();
     let columns = |_: Option<&ast::ObjectName>, _: &ast::Select| {
-        Ok(["title", "body"]
-            .map(|name| ast::Expr::Identifier(ast::Ident::new(name)))
-            .to_vec())
+        Ok(["title", "body"].map(|name| ast::Expr::Identifier(ast::Ident::new(name))).to_vec())
     };
-    crate::desugar::desugar(&mut statement, &Settings::default(), &mut { columns })
-        .map_err(text)?;
+    crate::desugar::desugar(&mut statement, &Settings::default(), &mut { columns }).map_err(text)?;
     ctx.state().statement_to_plan(statement).await.map_err(text)
 }
 
@@ -194,10 +163,7 @@ pub(crate) async fn plan(ctx: &SessionContext, sql: &str) -> Result<LogicalPlan,
 pub(crate) async fn calls(sql: &str) -> Result<Vec<LlmCall>, String> {
     let ctx = session().await;
     let plan = plan(&ctx, sql).await?;
-    let plan = ctx
-        .state()
-        .optimize(&plan)
-        .map_err(|error| error.strip_backtrace())?;
+    let plan = ctx.state().optimize(&plan).map_err(|error| error.strip_backtrace())?;
     let mut calls = Vec::new();
     plan.apply_with_subqueries(|node| {
         let schema = datafusion::logical_expr::utils::merge_schema(&node.inputs());
@@ -212,11 +178,7 @@ pub(crate) async fn calls(sql: &str) -> Result<Vec<LlmCall>, String> {
             })
         })
     })
-    .map_err(|error| {
-        error
-            .strip_backtrace()
-            .replace("Error during planning: ", "")
-    })?;
+    .map_err(|error| error.strip_backtrace().replace("Error during planning: ", ""))?;
     Ok(calls)
 }
 

@@ -60,27 +60,15 @@ pub(crate) enum Arity {
 }
 
 const fn one(name: &'static str) -> Param {
-    Param {
-        name,
-        arity: Arity::One,
-    }
+    Param { name, arity: Arity::One }
 }
 
 const fn optional(name: &'static str) -> Param {
-    Param {
-        name,
-        arity: Arity::Optional,
-    }
+    Param { name, arity: Arity::Optional }
 }
 
 /// Parameters of the functions that take an instruction.
-const INSTRUCTION: &[Param] = &[
-    one("instruction"),
-    Param {
-        name: "input",
-        arity: Arity::Any,
-    },
-];
+const INSTRUCTION: &[Param] = &[one("instruction"), Param { name: "input", arity: Arity::Any }];
 
 impl Function {
     /// Every function, in the order of the documentation.
@@ -104,20 +92,11 @@ impl Function {
 
     /// Returns whether the first argument is an instruction; otherwise it is the content and the task is fixed.
     pub fn takes_instruction(self) -> bool {
-        matches!(
-            self,
-            Function::Complete | Function::Filter | Function::Score
-        )
+        matches!(self, Function::Complete | Function::Filter | Function::Score)
     }
 
     pub(crate) fn signature(self) -> Signature {
-        let of = |name, aliases, params, options| Signature {
-            name,
-            aliases,
-            params,
-            options,
-            common_options: true,
-        };
+        let of = |name, aliases, params, options| Signature { name, aliases, params, options, common_options: true };
         match self {
             Function::Complete => of(
                 "ai_complete",
@@ -125,54 +104,14 @@ impl Function {
                 INSTRUCTION,
                 &["mode", "null_input", "return_type", "response_schema"],
             ),
-            Function::Filter => of(
-                "ai_filter",
-                &["ai_if"],
-                INSTRUCTION,
-                &["mode", "null_input"],
-            ),
-            Function::Classify => of(
-                "ai_classify",
-                &[],
-                const { &[one("input"), one("labels")] },
-                &["output_mode"],
-            ),
-            Function::Extract => of(
-                "ai_extract",
-                &[],
-                const { &[one("input"), one("fields")] },
-                &[],
-            ),
-            Function::Score => of(
-                "ai_score",
-                &[],
-                INSTRUCTION,
-                &["mode", "null_input", "min", "max", "integer"],
-            ),
-            Function::Sentiment => of(
-                "ai_sentiment",
-                &[],
-                const { &[one("text"), optional("aspects")] },
-                &[],
-            ),
-            Function::Summarize => of(
-                "ai_summarize",
-                &[],
-                const { &[one("text")] },
-                &["max_words"],
-            ),
-            Function::Translate => of(
-                "ai_translate",
-                &[],
-                const { &[one("text"), one("target")] },
-                &["source_language"],
-            ),
-            Function::Redact => of(
-                "ai_redact",
-                &["ai_mask"],
-                const { &[one("text"), optional("categories")] },
-                &[],
-            ),
+            Function::Filter => of("ai_filter", &["ai_if"], INSTRUCTION, &["mode", "null_input"]),
+            Function::Classify => of("ai_classify", &[], const { &[one("input"), one("labels")] }, &["output_mode"]),
+            Function::Extract => of("ai_extract", &[], const { &[one("input"), one("fields")] }, &[]),
+            Function::Score => of("ai_score", &[], INSTRUCTION, &["mode", "null_input", "min", "max", "integer"]),
+            Function::Sentiment => of("ai_sentiment", &[], const { &[one("text"), optional("aspects")] }, &[]),
+            Function::Summarize => of("ai_summarize", &[], const { &[one("text")] }, &["max_words"]),
+            Function::Translate => of("ai_translate", &[], const { &[one("text"), one("target")] }, &["source_language"]),
+            Function::Redact => of("ai_redact", &["ai_mask"], const { &[one("text"), optional("categories")] }, &[]),
             Function::FixGrammar => of("ai_fix_grammar", &[], const { &[one("text")] }, &[]),
         }
     }
@@ -192,10 +131,7 @@ impl Signature {
 
     /// Returns everything that may be given by name.
     pub(crate) fn argument_names(&self) -> impl Iterator<Item = &'static str> + use<> {
-        self.params
-            .iter()
-            .map(|param| param.name)
-            .chain(self.option_names())
+        self.params.iter().map(|param| param.name).chain(self.option_names())
     }
 }
 
@@ -203,13 +139,8 @@ impl Signature {
 pub(crate) const LLM: &str = "llm";
 
 /// Carries a template and its inputs to a call.
-pub(crate) const PROMPT: Signature = Signature {
-    name: "prompt",
-    aliases: &[],
-    params: &[],
-    options: &[],
-    common_options: false,
-};
+pub(crate) const PROMPT: Signature =
+    Signature { name: "prompt", aliases: &[], params: &[], options: &[], common_options: false };
 
 /// Counts tokens; the one function here that needs no model.
 pub(crate) const COUNT_TOKENS: Signature = Signature {
@@ -231,9 +162,7 @@ pub(crate) fn find(name: &str) -> Option<Function> {
     if name == LLM {
         return Some(Function::Complete);
     }
-    Function::ALL
-        .into_iter()
-        .find(|function| function.signature().is_called(name))
+    Function::ALL.into_iter().find(|function| function.signature().is_called(name))
 }
 
 #[cfg(test)]

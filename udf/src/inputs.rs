@@ -28,26 +28,17 @@ pub(crate) fn inputs(args: &[Expr], schema: &DFSchema) -> Vec<Input> {
 }
 
 fn inputs_of(arg: &Expr, schema: &DFSchema) -> Vec<Input> {
-    let field = |name: String, expr: Expr| Input {
-        expr,
-        name: InputName::Field(name),
-    };
+    let field = |name: String, expr: Expr| Input { expr, name: InputName::Field(name) };
     match arg {
         Expr::Alias(alias) => return inputs_of(&alias.expr, schema),
         Expr::ScalarFunction(function) if function.func.name() == "named_struct" => {
             if let Some(pairs) = named_pairs(&function.args) {
-                return pairs
-                    .into_iter()
-                    .map(|(name, expr)| field(name, expr))
-                    .collect();
+                return pairs.into_iter().map(|(name, expr)| field(name, expr)).collect();
             }
         }
         Expr::Literal(value, _) => {
             if let Some(columns) = struct_columns(value) {
-                return columns
-                    .into_iter()
-                    .map(|(name, value)| field(name, lit(value)))
-                    .collect();
+                return columns.into_iter().map(|(name, value)| field(name, lit(value))).collect();
             }
         }
         _ => {}
@@ -58,15 +49,10 @@ fn inputs_of(arg: &Expr, schema: &DFSchema) -> Vec<Input> {
         return fields.iter().map(|field| part(field.name())).collect();
     }
     let name = match arg {
-        Expr::Column(column) | Expr::OuterReferenceColumn(_, column) => {
-            InputName::Column(column.clone())
-        }
+        Expr::Column(column) | Expr::OuterReferenceColumn(_, column) => InputName::Column(column.clone()),
         _ => InputName::None,
     };
-    vec![Input {
-        expr: arg.clone(),
-        name,
-    }]
+    vec![Input { expr: arg.clone(), name }]
 }
 
 /// Reads the arguments of `named_struct`, if all names are literal.
@@ -111,9 +97,7 @@ fn distinct(label: String, taken: &[String]) -> String {
     if !taken.contains(&label) {
         return label;
     }
-    let free = (2..)
-        .map(|number| format!("{label}_{number}"))
-        .find(|candidate| !taken.contains(candidate));
+    let free = (2..).map(|number| format!("{label}_{number}")).find(|candidate| !taken.contains(candidate));
     free.expect("one of more numbers than labels is free")
 }
 
@@ -126,18 +110,11 @@ mod tests {
 
     #[track_caller]
     fn check(args: &[Expr], expected: &[&str]) {
-        let address = DataType::Struct(
-            vec![
-                Field::new("city", DataType::Utf8, true),
-                Field::new("zip", DataType::Utf8, true),
-            ]
-            .into(),
-        );
+        let address =
+            DataType::Struct(vec![Field::new("city", DataType::Utf8, true), Field::new("zip", DataType::Utf8, true)].into());
         let columns = |with: &str| {
-            let schema = Schema::new(vec![
-                Field::new("body", DataType::Utf8, true),
-                Field::new("address", address.clone(), true),
-            ]);
+            let schema =
+                Schema::new(vec![Field::new("body", DataType::Utf8, true), Field::new("address", address.clone(), true)]);
             DFSchema::try_from_qualified_schema(with, &schema).unwrap()
         };
         let schema = columns("r").join(&columns("s")).unwrap();
@@ -149,14 +126,8 @@ mod tests {
         check(&[col("r.body")], &["body"]);
         check(&[col("r.body"), col("s.body")], &["r.body", "s.body"]);
         check(&[col("r.body"), col("r.body")], &["body", "body_2"]);
-        check(
-            &[upper(col("r.body")), col("r.body"), lit("x")],
-            &["input1", "body", "input3"],
-        );
-        check(
-            &[named_struct(vec![lit("title"), upper(col("r.body"))])],
-            &["title"],
-        );
+        check(&[upper(col("r.body")), col("r.body"), lit("x")], &["input1", "body", "input3"]);
+        check(&[named_struct(vec![lit("title"), upper(col("r.body"))])], &["title"]);
         check(&[col("r.address"), col("s.body")], &["city", "zip", "body"]);
         check(&[], &[]);
     }
@@ -164,10 +135,7 @@ mod tests {
     #[test]
     fn takes_structs_apart() {
         let schema = DFSchema::empty();
-        let parts = inputs(
-            &[named_struct(vec![lit("a"), lit(1), lit("b"), col("x")])],
-            &schema,
-        );
+        let parts = inputs(&[named_struct(vec![lit("a"), lit(1), lit("b"), col("x")])], &schema);
         let exprs: Vec<Expr> = parts.into_iter().map(|input| input.expr).collect();
         assert_eq!(exprs, [lit(1), col("x")]);
     }

@@ -46,10 +46,7 @@ pub use call::{LlmCall, NullPolicy, Prompt};
 pub use count_tokens::TokenizerSource;
 pub use function::Function;
 pub use name_inputs::NameInputs;
-pub use options::{
-    CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder,
-    ResolvedOptions,
-};
+pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
 pub use prompt::{LAYOUT_VERSION, Place, PromptLayout};
 pub use render::JsonRenderer;
 pub use settings::{Cache, DeviceChoice, OptimizationMode, Settings};
@@ -63,23 +60,14 @@ pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>) -> Vec<ScalarUDF> 
     let mut functions: Vec<ScalarUDF> = Function::ALL.into_iter().map(AiFunction::udf).collect();
     functions.push(AiFunction::llm());
     functions.extend([AI_OPTIONS, AI_FIELDS, function::PROMPT.name].map(Carrier::udf));
-    functions.extend(
-        function::UNAVAILABLE_SCALARS
-            .iter()
-            .copied()
-            .map(Unavailable::udf),
-    );
+    functions.extend(function::UNAVAILABLE_SCALARS.iter().copied().map(Unavailable::udf));
     functions.push(count_tokens::CountTokens::udf(tokenizers));
     functions
 }
 
 /// Returns every aggregate function, to be registered with a session. In this version they are refused when planned.
 pub fn aggregate_functions() -> Vec<AggregateUDF> {
-    function::UNAVAILABLE_AGGREGATES
-        .iter()
-        .copied()
-        .map(aggregate::UnavailableAggregate::udaf)
-        .collect()
+    function::UNAVAILABLE_AGGREGATES.iter().copied().map(aggregate::UnavailableAggregate::udaf).collect()
 }
 
 /// Returns whether a function of this name takes inputs of a row for a prompt: a function that a model answers, or `prompt`.

@@ -19,9 +19,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF, lit};
 use datafusion::optimizer::AnalyzerRule;
 
 use crate::inputs::{inputs, labels};
-use crate::placeholder::{
-    AI_OPTIONS, Carrier, LABELS_OPTION, is_ai_options, placeholder, prompt_args,
-};
+use crate::placeholder::{AI_OPTIONS, Carrier, LABELS_OPTION, is_ai_options, placeholder, prompt_args};
 
 /// Stores the labels of a call's inputs in the call.
 #[derive(Debug, Default)]
@@ -71,10 +69,7 @@ fn name_call(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     if labels.is_empty() {
         return Ok(Transformed::no(Expr::ScalarFunction(call)));
     }
-    let stored = [
-        lit(LABELS_OPTION),
-        lit(serde_json::Value::from(labels).to_string()),
-    ];
+    let stored = [lit(LABELS_OPTION), lit(serde_json::Value::from(labels).to_string())];
     match call.args.last_mut() {
         Some(Expr::ScalarFunction(options)) if has_options => options.args.extend(stored),
         _ => call.args.push(options_call(stored.to_vec())),
@@ -86,9 +81,11 @@ fn is_named(options: Option<&Expr>) -> bool {
     let Some(Expr::ScalarFunction(options)) = options else {
         return false;
     };
-    options.args.iter().step_by(2).any(|key| {
-        matches!(key, Expr::Literal(key, _) if key.try_as_str().flatten() == Some(LABELS_OPTION))
-    })
+    options
+        .args
+        .iter()
+        .step_by(2)
+        .any(|key| matches!(key, Expr::Literal(key, _) if key.try_as_str().flatten() == Some(LABELS_OPTION)))
 }
 
 /// Returns a call of `ai_options`.
@@ -114,14 +111,11 @@ mod tests {
         check(calls(merged).await, &["ai_filter('p', fields=[x])"]);
         let star = "SELECT ai_filter('p', x.s) FROM (SELECT address AS s FROM t) AS x";
         check(calls(star).await, &["ai_filter('p', fields=[city, zip])"]);
-        let subquery = "SELECT 1 FROM t WHERE EXISTS (SELECT 1 FROM (SELECT upper(body) AS y FROM t) WHERE ai_filter('p', y))";
+        let subquery =
+            "SELECT 1 FROM t WHERE EXISTS (SELECT 1 FROM (SELECT upper(body) AS y FROM t) WHERE ai_filter('p', y))";
         check(calls(subquery).await, &["ai_filter('p', fields=[y])"]);
-        let join =
-            "SELECT ai_filter('p', a.body, b.body) FROM t AS a JOIN t AS b ON a.price = b.price";
-        check(
-            calls(join).await,
-            &["ai_filter('p', fields=[a.body, b.body])"],
-        );
+        let join = "SELECT ai_filter('p', a.body, b.body) FROM t AS a JOIN t AS b ON a.price = b.price";
+        check(calls(join).await, &["ai_filter('p', fields=[a.body, b.body])"]);
     }
 
     #[tokio::test]
@@ -133,11 +127,7 @@ mod tests {
         let names = |plan: &LogicalPlan| plan.schema().field_names();
         assert_eq!(
             names(&before),
-            [
-                "upper(ai_translate(t.body, 'de', seed => 1))",
-                "ai_sentiment(body)",
-                "ai_sentiment(title)"
-            ]
+            ["upper(ai_translate(t.body, 'de', seed => 1))", "ai_sentiment(body)", "ai_sentiment(title)"]
         );
         let options = ConfigOptions::default();
         let once = NameInputs.analyze(before.clone(), &options).unwrap();

@@ -131,10 +131,7 @@ impl CallOptions {
         ResolvedOptions {
             model: self.model.clone().or_else(|| settings.model.clone()),
             sampling: Sampling {
-                temperature: self
-                    .temperature
-                    .map_or(settings.temperature, |value| value.0)
-                    as f32,
+                temperature: self.temperature.map_or(settings.temperature, |value| value.0) as f32,
                 top_p: self.top_p.map_or(settings.top_p, |value| value.0) as f32,
                 top_k: self.top_k.unwrap_or(settings.top_k),
                 seed: self.seed.unwrap_or(settings.seed),
@@ -187,15 +184,9 @@ pub trait Keyword: Copy + PartialEq + 'static {
         if let Some((_, value)) = Self::VALUES.iter().find(|(name, _)| *name == word) {
             return Ok(*value);
         }
-        let words: Vec<String> = Self::VALUES
-            .iter()
-            .map(|(name, _)| format!("'{name}'"))
-            .collect();
+        let words: Vec<String> = Self::VALUES.iter().map(|(name, _)| format!("'{name}'")).collect();
         if Self::LATER.contains(&word.as_str()) {
-            return plan_err!(
-                "{subject} = '{word}' is not available in this version; use {}",
-                one_of(&words)
-            );
+            return plan_err!("{subject} = '{word}' is not available in this version; use {}", one_of(&words));
         }
         plan_err!("{subject} must be {}, not '{text}'", one_of(&words))
     }
@@ -213,11 +204,8 @@ pub enum Mode {
 }
 
 impl Keyword for Mode {
-    const VALUES: &'static [(&'static str, Mode)] = &[
-        ("auto", Mode::Auto),
-        ("fields", Mode::Fields),
-        ("template", Mode::Template),
-    ];
+    const VALUES: &'static [(&'static str, Mode)] =
+        &[("auto", Mode::Auto), ("fields", Mode::Fields), ("template", Mode::Template)];
 }
 
 /// What a failed row gives.
@@ -232,11 +220,8 @@ pub enum OnError {
 }
 
 impl Keyword for OnError {
-    const VALUES: &'static [(&'static str, OnError)] = &[
-        ("null", OnError::Null),
-        ("fail", OnError::Fail),
-        ("capture", OnError::Capture),
-    ];
+    const VALUES: &'static [(&'static str, OnError)] =
+        &[("null", OnError::Null), ("fail", OnError::Fail), ("capture", OnError::Capture)];
 }
 
 /// What happens to an input that is longer than the context.
@@ -261,8 +246,7 @@ pub enum NullInput {
 }
 
 impl Keyword for NullInput {
-    const VALUES: &'static [(&'static str, NullInput)] =
-        &[("skip", NullInput::Skip), ("text", NullInput::Text)];
+    const VALUES: &'static [(&'static str, NullInput)] = &[("skip", NullInput::Skip), ("text", NullInput::Text)];
 }
 
 /// How rows and fields are ordered before they are sent.
@@ -306,41 +290,26 @@ pub enum Dedup {
 }
 
 impl Keyword for Dedup {
-    const VALUES: &'static [(&'static str, Dedup)] = &[
-        ("auto", Dedup::Auto),
-        ("always", Dedup::Always),
-        ("off", Dedup::Off),
-    ];
+    const VALUES: &'static [(&'static str, Dedup)] =
+        &[("auto", Dedup::Auto), ("always", Dedup::Always), ("off", Dedup::Off)];
 }
 
 /// Reads a temperature: finite and not negative.
 pub(crate) fn temperature(subject: &str, text: &str) -> Result<f64> {
     let value = number(subject, text)?;
-    if value < 0.0 {
-        plan_err!("{subject} must not be negative, got {text}")
-    } else {
-        Ok(value)
-    }
+    if value < 0.0 { plan_err!("{subject} must not be negative, got {text}") } else { Ok(value) }
 }
 
 /// Reads a share of probability: above 0, at most 1.
 pub(crate) fn top_p(subject: &str, text: &str) -> Result<f64> {
     let value = number(subject, text)?;
-    if value > 0.0 && value <= 1.0 {
-        Ok(value)
-    } else {
-        plan_err!("{subject} must be above 0 and at most 1, got {text}")
-    }
+    if value > 0.0 && value <= 1.0 { Ok(value) } else { plan_err!("{subject} must be above 0 and at most 1, got {text}") }
 }
 
 /// Reads a share from 0 to 1.
 pub(crate) fn share(subject: &str, text: &str) -> Result<f64> {
     let value = number(subject, text)?;
-    if (0.0..=1.0).contains(&value) {
-        Ok(value)
-    } else {
-        plan_err!("{subject} must be between 0 and 1, got {text}")
-    }
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { plan_err!("{subject} must be between 0 and 1, got {text}") }
 }
 
 /// Reads a finite number.
@@ -353,11 +322,7 @@ pub(crate) fn number(subject: &str, text: &str) -> Result<f64> {
 
 /// Reads a whole number of at least `least` that the target type holds.
 pub(crate) fn whole<T: TryFrom<u64>>(subject: &str, text: &str, least: u64) -> Result<T> {
-    let value = text
-        .trim()
-        .parse::<u64>()
-        .ok()
-        .filter(|value| *value >= least);
+    let value = text.trim().parse::<u64>().ok().filter(|value| *value >= least);
     match value.and_then(|value| T::try_from(value).ok()) {
         Some(value) => Ok(value),
         None => plan_err!("{subject} must be a whole number of at least {least}, not '{text}'"),
@@ -402,10 +367,7 @@ pub(crate) fn one_of(words: &[String]) -> String {
 pub(crate) fn suggest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.into_iter().collect();
     let nearness = |other: &&str| normalized_levenshtein(name, other);
-    let nearest = names
-        .iter()
-        .copied()
-        .max_by(|a, b| nearness(a).total_cmp(&nearness(b)));
+    let nearest = names.iter().copied().max_by(|a, b| nearness(a).total_cmp(&nearness(b)));
     match nearest {
         Some(near) if nearness(&near) >= 0.5 => format!("; did you mean {near}?"),
         Some(_) => format!("; valid names are {}", names.join(", ")),
@@ -420,75 +382,27 @@ mod tests {
 
     #[track_caller]
     fn check(raw: Value, expected: Result<CallOptions, &str>) {
-        let Value::Object(raw) = raw else {
-            panic!("not an object")
-        };
-        let got =
-            CallOptions::from_raw("ai_complete", &raw).map_err(|error| error.strip_backtrace());
+        let Value::Object(raw) = raw else { panic!("not an object") };
+        let got = CallOptions::from_raw("ai_complete", &raw).map_err(|error| error.strip_backtrace());
         match expected {
             Ok(expected) => assert_eq!(got.unwrap(), expected),
-            Err(message) => assert_eq!(
-                got.unwrap_err(),
-                format!("Error during planning: ai_complete: option {message}")
-            ),
+            Err(message) => assert_eq!(got.unwrap_err(), format!("Error during planning: ai_complete: option {message}")),
         }
     }
 
     #[test]
     fn reads_options() {
         check(json!({}), Ok(CallOptions::default()));
-        check(
-            json!({"model": "q"}),
-            Ok(CallOptions {
-                model: Some("q".into()),
-                ..Default::default()
-            }),
-        );
-        check(
-            json!({"temperature": 0.5}),
-            Ok(CallOptions {
-                temperature: Some(Float(0.5)),
-                ..Default::default()
-            }),
-        );
-        check(
-            json!({"max_tokens": 12}),
-            Ok(CallOptions {
-                max_tokens: Some(12),
-                ..Default::default()
-            }),
-        );
-        check(
-            json!({"on_error": "Fail"}),
-            Ok(CallOptions {
-                on_error: Some(OnError::Fail),
-                ..Default::default()
-            }),
-        );
-        check(
-            json!({"max_tokens": 0}),
-            Err("max_tokens must be a whole number of at least 1, not '0'"),
-        );
-        check(
-            json!({"max_tokens": "many"}),
-            Err("max_tokens must be a whole number of at least 1, not 'many'"),
-        );
-        check(
-            json!({"temperature": -1}),
-            Err("temperature must not be negative, got -1"),
-        );
-        check(
-            json!({"top_p": 0}),
-            Err("top_p must be above 0 and at most 1, got 0"),
-        );
-        check(
-            json!({"model": 5}),
-            Err("model must be a string that is not empty, not 5"),
-        );
-        check(
-            json!({"mode": "json"}),
-            Err("mode must be 'auto', 'fields' or 'template', not 'json'"),
-        );
+        check(json!({"model": "q"}), Ok(CallOptions { model: Some("q".into()), ..Default::default() }));
+        check(json!({"temperature": 0.5}), Ok(CallOptions { temperature: Some(Float(0.5)), ..Default::default() }));
+        check(json!({"max_tokens": 12}), Ok(CallOptions { max_tokens: Some(12), ..Default::default() }));
+        check(json!({"on_error": "Fail"}), Ok(CallOptions { on_error: Some(OnError::Fail), ..Default::default() }));
+        check(json!({"max_tokens": 0}), Err("max_tokens must be a whole number of at least 1, not '0'"));
+        check(json!({"max_tokens": "many"}), Err("max_tokens must be a whole number of at least 1, not 'many'"));
+        check(json!({"temperature": -1}), Err("temperature must not be negative, got -1"));
+        check(json!({"top_p": 0}), Err("top_p must be above 0 and at most 1, got 0"));
+        check(json!({"model": 5}), Err("model must be a string that is not empty, not 5"));
+        check(json!({"mode": "json"}), Err("mode must be 'auto', 'fields' or 'template', not 'json'"));
         check(
             json!({"on_overflow": "truncate"}),
             Err("on_overflow = 'truncate' is not available in this version; use 'error'"),
@@ -497,37 +411,19 @@ mod tests {
 
     #[test]
     fn settings_fill_what_a_call_leaves_open() {
-        let settings = Settings {
-            temperature: 0.7,
-            max_tokens: 9,
-            on_error: OnError::Capture,
-            ..Settings::default()
-        };
-        let call = CallOptions {
-            temperature: Some(Float(0.0)),
-            ..Default::default()
-        };
+        let settings = Settings { temperature: 0.7, max_tokens: 9, on_error: OnError::Capture, ..Settings::default() };
+        let call = CallOptions { temperature: Some(Float(0.0)), ..Default::default() };
         let resolved = call.resolve(&settings);
         assert_eq!(resolved.sampling, Sampling::GREEDY);
         assert_eq!(resolved.max_tokens, 9);
-        assert_eq!(
-            resolved.on_error,
-            OnError::Null,
-            "capture must be part of the call"
-        );
+        assert_eq!(resolved.on_error, OnError::Null, "capture must be part of the call");
         assert!(resolved.dedups());
         assert!(!CallOptions::default().resolve(&settings).dedups());
     }
 
     #[test]
     fn suggests_the_nearest_name() {
-        assert_eq!(
-            suggest("temprature", ["model", "temperature"]),
-            "; did you mean temperature?"
-        );
-        assert_eq!(
-            suggest("zzz", ["model", "seed"]),
-            "; valid names are model, seed"
-        );
+        assert_eq!(suggest("temprature", ["model", "temperature"]), "; did you mean temperature?");
+        assert_eq!(suggest("zzz", ["model", "seed"]), "; valid names are model, seed");
     }
 }

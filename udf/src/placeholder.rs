@@ -11,8 +11,7 @@ use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields};
 use datafusion::common::{Result, ScalarValue, exec_err, plan_err};
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    TypeSignature, Volatility,
+    ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, TypeSignature, Volatility,
 };
 use serde_json::{Map, Value};
 
@@ -32,10 +31,7 @@ pub(crate) const AI_OPTIONS: &str = "ai_options";
 pub(crate) const AI_FIELDS: &str = "ai_fields";
 
 fn any_arguments() -> Signature {
-    Signature::one_of(
-        vec![TypeSignature::VariadicAny, TypeSignature::Nullary],
-        Volatility::Volatile,
-    )
+    Signature::one_of(vec![TypeSignature::VariadicAny, TypeSignature::Nullary], Volatility::Volatile)
 }
 
 /// A function that a model answers.
@@ -50,28 +46,13 @@ pub(crate) struct AiFunction {
 
 impl AiFunction {
     pub(crate) fn udf(function: Function) -> ScalarUDF {
-        let aliases = function
-            .signature()
-            .aliases
-            .iter()
-            .map(|alias| alias.to_string())
-            .collect();
-        ScalarUDF::new_from_impl(AiFunction {
-            function,
-            name: function.name(),
-            aliases,
-            signature: any_arguments(),
-        })
+        let aliases = function.signature().aliases.iter().map(|alias| alias.to_string()).collect();
+        ScalarUDF::new_from_impl(AiFunction { function, name: function.name(), aliases, signature: any_arguments() })
     }
 
     pub(crate) fn llm() -> ScalarUDF {
         let (function, name) = (Function::Complete, function::LLM);
-        ScalarUDF::new_from_impl(AiFunction {
-            function,
-            name,
-            aliases: Vec::new(),
-            signature: any_arguments(),
-        })
+        ScalarUDF::new_from_impl(AiFunction { function, name, aliases: Vec::new(), signature: any_arguments() })
     }
 
     /// Returns whether the function reads placeholders as references to fields unless told otherwise.
@@ -82,12 +63,8 @@ impl AiFunction {
     /// Fails unless this many positional arguments are right.
     pub(crate) fn check_count(&self, count: usize) -> Result<()> {
         let params = self.function.signature().params;
-        let missing: Vec<&str> = params
-            .iter()
-            .skip(count)
-            .filter(|param| param.arity == Arity::One)
-            .map(|param| param.name)
-            .collect();
+        let missing: Vec<&str> =
+            params.iter().skip(count).filter(|param| param.arity == Arity::One).map(|param| param.name).collect();
         if !missing.is_empty() {
             return plan_err!("{}: {} must be given", self.name, missing.join(" and "));
         }
@@ -108,17 +85,10 @@ impl AiFunction {
         let signature = self.function.signature();
         for (name, value) in options.iter().filter(|(name, _)| *name != LABELS_OPTION) {
             if !signature.option_names().any(|known| known == name) {
-                return plan_err!(
-                    "{}: there is no option {name}{}",
-                    self.name,
-                    suggest(name, signature.option_names())
-                );
+                return plan_err!("{}: there is no option {name}{}", self.name, suggest(name, signature.option_names()));
             }
             if value.is_null() {
-                return plan_err!(
-                    "{}: option {name} must not be NULL; leave it out instead",
-                    self.name
-                );
+                return plan_err!("{}: option {name} must not be NULL; leave it out instead", self.name);
             }
         }
         Ok(())
@@ -143,10 +113,7 @@ impl ScalarUDFImpl for AiFunction {
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        exec_err!(
-            "{}: the type of a call depends on its constant arguments",
-            self.name
-        )
+        exec_err!("{}: the type of a call depends on its constant arguments", self.name)
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
@@ -154,48 +121,27 @@ impl ScalarUDFImpl for AiFunction {
         let count = args.arg_fields.len() - usize::from(has_options);
         self.check_count(count)?;
         self.check_options(&options)?;
-        let positional: Vec<Option<Value>> = (1..count)
-            .map(|position| known_argument(&args, position))
-            .collect();
-        let arguments = Arguments {
-            name: self.name,
-            instruction: "",
-            positional: &positional,
-            options: &options,
-            noun: "text",
-        };
+        let positional: Vec<Option<Value>> = (1..count).map(|position| known_argument(&args, position)).collect();
+        let arguments =
+            Arguments { name: self.name, instruction: "", positional: &positional, options: &options, noun: "text" };
         let value_type = scalar::value_type(self.function, &arguments)?;
         let on_error = CallOptions::from_raw(self.name, &options)?.on_error;
-        Ok(Arc::new(Field::new(
-            self.name,
-            captured(value_type, on_error),
-            true,
-        )))
+        Ok(Arc::new(Field::new(self.name, captured(value_type, on_error), true)))
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        exec_err!(
-            "{} was not planned as an LLM operator; run it through a Refrain session",
-            self.name
-        )
+        exec_err!("{} was not planned as an LLM operator; run it through a Refrain session", self.name)
     }
 }
 
 /// Returns the type of a call whose value has this type: the type, or `STRUCT(value, error)` if errors are captured.
 pub(crate) fn captured(value_type: DataType, on_error: Option<OnError>) -> DataType {
-    if on_error == Some(OnError::Capture) {
-        DataType::Struct(captured_fields(value_type))
-    } else {
-        value_type
-    }
+    if on_error == Some(OnError::Capture) { DataType::Struct(captured_fields(value_type)) } else { value_type }
 }
 
 /// Returns the fields of a captured value.
 pub(crate) fn captured_fields(value_type: DataType) -> Fields {
-    Fields::from(vec![
-        Field::new("value", value_type, true),
-        Field::new("error", DataType::Utf8, true),
-    ])
+    Fields::from(vec![Field::new("value", value_type, true), Field::new("error", DataType::Utf8, true)])
 }
 
 /// A function that carries constants or inputs to the call around it: `ai_options`, `ai_fields`, `prompt`.
@@ -207,10 +153,7 @@ pub(crate) struct Carrier {
 
 impl Carrier {
     pub(crate) fn udf(name: &'static str) -> ScalarUDF {
-        ScalarUDF::new_from_impl(Carrier {
-            name,
-            signature: any_arguments(),
-        })
+        ScalarUDF::new_from_impl(Carrier { name, signature: any_arguments() })
     }
 }
 
@@ -244,18 +187,13 @@ impl ScalarUDFImpl for Carrier {
             }
         };
         let known = literal_pairs(self.name, &args)?;
-        Ok(Arc::new(field.with_metadata(HashMap::from([(
-            key.to_string(),
-            Value::Object(known).to_string(),
-        )]))))
+        Ok(Arc::new(field.with_metadata(HashMap::from([(key.to_string(), Value::Object(known).to_string())]))))
     }
 
     /// Arguments are evaluated before the call around them, which has the better message; so options have a value here.
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
         if self.name == function::PROMPT.name {
-            return exec_err!(
-                "prompt stands inside the call of an ai_* function and has no value of its own"
-            );
+            return exec_err!("prompt stands inside the call of an ai_* function and has no value of its own");
         }
         Ok(ColumnarValue::Scalar(ScalarValue::Utf8(None)))
     }
@@ -272,9 +210,7 @@ fn literal_pairs(function: &str, args: &ReturnFieldArgs) -> Result<Map<String, V
             return plan_err!("{function}: names must be string literals");
         };
         if let Some(value) = pair[1]
-            && known
-                .insert(name.to_lowercase(), scalar_value(value)?)
-                .is_some()
+            && known.insert(name.to_lowercase(), scalar_value(value)?).is_some()
         {
             return plan_err!("{function}: {name} is given twice");
         }
@@ -291,10 +227,7 @@ pub(crate) struct Unavailable {
 
 impl Unavailable {
     pub(crate) fn udf(name: &'static str) -> ScalarUDF {
-        ScalarUDF::new_from_impl(Unavailable {
-            name,
-            signature: any_arguments(),
-        })
+        ScalarUDF::new_from_impl(Unavailable { name, signature: any_arguments() })
     }
 }
 
@@ -332,19 +265,13 @@ pub(crate) fn is_ai_fields(function: &ScalarFunction) -> bool {
 /// Returns the arguments of `prompt(…)`, if the expression is one.
 pub(crate) fn prompt_args(expr: &Expr) -> Option<&[Expr]> {
     match expr {
-        Expr::ScalarFunction(function) if is_carrier(function, function::PROMPT.name) => {
-            Some(&function.args)
-        }
+        Expr::ScalarFunction(function) if is_carrier(function, function::PROMPT.name) => Some(&function.args),
         _ => None,
     }
 }
 
 fn is_carrier(function: &ScalarFunction, name: &str) -> bool {
-    function
-        .func
-        .inner()
-        .downcast_ref::<Carrier>()
-        .is_some_and(|carrier| carrier.name == name)
+    function.func.inner().downcast_ref::<Carrier>().is_some_and(|carrier| carrier.name == name)
 }
 
 /// Returns the name of a call as a column: options as they are written in SQL, labels left out.
@@ -401,27 +328,16 @@ mod tests {
     async fn placeholders_are_never_run() {
         let message = error("SELECT ai_sentiment(body) FROM t").await;
         assert!(
-            message.contains(
-                "ai_sentiment was not planned as an LLM operator; run it through a Refrain session"
-            ),
+            message.contains("ai_sentiment was not planned as an LLM operator; run it through a Refrain session"),
             "{message}"
         );
         let message = error("SELECT prompt('{0}', body) FROM t").await;
-        assert!(
-            message.contains("prompt stands inside the call of an ai_* function"),
-            "{message}"
-        );
+        assert!(message.contains("prompt stands inside the call of an ai_* function"), "{message}");
     }
 
     #[tokio::test]
     async fn what_is_missing_says_so() {
-        for name in [
-            "ai_embed",
-            "ai_similarity",
-            "ai_agg",
-            "ai_summarize_agg",
-            "ai_top_k",
-        ] {
+        for name in ["ai_embed", "ai_similarity", "ai_agg", "ai_summarize_agg", "ai_top_k"] {
             assert_eq!(
                 error(&format!("SELECT {name}(body, 'x') FROM t")).await,
                 format!("{name} is not available in this version")
@@ -429,38 +345,20 @@ mod tests {
         }
         let ctx = session().await;
         for name in ["ai_embed", "ai_agg"] {
-            let message = ctx
-                .sql(&format!("SELECT {name}(body) FROM t"))
-                .await
-                .unwrap_err()
-                .to_string();
-            assert!(
-                message.contains(&format!("{name} is not available in this version")),
-                "{message}"
-            );
+            let message = ctx.sql(&format!("SELECT {name}(body) FROM t")).await.unwrap_err().to_string();
+            assert!(message.contains(&format!("{name} is not available in this version")), "{message}");
         }
     }
 
     #[tokio::test]
     async fn options_decide_types_without_the_pass() {
         let ctx = session().await;
-        let sql = "SELECT ai_complete('p', body, ai_options('return_type', 'INT')), ai_extract(body, ai_fields('a', 'q')) FROM t";
+        let sql =
+            "SELECT ai_complete('p', body, ai_options('return_type', 'INT')), ai_extract(body, ai_fields('a', 'q')) FROM t";
         let frame = ctx.sql(sql).await.unwrap();
-        let types: Vec<String> = frame
-            .schema()
-            .fields()
-            .iter()
-            .map(|field| field.data_type().to_string())
-            .collect();
+        let types: Vec<String> = frame.schema().fields().iter().map(|field| field.data_type().to_string()).collect();
         assert_eq!(types, ["Int32", "Struct(\"a\": Utf8)"]);
-        let message = ctx
-            .sql("SELECT ai_complete('p', ai_options('sed', 1)) FROM t")
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            message.contains("ai_complete: there is no option sed; did you mean seed?"),
-            "{message}"
-        );
+        let message = ctx.sql("SELECT ai_complete('p', ai_options('sed', 1)) FROM t").await.unwrap_err().to_string();
+        assert!(message.contains("ai_complete: there is no option sed; did you mean seed?"), "{message}");
     }
 }

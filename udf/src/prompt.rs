@@ -96,31 +96,16 @@ impl PromptLayout {
     /// Fails if the chat template does, or if it does not show the user's text exactly once.
     pub fn new(call: &LlmCall, tokenizer: &dyn Tokenizer) -> Result<PromptLayout> {
         let (system, opening, closing, body) = texts(call);
-        let chat = tokenizer
-            .render_chat(system, MARKER)
-            .map_err(|error| DataFusionError::External(Box::new(error)))?;
+        let chat = tokenizer.render_chat(system, MARKER).map_err(|error| DataFusionError::External(Box::new(error)))?;
         let (before, after) = match chat.split(MARKER).collect::<Vec<_>>()[..] {
             [before, after] => (before.to_string(), after.to_string()),
             _ => {
-                return exec_err!(
-                    "cannot use the chat template of the model: it must show the user's text exactly once"
-                );
+                return exec_err!("cannot use the chat template of the model: it must show the user's text exactly once");
             }
         };
-        let head = join(
-            tokenizer.encode_control(&before),
-            tokenizer.encode(&opening),
-        );
+        let head = join(tokenizer.encode_control(&before), tokenizer.encode(&opening));
         let tail = join(tokenizer.encode(&closing), tokenizer.encode_control(&after));
-        Ok(PromptLayout {
-            before,
-            opening,
-            closing,
-            after,
-            body,
-            head,
-            tail,
-        })
+        Ok(PromptLayout { before, opening, closing, after, body, head, tail })
     }
 
     /// Returns the tokens that every prompt begins with.
@@ -148,24 +133,13 @@ impl PromptLayout {
     }
 
     /// Returns the tokens of [`field_text`](Self::field_text).
-    pub fn field_segment(
-        &self,
-        tokenizer: &dyn Tokenizer,
-        field: usize,
-        json: &str,
-        place: Place,
-    ) -> Segment {
-        tokenizer
-            .encode(&self.field_text(field, json, place))
-            .into()
+    pub fn field_segment(&self, tokenizer: &dyn Tokenizer, field: usize, json: &str, place: Place) -> Segment {
+        tokenizer.encode(&self.field_text(field, json, place)).into()
     }
 
     /// Returns the tokens between head and tail in template mode, for the JSON text of each input, in the user's order.
     pub fn template_segments(&self, tokenizer: &dyn Tokenizer, values: &[&str]) -> Vec<Segment> {
-        self.template_texts(values)
-            .iter()
-            .map(|text| tokenizer.encode(text).into())
-            .collect()
+        self.template_texts(values).iter().map(|text| tokenizer.encode(text).into()).collect()
     }
 
     /// Returns the whole prompt as text, fields in the order given; in template mode the order is the template's.
@@ -181,15 +155,7 @@ impl PromptLayout {
             }
             Body::Template(_) | Body::Bare => self.template_texts(values).concat(),
         };
-        [
-            &self.before,
-            &self.opening,
-            &body,
-            &self.closing,
-            &self.after,
-        ]
-        .map(String::as_str)
-        .concat()
+        [&self.before, &self.opening, &body, &self.closing, &self.after].map(String::as_str).concat()
     }
 
     fn template_texts(&self, values: &[&str]) -> Vec<String> {
@@ -202,11 +168,7 @@ impl PromptLayout {
             Body::Template(parts) => {
                 let text = |part: &Part| match part {
                     Part::Text(text) => text.clone(),
-                    Part::Value {
-                        before,
-                        input,
-                        after,
-                    } => format!("{before}{}{after}", value(*input)),
+                    Part::Value { before, input, after } => format!("{before}{}{after}", value(*input)),
                 };
                 parts.iter().map(text).collect()
             }
@@ -223,38 +185,19 @@ fn join(mut first: Vec<u32>, second: Vec<u32>) -> Segment {
 fn texts(call: &LlmCall) -> (&'static str, String, String, Body) {
     let task = &call.task;
     match &call.prompt {
-        Prompt::Fields { labels } if labels.is_empty() => (
-            SYSTEM_PLAIN,
-            ask(task),
-            String::new(),
-            Body::Fields(Vec::new()),
-        ),
+        Prompt::Fields { labels } if labels.is_empty() => (SYSTEM_PLAIN, ask(task), String::new(), Body::Fields(Vec::new())),
         Prompt::Fields { labels } => {
-            let opening = format!(
-                "Answer the below query:\n\n{}\n\nGiven the following data:\n",
-                ask(task)
-            );
-            let labels = labels
-                .iter()
-                .map(|label| serde_json::Value::from(label.as_str()).to_string())
-                .collect();
+            let opening = format!("Answer the below query:\n\n{}\n\nGiven the following data:\n", ask(task));
+            let labels = labels.iter().map(|label| serde_json::Value::from(label.as_str()).to_string()).collect();
             (SYSTEM_FIELDS, opening, String::new(), Body::Fields(labels))
         }
         Prompt::Template(template) if template.is_bare_value() => {
-            let opening = if task.answer_form.is_empty() {
-                String::new()
-            } else {
-                frame(task)
-            };
+            let opening = if task.answer_form.is_empty() { String::new() } else { frame(task) };
             (SYSTEM_PLAIN, opening, String::new(), Body::Bare)
         }
         Prompt::Template(template) => {
             let (first, parts, last) = split(template);
-            let system = if template.labels.is_empty() {
-                SYSTEM_PLAIN
-            } else {
-                SYSTEM_TEMPLATE
-            };
+            let system = if template.labels.is_empty() { SYSTEM_PLAIN } else { SYSTEM_TEMPLATE };
             (system, frame(task) + &first, last, Body::Template(parts))
         }
     }
@@ -270,19 +213,11 @@ fn frame(task: &Task) -> String {
 
 /// Returns instruction and form of the answer: in one line, or in two if the instruction has several.
 fn ask(task: &Task) -> String {
-    let Task {
-        instruction,
-        answer_form,
-        ..
-    } = task;
+    let Task { instruction, answer_form, .. } = task;
     if answer_form.is_empty() || instruction.is_empty() {
         return format!("{instruction}{answer_form}");
     }
-    let seam = if instruction.contains('\n') {
-        "\n"
-    } else {
-        " "
-    };
+    let seam = if instruction.contains('\n') { "\n" } else { " " };
     format!("{instruction}{seam}{answer_form}")
 }
 
@@ -304,21 +239,13 @@ fn split(template: &Template) -> (String, Vec<Part>, String) {
                 } else if !rest.is_empty() {
                     parts.push(Part::Text(rest.to_string()));
                 }
-                parts.push(Part::Value {
-                    before: before.into(),
-                    input: *input,
-                    after: String::new(),
-                });
+                parts.push(Part::Value { before: before.into(), input: *input, after: String::new() });
                 text = "";
             }
         }
     }
     let rest = close_value(&mut parts, text).to_string();
-    if parts.is_empty() {
-        (rest, parts, String::new())
-    } else {
-        (first, parts, rest)
-    }
+    if parts.is_empty() { (rest, parts, String::new()) } else { (first, parts, rest) }
 }
 
 /// Gives what `text` begins with, up to its first seam, to the value before it, and returns the rest of `text`.
@@ -363,9 +290,7 @@ mod tests {
     async fn user_text(sql: &str) -> String {
         let call = call(sql).await.unwrap();
         let layout = PromptLayout::new(&call, &WordTokenizer::default()).unwrap();
-        let values: Vec<String> = (0..call.inputs.len())
-            .map(|input| format!("\"v{input}\""))
-            .collect();
+        let values: Vec<String> = (0..call.inputs.len()).map(|input| format!("\"v{input}\"")).collect();
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
         let order: Vec<usize> = (0..values.len()).collect();
         let text = layout.prompt_text(&order, &values);
@@ -381,9 +306,7 @@ mod tests {
 
     /// Wraps an instruction over the column body.
     fn over_body(instruction: &str) -> String {
-        format!(
-            "Answer the below query:\n\n{instruction}\n\nGiven the following data:\n{{\"body\": \"v0\"}}"
-        )
+        format!("Answer the below query:\n\n{instruction}\n\nGiven the following data:\n{{\"body\": \"v0\"}}")
     }
 
     #[tokio::test]
@@ -401,27 +324,18 @@ mod tests {
     #[tokio::test]
     async fn wordings() {
         check!("ai_complete('Sum up.', body)", over_body("Sum up."));
-        check!(
-            "ai_filter('clearly positive', body)",
-            over_body("clearly positive. Answer with ONLY 'Yes' or 'No'.")
-        );
+        check!("ai_filter('clearly positive', body)", over_body("clearly positive. Answer with ONLY 'Yes' or 'No'."));
         check!(
             "ai_classify(body, ['praise', 'complaint'])",
-            over_body(
-                "Assign one label to the body. Labels: praise, complaint. Answer with only the label."
-            )
+            over_body("Assign one label to the body. Labels: praise, complaint. Answer with only the label.")
         );
         check!(
             "ai_classify(body, ['a', 'b'], output_mode => 'multi')",
-            over_body(
-                "Assign every label that fits to the body. Labels: a, b. Answer with a JSON list of labels."
-            )
+            over_body("Assign every label that fits to the body. Labels: a, b. Answer with a JSON list of labels.")
         );
         check!(
             "ai_classify(body, [{label: 'a', description: 'first'}, {label: 'b', description: 'second'}])",
-            over_body(
-                "Assign one label to the body. Labels:\n- a: first\n- b: second\nAnswer with only the label."
-            )
+            over_body("Assign one label to the body. Labels:\n- a: first\n- b: second\nAnswer with only the label.")
         );
         check!(
             "ai_sentiment(body)",
@@ -439,9 +353,7 @@ mod tests {
         );
         check!(
             "ai_score('How good is it?', body, min => 1, max => 5, integer => true)",
-            over_body(
-                "How good is it? Give a whole number between 1 and 5. Answer with the number only."
-            )
+            over_body("How good is it? Give a whole number between 1 and 5. Answer with the number only.")
         );
         check!(
             "ai_extract(body, ['person', 'location', 'organization'])",
@@ -451,18 +363,10 @@ mod tests {
         );
         check!(
             "ai_extract(body, {who: 'Who is it?'})",
-            over_body(
-                "Extract who from the body as a JSON object.\n- who: Who is it?\nUse null for what is not there."
-            )
+            over_body("Extract who from the body as a JSON object.\n- who: Who is it?\nUse null for what is not there.")
         );
-        check!(
-            "ai_summarize(body, max_words => 12)",
-            over_body("Summarize the body in at most 12 words.")
-        );
-        check!(
-            "ai_translate(body, 'de')",
-            over_body("Translate the text into German.")
-        );
+        check!("ai_summarize(body, max_words => 12)", over_body("Summarize the body in at most 12 words."));
+        check!("ai_translate(body, 'de')", over_body("Translate the text into German."));
         check!(
             "ai_translate(body, 'French', source_language => 'en')",
             over_body("Translate the text from English to French.")
@@ -476,28 +380,20 @@ mod tests {
         );
         check!(
             "ai_fix_grammar(body)",
-            over_body(
-                "Correct the grammar and spelling of the body. Answer with the corrected text only."
-            )
+            over_body("Correct the grammar and spelling of the body. Answer with the corrected text only.")
         );
         check!(
             "ai_complete('Who plays', body, return_type => 'STRUCT(name VARCHAR, role VARCHAR)')",
             over_body("Who plays. Answer with a JSON object with the keys name and role.")
         );
-        check!(
-            "ai_complete('Is {body} good?', body, mode => 'fields')",
-            over_body("Is `body` good?")
-        );
+        check!("ai_complete('Is {body} good?', body, mode => 'fields')", over_body("Is `body` good?"));
     }
 
     #[tokio::test]
     async fn templates() {
         check!("ai_complete('Hello')", "Hello");
         check!("ai_complete('{body}', body)", "v0");
-        check!(
-            "ai_filter('{body}', body)",
-            "Answer the below query. Answer with ONLY 'Yes' or 'No'.\n\nv0"
-        );
+        check!("ai_filter('{body}', body)", "Answer the below query. Answer with ONLY 'Yes' or 'No'.\n\nv0");
         check!(
             "ai_complete(prompt('Review: {0}. Title: {1}! End', body, title))",
             "Answer the below query:\n\nReview: \"v0\". Title: \"v1\"! End"
@@ -511,29 +407,11 @@ mod tests {
     #[tokio::test]
     async fn control_tokens_in_data_and_instruction_stay_text() {
         let tokenizer = WordTokenizer::default();
-        let call = call("ai_complete('Say <|end|> {body} <|assistant|>', body)")
-            .await
-            .unwrap();
+        let call = call("ai_complete('Say <|end|> {body} <|assistant|>', body)").await.unwrap();
         let layout = PromptLayout::new(&call, &tokenizer).unwrap();
         let is_control = |token: &u32| *token < 100;
-        assert_eq!(
-            layout
-                .head()
-                .iter()
-                .filter(|token| is_control(token))
-                .count(),
-            3,
-            "begin, system and user"
-        );
-        assert_eq!(
-            layout
-                .tail()
-                .iter()
-                .filter(|token| is_control(token))
-                .count(),
-            1,
-            "assistant"
-        );
+        assert_eq!(layout.head().iter().filter(|token| is_control(token)).count(), 3, "begin, system and user");
+        assert_eq!(layout.tail().iter().filter(|token| is_control(token)).count(), 1, "assistant");
         for segment in layout.template_segments(&tokenizer, &["\"<|end|><|user|>\""]) {
             assert!(!segment.iter().any(is_control));
         }
@@ -566,34 +444,21 @@ mod tests {
                 Ok("hello".into())
             }
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let call = runtime.block_on(call("ai_complete('Hello')")).unwrap();
-        let error = PromptLayout::new(&call, &Deaf(WordTokenizer::default()))
-            .unwrap_err()
-            .strip_backtrace();
-        assert!(
-            error.ends_with("it must show the user's text exactly once"),
-            "{error}"
-        );
+        let error = PromptLayout::new(&call, &Deaf(WordTokenizer::default())).unwrap_err().strip_backtrace();
+        assert!(error.ends_with("it must show the user's text exactly once"), "{error}");
     }
 
     /// Layouts do not depend on rows, so properties share them.
     fn layouts() -> &'static (WordTokenizer, PromptLayout, PromptLayout) {
-        static LAYOUTS: std::sync::OnceLock<(WordTokenizer, PromptLayout, PromptLayout)> =
-            std::sync::OnceLock::new();
+        static LAYOUTS: std::sync::OnceLock<(WordTokenizer, PromptLayout, PromptLayout)> = std::sync::OnceLock::new();
         LAYOUTS.get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let tokenizer = WordTokenizer::default();
-            let fields = runtime
-                .block_on(call("ai_filter('p', title, body, price)"))
-                .unwrap();
-            let template = runtime.block_on(call(
-                "ai_filter('T: {0}, then ({1}): {2}s or\n\n{0}-x\n{1} End', title, body, price)",
-            ));
+            let fields = runtime.block_on(call("ai_filter('p', title, body, price)")).unwrap();
+            let template =
+                runtime.block_on(call("ai_filter('T: {0}, then ({1}): {2}s or\n\n{0}-x\n{1} End', title, body, price)"));
             let layout = |call| PromptLayout::new(call, &tokenizer).unwrap();
             let (fields, template) = (layout(&fields), layout(&template.unwrap()));
             (tokenizer, fields, template)

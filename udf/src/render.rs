@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, LargeStringArray, OffsetSizeTrait, PrimitiveArray,
-    StringArray, StringViewArray,
+    Array, ArrayRef, AsArray, BooleanArray, LargeStringArray, OffsetSizeTrait, PrimitiveArray, StringArray, StringViewArray,
 };
 use datafusion::arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type,
-    Int32Type, Int64Type, RunEndIndexType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
+    ArrowPrimitiveType, DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
+    RunEndIndexType, UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::{Result, exec_err};
@@ -67,19 +66,14 @@ impl<'a> JsonRenderer<'a> {
             DataType::Utf8 => Values::Text(array.as_string()),
             DataType::LargeUtf8 => Values::LargeText(array.as_string()),
             DataType::Utf8View => Values::TextView(array.as_string_view()),
-            decimal if decimal.is_decimal() => {
-                Values::Plain(ArrayFormatter::try_new(array, &FORMAT)?)
-            }
+            decimal if decimal.is_decimal() => Values::Plain(ArrayFormatter::try_new(array, &FORMAT)?),
             temporal if temporal.is_temporal() || matches!(temporal, DataType::Interval(_)) => {
                 Values::Quoted(ArrayFormatter::try_new(array, &FORMAT)?)
             }
             DataType::Dictionary(_, _) => {
                 let dictionary = array.as_any_dictionary();
                 let keys = dictionary.normalized_keys();
-                Values::Keyed(
-                    Box::new(move |row| keys[row]),
-                    Box::new(Self::new(dictionary.values().as_ref())?),
-                )
+                Values::Keyed(Box::new(move |row| keys[row]), Box::new(Self::new(dictionary.values().as_ref())?))
             }
             DataType::RunEndEncoded(ends, _) => match ends.data_type() {
                 DataType::Int16 => runs::<Int16Type>(array)?,
@@ -94,28 +88,20 @@ impl<'a> JsonRenderer<'a> {
                 let lists = array.as_fixed_size_list();
                 let length = lists.value_length() as usize;
                 let range = move |row| (row * length, row * length + length);
-                Values::List(
-                    Box::new(range),
-                    Box::new(Self::new(lists.values().as_ref())?),
-                )
+                Values::List(Box::new(range), Box::new(Self::new(lists.values().as_ref())?))
             }
             DataType::Struct(fields) => {
                 let columns = array.as_struct().columns();
                 let names = fields.iter().map(|field| quoted(field.name()));
                 let renderers = columns.iter().map(|column| Self::new(column.as_ref()));
-                let parts = names
-                    .zip(renderers)
-                    .map(|(name, renderer)| Ok((name, renderer?)));
+                let parts = names.zip(renderers).map(|(name, renderer)| Ok((name, renderer?)));
                 Values::Struct(parts.collect::<Result<Vec<_>>>()?)
             }
             DataType::Map(_, _) => {
                 let maps = array.as_map();
                 let offsets = maps.value_offsets();
                 let range = move |row: usize| (offsets[row] as usize, offsets[row + 1] as usize);
-                let (keys, values) = (
-                    Self::new(maps.keys().as_ref())?,
-                    Self::new(maps.values().as_ref())?,
-                );
+                let (keys, values) = (Self::new(maps.keys().as_ref())?, Self::new(maps.values().as_ref())?);
                 Values::Map(Box::new(range), Box::new(keys), Box::new(values))
             }
             other => {
@@ -135,9 +121,7 @@ impl<'a> JsonRenderer<'a> {
         }
         match &self.values {
             Values::Null => out.push_str("null"),
-            Values::Boolean(values) => {
-                out.push_str(if values.value(row) { "true" } else { "false" })
-            }
+            Values::Boolean(values) => out.push_str(if values.value(row) { "true" } else { "false" }),
             Values::Number(write) => write(row, out),
             Values::Text(values) => write_string(values.value(row), out),
             Values::LargeText(values) => write_string(values.value(row), out),
@@ -182,11 +166,7 @@ impl<'a> JsonRenderer<'a> {
     fn write_key(&self, row: usize, out: &mut String) {
         let mut key = String::new();
         self.write(row, &mut key);
-        if key.starts_with('"') {
-            out.push_str(&key)
-        } else {
-            write_string(&key, out)
-        }
+        if key.starts_with('"') { out.push_str(&key) } else { write_string(&key, out) }
     }
 
     /// Returns the text of a row.
@@ -208,9 +188,7 @@ where
     T::Native: std::fmt::Display,
 {
     let values: &PrimitiveArray<T> = array.as_primitive();
-    Values::Number(Box::new(move |row, out| {
-        write_display(&values.value(row), out)
-    }))
+    Values::Number(Box::new(move |row, out| write_display(&values.value(row), out)))
 }
 
 /// Floats in their shortest form, with a point or an exponent; JSON has no NaN and no infinity, so these are null.
@@ -234,35 +212,21 @@ fn runs<'a, R: RunEndIndexType>(array: &'a dyn Array) -> Result<Values<'a>> {
         return exec_err!("cannot read runs of type {}", array.data_type());
     };
     let values = JsonRenderer::new(runs.values().as_ref())?;
-    Ok(Values::Keyed(
-        Box::new(move |row| runs.get_physical_index(row)),
-        Box::new(values),
-    ))
+    Ok(Values::Keyed(Box::new(move |row| runs.get_physical_index(row)), Box::new(values)))
 }
 
 fn list<'a, O: OffsetSizeTrait>(array: &'a dyn Array) -> Result<Values<'a>> {
     let lists = array.as_list::<O>();
     let offsets = lists.value_offsets();
     let range = move |row: usize| (offsets[row].as_usize(), offsets[row + 1].as_usize());
-    Ok(Values::List(
-        Box::new(range),
-        Box::new(JsonRenderer::new(lists.values().as_ref())?),
-    ))
+    Ok(Values::List(Box::new(range), Box::new(JsonRenderer::new(lists.values().as_ref())?)))
 }
 
 fn list_view<'a, O: OffsetSizeTrait>(array: &'a dyn Array) -> Result<Values<'a>> {
     let lists = array.as_list_view::<O>();
     let (offsets, sizes) = (lists.value_offsets(), lists.value_sizes());
-    let range = move |row: usize| {
-        (
-            offsets[row].as_usize(),
-            offsets[row].as_usize() + sizes[row].as_usize(),
-        )
-    };
-    Ok(Values::List(
-        Box::new(range),
-        Box::new(JsonRenderer::new(lists.values().as_ref())?),
-    ))
+    let range = move |row: usize| (offsets[row].as_usize(), offsets[row].as_usize() + sizes[row].as_usize());
+    Ok(Values::List(Box::new(range), Box::new(JsonRenderer::new(lists.values().as_ref())?)))
 }
 
 fn write_display(value: &dyn std::fmt::Display, out: &mut String) {
@@ -320,10 +284,7 @@ mod tests {
 
     /// Renders the value of a SQL expression.
     async fn sql(expr: &str) -> String {
-        let frame = SessionContext::new()
-            .sql(&format!("SELECT {expr} AS x"))
-            .await
-            .unwrap();
+        let frame = SessionContext::new().sql(&format!("SELECT {expr} AS x")).await.unwrap();
         let batches = frame.collect().await.unwrap();
         render(batches[0].column(0)).unwrap().remove(0)
     }
@@ -350,27 +311,18 @@ mod tests {
         check!("NULL", "null");
         check!("NULL::varchar", "null");
         check!("date '2024-02-29'", r#""2024-02-29""#);
-        check!(
-            "timestamp '2024-02-29 12:30:00'",
-            r#""2024-02-29T12:30:00""#
-        );
+        check!("timestamp '2024-02-29 12:30:00'", r#""2024-02-29T12:30:00""#);
         check!("['a', NULL]", r#"["a", null]"#);
         check!("arrow_cast([1, 2], 'LargeList(Int64)')", "[1, 2]");
         check!("arrow_cast([1, 2], 'FixedSizeList(2, Int64)')", "[1, 2]");
-        check!(
-            "named_struct('a', 1, 'b', ['x'])",
-            r#"{"a": 1, "b": ["x"]}"#
-        );
+        check!("named_struct('a', 1, 'b', ['x'])", r#"{"a": 1, "b": ["x"]}"#);
         check!("MAP {'k': 1}", r#"{"k": 1}"#);
         check!("MAP {1: 'v'}", r#"{"1": "v"}"#);
     }
 
     #[test]
     fn escapes_as_json_does() {
-        assert_eq!(
-            quoted("a\"b\\c\nd\te\u{1}f\u{7f}é😀"),
-            "\"a\\\"b\\\\c\\nd\\te\\u0001f\u{7f}é😀\""
-        );
+        assert_eq!(quoted("a\"b\\c\nd\te\u{1}f\u{7f}é😀"), "\"a\\\"b\\\\c\\nd\\te\\u0001f\u{7f}é😀\"");
     }
 
     #[test]
@@ -391,10 +343,7 @@ mod tests {
             &array,
             &DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8)),
         );
-        assert_eq!(
-            render(&dictionary.unwrap().slice(1, 2)).unwrap(),
-            ["null", r#""c""#]
-        );
+        assert_eq!(render(&dictionary.unwrap().slice(1, 2)).unwrap(), ["null", r#""c""#]);
     }
 
     proptest! {

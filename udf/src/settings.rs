@@ -6,8 +6,7 @@ use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions}
 use datafusion::common::{Result, plan_err};
 
 use crate::options::{
-    Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, share, suggest,
-    temperature, top_p, whole,
+    Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, share, suggest, temperature, top_p, whole,
 };
 
 /// The settings of a session. An option of a call wins over the setting of the same name.
@@ -95,8 +94,7 @@ pub enum Cache {
 }
 
 impl Keyword for Cache {
-    const VALUES: &'static [(&'static str, Cache)] =
-        &[("off", Cache::Off), ("query", Cache::Query)];
+    const VALUES: &'static [(&'static str, Cache)] = &[("off", Cache::Off), ("query", Cache::Query)];
     const LATER: &'static [&'static str] = &["session", "persistent"];
 }
 
@@ -108,8 +106,7 @@ pub enum OptimizationMode {
 }
 
 impl Keyword for OptimizationMode {
-    const VALUES: &'static [(&'static str, OptimizationMode)] =
-        &[("exact", OptimizationMode::Exact)];
+    const VALUES: &'static [(&'static str, OptimizationMode)] = &[("exact", OptimizationMode::Exact)];
     const LATER: &'static [&'static str] = &["minimize_cost"];
 }
 
@@ -123,63 +120,32 @@ pub enum DeviceChoice {
 }
 
 impl Keyword for DeviceChoice {
-    const VALUES: &'static [(&'static str, DeviceChoice)] =
-        &[("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu)];
+    const VALUES: &'static [(&'static str, DeviceChoice)] = &[("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu)];
 }
 
 /// Name and meaning of every setting, in the order they are shown.
 const SETTINGS: &[(&str, &str)] = &[
     ("model", "model that calls ask unless they name one"),
     ("temperature", "0 takes the most probable token"),
-    (
-        "top_p",
-        "keep the most probable tokens whose probabilities sum to this",
-    ),
-    (
-        "top_k",
-        "keep this many of the most probable tokens; 0 keeps all",
-    ),
+    ("top_p", "keep the most probable tokens whose probabilities sum to this"),
+    ("top_k", "keep this many of the most probable tokens; 0 keeps all"),
     ("seed", "decides every draw at a temperature above 0"),
     ("max_tokens", "longest answer, in tokens"),
-    (
-        "mode",
-        "how instruction and inputs become a prompt: auto, fields or template",
-    ),
+    ("mode", "how instruction and inputs become a prompt: auto, fields or template"),
     ("on_error", "what a failed row gives: null, fail or capture"),
-    (
-        "max_error_ratio",
-        "share of failed rows above which a query fails",
-    ),
-    (
-        "on_overflow",
-        "what happens to an input longer than the context: error",
-    ),
+    ("max_error_ratio", "share of failed rows above which a query fails"),
+    ("on_overflow", "what happens to an input longer than the context: error"),
     ("null_input", "what a NULL in a template does: skip or text"),
-    (
-        "reorder",
-        "how rows and fields are ordered: auto, none, rows, search, ggr or ophr",
-    ),
+    ("reorder", "how rows and fields are ordered: auto, none, rows, search, ggr or ophr"),
     ("reorder_window", "rows that are ordered together"),
-    (
-        "dedup",
-        "whether equal inputs are one call: auto, always or off",
-    ),
+    ("dedup", "whether equal inputs are one call: auto, always or off"),
     ("cache", "how long answers are remembered: off or query"),
-    (
-        "optimization_mode",
-        "whether weaker answers are allowed: exact",
-    ),
+    ("optimization_mode", "whether weaker answers are allowed: exact"),
     ("device", "where models run: auto or cpu"),
-    (
-        "kv_cache_bytes",
-        "memory for the KV cache, as bytes or as 512MB or 4GB",
-    ),
+    ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
     ("step_tokens", "tokens of one forward pass"),
     ("threads", "threads of the CPU device"),
-    (
-        "prefix_cache",
-        "whether prompts share the KV of common prefixes",
-    ),
+    ("prefix_cache", "whether prompts share the KV of common prefixes"),
 ];
 
 impl Settings {
@@ -245,10 +211,7 @@ fn known(name: &str) -> Result<&'static str> {
     let plain = lower.strip_prefix("refrain.").unwrap_or(&lower);
     match SETTINGS.iter().find(|(name, _)| *name == plain) {
         Some((name, _)) => Ok(name),
-        None => plan_err!(
-            "there is no setting refrain.{plain}{}",
-            suggest(plain, SETTINGS.iter().map(|(name, _)| *name))
-        ),
+        None => plan_err!("there is no setting refrain.{plain}{}", suggest(plain, SETTINGS.iter().map(|(name, _)| *name))),
     }
 }
 
@@ -262,9 +225,7 @@ fn bytes(subject: &str, text: &str) -> Result<usize> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         _ => {
-            return plan_err!(
-                "{subject} must be a number of bytes such as 512MB or 4GB, not '{text}'"
-            );
+            return plan_err!("{subject} must be a number of bytes such as 512MB or 4GB, not '{text}'");
         }
     };
     let count = digits.parse::<usize>().ok().filter(|count| *count > 0);
@@ -313,9 +274,7 @@ impl ExtensionOptions for Settings {
             "reorder_window" => self.reorder_window = Some(whole(&subject, value, 1)?),
             "dedup" => self.dedup = Dedup::parse(&subject, value)?,
             "cache" => self.cache = Cache::parse(&subject, value)?,
-            "optimization_mode" => {
-                self.optimization_mode = OptimizationMode::parse(&subject, value)?
-            }
+            "optimization_mode" => self.optimization_mode = OptimizationMode::parse(&subject, value)?,
             "device" => self.device = DeviceChoice::parse(&subject, value)?,
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
             "step_tokens" => self.step_tokens = Some(whole(&subject, value, 1)?),
@@ -350,10 +309,7 @@ mod tests {
                 assert_eq!(settings.get(known(name).unwrap()).as_deref(), Some(shown))
             }
             (Err(error), Err(message)) => {
-                assert_eq!(
-                    error.strip_backtrace(),
-                    format!("Error during planning: {message}")
-                );
+                assert_eq!(error.strip_backtrace(), format!("Error during planning: {message}"));
             }
             (got, expected) => panic!("{name} = {value}: got {got:?}, expected {expected:?}"),
         }
@@ -372,61 +328,32 @@ mod tests {
 
     #[test]
     fn refuses_with_what_is_valid() {
-        check(
-            "temprature",
-            "1",
-            Err("there is no setting refrain.temprature; did you mean temperature?"),
-        );
-        check(
-            "dedup",
-            "maybe",
-            Err("refrain.dedup must be 'auto', 'always' or 'off', not 'maybe'"),
-        );
-        check(
-            "cache",
-            "session",
-            Err("refrain.cache = 'session' is not available in this version; use 'off' or 'query'"),
-        );
+        check("temprature", "1", Err("there is no setting refrain.temprature; did you mean temperature?"));
+        check("dedup", "maybe", Err("refrain.dedup must be 'auto', 'always' or 'off', not 'maybe'"));
+        check("cache", "session", Err("refrain.cache = 'session' is not available in this version; use 'off' or 'query'"));
         check(
             "optimization_mode",
             "minimize_cost",
-            Err(
-                "refrain.optimization_mode = 'minimize_cost' is not available in this version; use 'exact'",
-            ),
+            Err("refrain.optimization_mode = 'minimize_cost' is not available in this version; use 'exact'"),
         );
-        check(
-            "max_error_ratio",
-            "2",
-            Err("refrain.max_error_ratio must be between 0 and 1, got 2"),
-        );
+        check("max_error_ratio", "2", Err("refrain.max_error_ratio must be between 0 and 1, got 2"));
         check(
             "kv_cache_bytes",
             "much",
-            Err(
-                "refrain.kv_cache_bytes must be a number of bytes such as 512MB or 4GB, not 'much'",
-            ),
+            Err("refrain.kv_cache_bytes must be a number of bytes such as 512MB or 4GB, not 'much'"),
         );
         check("seed", "", Err("setting refrain.seed needs a value"));
     }
 
     #[test]
     fn every_setting_resets_and_is_shown_under_its_full_name() {
-        let mut settings = Settings {
-            threads: Some(3),
-            seed: 4,
-            ..Settings::default()
-        };
+        let mut settings = Settings { threads: Some(3), seed: 4, ..Settings::default() };
         for (name, _) in Settings::names() {
             settings.reset(name).unwrap();
         }
         assert_eq!(settings, Settings::default());
         assert_eq!(settings.entries().len(), SETTINGS.len());
-        assert!(
-            settings
-                .entries()
-                .iter()
-                .all(|entry| entry.key.starts_with("refrain."))
-        );
+        assert!(settings.entries().iter().all(|entry| entry.key.starts_with("refrain.")));
         for entry in settings.entries() {
             if let Some(value) = entry.value {
                 settings.set(&entry.key, &value).unwrap();
@@ -437,27 +364,12 @@ mod tests {
 
     #[tokio::test]
     async fn set_and_show_in_sql() {
-        let config = SessionConfig::new()
-            .with_information_schema(true)
-            .with_option_extension(Settings::default());
+        let config = SessionConfig::new().with_information_schema(true).with_option_extension(Settings::default());
         let ctx = SessionContext::new_with_config(config);
         ctx.sql("SET refrain.reorder = 'ggr'").await.unwrap();
-        let rows = ctx
-            .sql("SHOW refrain.reorder")
-            .await
-            .unwrap()
-            .collect()
-            .await
-            .unwrap();
+        let rows = ctx.sql("SHOW refrain.reorder").await.unwrap().collect().await.unwrap();
         assert_eq!(rows[0].column(1).as_string::<i32>().value(0), "ggr");
-        let error = ctx
-            .sql("SET refrain.dedupe = 'off'")
-            .await
-            .unwrap_err()
-            .strip_backtrace();
-        assert!(
-            error.contains("there is no setting refrain.dedupe; did you mean dedup?"),
-            "{error}"
-        );
+        let error = ctx.sql("SET refrain.dedupe = 'off'").await.unwrap_err().strip_backtrace();
+        assert!(error.contains("there is no setting refrain.dedupe; did you mean dedup?"), "{error}");
     }
 }

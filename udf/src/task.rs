@@ -61,22 +61,12 @@ impl Task {
     /// Returns the shape as the serving engine enforces it.
     pub fn output_shape(&self) -> OutputShape {
         match &self.shape {
-            Shape::Choice {
-                labels,
-                multi: false,
-            } => OutputShape::Choice(labels.clone()),
-            Shape::Choice {
-                labels,
-                multi: true,
-            } => OutputShape::Json(
+            Shape::Choice { labels, multi: false } => OutputShape::Choice(labels.clone()),
+            Shape::Choice { labels, multi: true } => OutputShape::Json(
                 json!({"type": "array", "items": {"type": "string", "enum": labels}, "maxItems": labels.len()}),
             ),
             Shape::Boolean => OutputShape::Choice(vec![YES.into(), NO.into()]),
-            Shape::Number { min, max, integer } => OutputShape::Number {
-                min: min.0,
-                max: max.0,
-                integer: *integer,
-            },
+            Shape::Number { min, max, integer } => OutputShape::Number { min: min.0, max: max.0, integer: *integer },
             Shape::Json { schema, .. } => OutputShape::Json(schema.clone()),
             Shape::Text => OutputShape::Text,
         }
@@ -98,18 +88,10 @@ impl Task {
         match &self.shape {
             Shape::Text => Ok(ScalarValue::Utf8(Some(answer.trim().to_string()))),
             Shape::Boolean => truth(answer),
-            Shape::Choice {
-                labels,
-                multi: false,
-            } => Ok(ScalarValue::Utf8(Some(label(answer, labels)?))),
-            Shape::Choice {
-                labels,
-                multi: true,
-            } => {
+            Shape::Choice { labels, multi: false } => Ok(ScalarValue::Utf8(Some(label(answer, labels)?))),
+            Shape::Choice { labels, multi: true } => {
                 let mut chosen: Vec<Value> = Vec::new();
-                for text in serde_json::from_str::<Vec<String>>(answer)
-                    .map_err(|error| not_json(answer, &error))?
-                {
+                for text in serde_json::from_str::<Vec<String>>(answer).map_err(|error| not_json(answer, &error))? {
                     let label = Value::String(label(&text, labels)?);
                     if !chosen.contains(&label) {
                         chosen.push(label);
@@ -119,8 +101,7 @@ impl Task {
             }
             Shape::Number { min, max, integer } => number(answer, min.0, max.0, *integer),
             Shape::Json { value_type, .. } => {
-                let value: Value =
-                    serde_json::from_str(answer).map_err(|error| not_json(answer, &error))?;
+                let value: Value = serde_json::from_str(answer).map_err(|error| not_json(answer, &error))?;
                 scalar_of(&value, value_type)
             }
         }
@@ -144,9 +125,7 @@ fn label(answer: &str, labels: &[String]) -> Result<String, String> {
         return Ok(label.clone());
     }
     let word = answer.trim().to_lowercase();
-    let mut near = labels
-        .iter()
-        .filter(|label| label.trim().to_lowercase() == word);
+    let mut near = labels.iter().filter(|label| label.trim().to_lowercase() == word);
     match (near.next(), near.next()) {
         (Some(label), None) => Ok(label.clone()),
         _ => Err(format!("{answer:?} is none of the labels")),
@@ -154,11 +133,7 @@ fn label(answer: &str, labels: &[String]) -> Result<String, String> {
 }
 
 fn number(answer: &str, min: f64, max: f64, integer: bool) -> Result<ScalarValue, String> {
-    let value = answer
-        .trim()
-        .parse::<f64>()
-        .ok()
-        .filter(|value| value.is_finite());
+    let value = answer.trim().parse::<f64>().ok().filter(|value| value.is_finite());
     let Some(value) = value else {
         return Err(format!("{answer:?} is no number"));
     };
@@ -180,12 +155,7 @@ mod tests {
     use super::*;
 
     fn task(shape: Shape) -> Task {
-        Task {
-            instruction: String::new(),
-            answer_form: String::new(),
-            shape,
-            shown: String::new(),
-        }
+        Task { instruction: String::new(), answer_form: String::new(), shape, shown: String::new() }
     }
 
     #[track_caller]
@@ -195,10 +165,7 @@ mod tests {
         if let Ok(value) = &got {
             assert_eq!(value.data_type(), task.value_type());
         }
-        assert_eq!(
-            got.map(|value| value.to_string()),
-            expected.map(String::from).map_err(String::from)
-        );
+        assert_eq!(got.map(|value| value.to_string()), expected.map(String::from).map_err(String::from));
     }
 
     #[test]
@@ -206,54 +173,31 @@ mod tests {
         check(Shape::Text, " hello ", Ok("hello"));
         check(Shape::Boolean, "Yes", Ok("true"));
         check(Shape::Boolean, "no.", Ok("false"));
-        check(
-            Shape::Boolean,
-            "maybe",
-            Err("\"maybe\" is neither Yes nor No"),
-        );
-        let choice = |multi| Shape::Choice {
-            labels: vec!["a".into(), "B".into()],
-            multi,
-        };
+        check(Shape::Boolean, "maybe", Err("\"maybe\" is neither Yes nor No"));
+        let choice = |multi| Shape::Choice { labels: vec!["a".into(), "B".into()], multi };
         check(choice(false), "B", Ok("B"));
         check(choice(false), "b ", Ok("B"));
         check(choice(false), "c", Err("\"c\" is none of the labels"));
         check(choice(true), r#"["a", "B", "a"]"#, Ok("[a, B]"));
         check(choice(true), "[]", Ok("[]"));
         check(choice(true), r#"["c"]"#, Err("\"c\" is none of the labels"));
-        let number = |integer| Shape::Number {
-            min: Float(0.0),
-            max: Float(5.0),
-            integer,
-        };
+        let number = |integer| Shape::Number { min: Float(0.0), max: Float(5.0), integer };
         check(number(false), "2.5", Ok("2.5"));
         check(number(true), "3", Ok("3"));
         check(number(true), "2.5", Err("2.5 is no whole number"));
         check(number(false), "7", Err("7 is not between 0 and 5"));
         check(number(false), "many", Err("\"many\" is no number"));
-        let list = Shape::Json {
-            schema: json!({}),
-            value_type: DataType::new_list(DataType::Utf8, true),
-        };
+        let list = Shape::Json { schema: json!({}), value_type: DataType::new_list(DataType::Utf8, true) };
         check(list.clone(), r#"["x"]"#, Ok("[x]"));
         check(list, "{}", Err("{} is no List(Utf8)"));
     }
 
     #[test]
     fn shapes_for_serving() {
+        assert_eq!(task(Shape::Boolean).output_shape(), OutputShape::Choice(vec!["Yes".into(), "No".into()]));
         assert_eq!(
-            task(Shape::Boolean).output_shape(),
-            OutputShape::Choice(vec!["Yes".into(), "No".into()])
-        );
-        assert_eq!(
-            task(Shape::Choice {
-                labels: vec!["a".into()],
-                multi: true
-            })
-            .output_shape(),
-            OutputShape::Json(
-                json!({"type": "array", "items": {"type": "string", "enum": ["a"]}, "maxItems": 1})
-            )
+            task(Shape::Choice { labels: vec!["a".into()], multi: true }).output_shape(),
+            OutputShape::Json(json!({"type": "array", "items": {"type": "string", "enum": ["a"]}, "maxItems": 1}))
         );
     }
 }

@@ -50,11 +50,7 @@ impl Template {
                 unused[0]
             );
         }
-        Ok(Template {
-            source: source.to_string(),
-            pieces,
-            labels,
-        })
+        Ok(Template { source: source.to_string(), pieces, labels })
     }
 
     /// Returns whether the template says nothing but the value of one input.
@@ -65,9 +61,7 @@ impl Template {
 
 /// Returns whether the text holds a placeholder.
 pub(crate) fn has_placeholder(text: &str) -> bool {
-    scan(text)
-        .iter()
-        .any(|token| matches!(token, Token::Placeholder(_)))
+    scan(text).iter().any(|token| matches!(token, Token::Placeholder(_)))
 }
 
 /// Returns the text with `{{` as a brace, and with `{label}` as `` `label` `` for each label there is.
@@ -90,28 +84,18 @@ fn position(function: &str, name: &str, labels: &[String]) -> Result<usize> {
         return Ok(position);
     }
     if labels.is_empty() {
-        return plan_err!(
-            "{function}: the template names {{{name}}}, but the call has no inputs; write {{{{ for a brace"
-        );
+        return plan_err!("{function}: the template names {{{name}}}, but the call has no inputs; write {{{{ for a brace");
     }
     plan_err!(
         "{function}: the template names {{{name}}}, which is no input{}; inputs are {}",
-        if name.starts_with(|c: char| c.is_ascii_digit()) {
-            String::new()
-        } else {
-            nearest(name, labels)
-        },
+        if name.starts_with(|c: char| c.is_ascii_digit()) { String::new() } else { nearest(name, labels) },
         labels.join(", ")
     )
 }
 
 fn nearest(name: &str, labels: &[String]) -> String {
     let hint = suggest(name, labels.iter().map(String::as_str));
-    if hint.starts_with("; did you mean") {
-        hint
-    } else {
-        String::new()
-    }
+    if hint.starts_with("; did you mean") { hint } else { String::new() }
 }
 
 /// Returns the input that a placeholder means: by position, by name, or by name in another case if only one has it.
@@ -190,15 +174,11 @@ mod tests {
     #[track_caller]
     fn check(source: &str, labels: &[&str], expected: Result<&[Piece], &str>) {
         let labels = labels.iter().map(|label| label.to_string()).collect();
-        let got =
-            Template::parse("ai_complete", source, labels).map_err(|error| error.strip_backtrace());
+        let got = Template::parse("ai_complete", source, labels).map_err(|error| error.strip_backtrace());
         match expected {
             Ok(pieces) => assert_eq!(got.unwrap().pieces, pieces),
             Err(message) => {
-                assert_eq!(
-                    got.unwrap_err(),
-                    format!("Error during planning: ai_complete: {message}")
-                );
+                assert_eq!(got.unwrap_err(), format!("Error during planning: ai_complete: {message}"));
             }
         }
     }
@@ -207,33 +187,13 @@ mod tests {
     fn splits_at_placeholders() {
         let body = Piece::Input(0);
         let title = Piece::Input(1);
-        check(
-            "Sum {body}!",
-            &["body"],
-            Ok(&[text("Sum "), body.clone(), text("!")]),
-        );
-        check(
-            "{0}{1}{0}",
-            &["body", "title"],
-            Ok(&[body.clone(), title.clone(), body.clone()]),
-        );
+        check("Sum {body}!", &["body"], Ok(&[text("Sum "), body.clone(), text("!")]));
+        check("{0}{1}{0}", &["body", "title"], Ok(&[body.clone(), title.clone(), body.clone()]));
         check("{BODY}", &["body"], Ok(std::slice::from_ref(&body)));
         check("{r.body}", &["r.body"], Ok(std::slice::from_ref(&body)));
-        check(
-            "{ body} {a b} {} {1a} {body",
-            &[],
-            Ok(&[text("{ body} {a b} {} {1a} {body")]),
-        );
-        check(
-            "{{body}} {body} }}",
-            &["body"],
-            Ok(&[text("{body} "), body, text(" }}")]),
-        );
-        check(
-            "größe {größe}",
-            &["größe"],
-            Ok(&[text("größe "), Piece::Input(0)]),
-        );
+        check("{ body} {a b} {} {1a} {body", &[], Ok(&[text("{ body} {a b} {} {1a} {body")]));
+        check("{{body}} {body} }}", &["body"], Ok(&[text("{body} "), body, text(" }}")]));
+        check("größe {größe}", &["größe"], Ok(&[text("größe "), Piece::Input(0)]));
     }
 
     #[test]
@@ -241,20 +201,10 @@ mod tests {
         check(
             "{boddy}",
             &["body", "title"],
-            Err(
-                "the template names {boddy}, which is no input; did you mean body?; inputs are body, title",
-            ),
+            Err("the template names {boddy}, which is no input; did you mean body?; inputs are body, title"),
         );
-        check(
-            "{2}",
-            &["body", "title"],
-            Err("the template names {2}, which is no input; inputs are body, title"),
-        );
-        check(
-            "{x}",
-            &[],
-            Err("the template names {x}, but the call has no inputs; write {{ for a brace"),
-        );
+        check("{2}", &["body", "title"], Err("the template names {2}, which is no input; inputs are body, title"));
+        check("{x}", &[], Err("the template names {x}, but the call has no inputs; write {{ for a brace"));
         check(
             "{body}",
             &["body", "title", "id"],
@@ -267,10 +217,7 @@ mod tests {
     #[test]
     fn refers_to_fields() {
         let labels = ["body".to_string()];
-        assert_eq!(
-            refer_to_fields("Is {body} good? {{x}} {y}", &labels),
-            "Is `body` good? {x} {y}"
-        );
+        assert_eq!(refer_to_fields("Is {body} good? {{x}} {y}", &labels), "Is `body` good? {x} {y}");
         assert!(has_placeholder("{y}") && !has_placeholder("{{y}} { y }"));
     }
 }

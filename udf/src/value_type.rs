@@ -2,19 +2,13 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{
-    Array, ArrayRef, ListArray, MapArray, StructArray, new_empty_array,
-};
+use datafusion::arrow::array::{Array, ArrayRef, ListArray, MapArray, StructArray, new_empty_array};
 use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Fields};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::{
-    DFSchema, Result, ScalarValue, TableReference, plan_datafusion_err, plan_err,
-};
+use datafusion::common::{DFSchema, Result, ScalarValue, TableReference, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::planner::ContextProvider;
-use datafusion::logical_expr::{
-    AggregateUDF, ExprSchemable, HigherOrderUDF, ScalarUDF, TableSource, WindowUDF,
-};
+use datafusion::logical_expr::{AggregateUDF, ExprSchemable, HigherOrderUDF, ScalarUDF, TableSource, WindowUDF};
 use datafusion::sql::planner::{PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::DuckDbDialect;
@@ -34,12 +28,9 @@ impl ValueType {
     /// Fails if the text is neither, or names a type that no answer can have; `subject` begins the message.
     pub(crate) fn parse(subject: &str, text: &str) -> Result<ValueType> {
         if text.trim_start().starts_with('{') {
-            let schema: Value = serde_json::from_str(text)
-                .map_err(|error| plan_datafusion_err!("{subject} is no JSON schema: {error}"))?;
-            return Ok(ValueType {
-                data_type: type_of_schema(&schema),
-                schema,
-            });
+            let schema: Value =
+                serde_json::from_str(text).map_err(|error| plan_datafusion_err!("{subject} is no JSON schema: {error}"))?;
+            return Ok(ValueType { data_type: type_of_schema(&schema), schema });
         }
         let data_type = parse_sql_type(subject, text)?;
         let schema = schema_of_type(subject, &data_type)?;
@@ -48,31 +39,16 @@ impl ValueType {
 
     /// Returns a struct of text fields.
     pub(crate) fn text_fields<'a>(names: impl Iterator<Item = &'a str>) -> ValueType {
-        let fields: Fields = names
-            .map(|name| Field::new(name, DataType::Utf8, true))
-            .collect();
-        let schema = object_schema(
-            fields
-                .iter()
-                .map(|field| (field.name().clone(), nullable(json!({"type": "string"})))),
-        );
-        ValueType {
-            data_type: DataType::Struct(fields),
-            schema,
-        }
+        let fields: Fields = names.map(|name| Field::new(name, DataType::Utf8, true)).collect();
+        let schema = object_schema(fields.iter().map(|field| (field.name().clone(), nullable(json!({"type": "string"})))));
+        ValueType { data_type: DataType::Struct(fields), schema }
     }
 }
 
 /// The type of a map from text to text, with the field names that SQL's maps have.
 pub(crate) fn text_map() -> DataType {
-    let entry = Fields::from(vec![
-        Field::new("key", DataType::Utf8, false),
-        Field::new("value", DataType::Utf8, true),
-    ]);
-    DataType::Map(
-        Arc::new(Field::new("entries", DataType::Struct(entry), false)),
-        false,
-    )
+    let entry = Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, true)]);
+    DataType::Map(Arc::new(Field::new("entries", DataType::Struct(entry), false)), false)
 }
 
 /// Returns a JSON schema of an object with exactly these properties, in this order.
@@ -99,13 +75,9 @@ fn parse_sql_type(subject: &str, text: &str) -> Result<DataType> {
             "{subject}: cannot read '{text}' as a SQL type such as 'STRUCT(name VARCHAR, age INT)': {error}"
         )
     };
-    let mut parser = Parser::new(&DuckDbDialect {})
-        .try_with_sql(text)
-        .map_err(|error| wrong(&error))?;
+    let mut parser = Parser::new(&DuckDbDialect {}).try_with_sql(text).map_err(|error| wrong(&error))?;
     let sql_type = parser.parse_data_type().map_err(|error| wrong(&error))?;
-    parser
-        .expect_token(&datafusion::sql::sqlparser::tokenizer::Token::EOF)
-        .map_err(|error| wrong(&error))?;
+    parser.expect_token(&datafusion::sql::sqlparser::tokenizer::Token::EOF).map_err(|error| wrong(&error))?;
     // DataFusion converts SQL types in one public place only: when it plans a cast.
     let cast = ast::Expr::Cast {
         kind: ast::CastKind::Cast,
@@ -136,10 +108,7 @@ fn schema_of_type(subject: &str, data_type: &DataType) -> Result<Value> {
         DataType::Struct(fields) => {
             let mut properties = Vec::with_capacity(fields.len());
             for field in fields {
-                properties.push((
-                    field.name().clone(),
-                    nullable(schema_of_type(subject, field.data_type())?),
-                ));
+                properties.push((field.name().clone(), nullable(schema_of_type(subject, field.data_type())?)));
             }
             object_schema(properties.into_iter())
         }
@@ -151,15 +120,12 @@ fn schema_of_type(subject: &str, data_type: &DataType) -> Result<Value> {
 fn type_of_schema(schema: &Value) -> DataType {
     let name = match &schema["type"] {
         Value::String(name) => name.as_str(),
-        Value::Array(names) => match names
-            .iter()
-            .filter_map(Value::as_str)
-            .filter(|name| *name != "null")
-            .collect::<Vec<_>>()[..]
-        {
-            [only] => only,
-            _ => return DataType::Utf8,
-        },
+        Value::Array(names) => {
+            match names.iter().filter_map(Value::as_str).filter(|name| *name != "null").collect::<Vec<_>>()[..] {
+                [only] => only,
+                _ => return DataType::Utf8,
+            }
+        }
         Value::Null if schema["properties"].is_object() => "object",
         _ => return DataType::Utf8,
     };
@@ -171,8 +137,7 @@ fn type_of_schema(schema: &Value) -> DataType {
             DataType::List(Arc::new(Field::new_list_field(type_of_schema(items), true)))
         }
         ("object", Value::Object(properties), _) if !properties.is_empty() => {
-            let field =
-                |(name, schema): (&String, &Value)| Field::new(name, type_of_schema(schema), true);
+            let field = |(name, schema): (&String, &Value)| Field::new(name, type_of_schema(schema), true);
             DataType::Struct(properties.iter().map(field).collect())
         }
         _ => DataType::Utf8,
@@ -192,9 +157,7 @@ pub(crate) fn scalar_of(value: &Value, data_type: &DataType) -> Result<ScalarVal
         (DataType::List(item), Value::Array(values)) => list_of(item, values),
         (DataType::Struct(fields), Value::Object(object)) => struct_of(fields, object),
         (DataType::Map(entries, _), Value::Object(object)) => map_of(entries, object),
-        (_, Value::String(text)) => {
-            ScalarValue::try_from_string(text.clone(), data_type).map_err(|_| misfit())
-        }
+        (_, Value::String(text)) => ScalarValue::try_from_string(text.clone(), data_type).map_err(|_| misfit()),
         (number, Value::Number(value)) if number.is_numeric() => {
             ScalarValue::try_from_string(value.to_string(), data_type).map_err(|_| misfit())
         }
@@ -214,14 +177,10 @@ fn array_of(values: Vec<ScalarValue>, data_type: &DataType) -> Result<ArrayRef, 
 }
 
 fn list_of(item: &FieldRef, values: &[Value]) -> Result<ScalarValue, String> {
-    let scalars = values
-        .iter()
-        .map(|value| scalar_of(value, item.data_type()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let scalars = values.iter().map(|value| scalar_of(value, item.data_type())).collect::<Result<Vec<_>, _>>()?;
     let offsets = OffsetBuffer::from_lengths([scalars.len()]);
     let values = array_of(scalars, item.data_type())?;
-    let list = ListArray::try_new(Arc::clone(item), offsets, values, None)
-        .map_err(|error| error.to_string())?;
+    let list = ListArray::try_new(Arc::clone(item), offsets, values, None).map_err(|error| error.to_string())?;
     Ok(ScalarValue::List(Arc::new(list)))
 }
 
@@ -229,12 +188,10 @@ fn struct_of(fields: &Fields, object: &Map<String, Value>) -> Result<ScalarValue
     let mut columns = Vec::with_capacity(fields.len());
     for field in fields {
         let value = object.get(field.name()).unwrap_or(&Value::Null);
-        let scalar = scalar_of(value, field.data_type())
-            .map_err(|error| format!("{}: {error}", field.name()))?;
+        let scalar = scalar_of(value, field.data_type()).map_err(|error| format!("{}: {error}", field.name()))?;
         columns.push(array_of(vec![scalar], field.data_type())?);
     }
-    let row = StructArray::try_new_with_length(fields.clone(), columns, None, 1)
-        .map_err(|error| error.to_string())?;
+    let row = StructArray::try_new_with_length(fields.clone(), columns, None, 1).map_err(|error| error.to_string())?;
     Ok(ScalarValue::Struct(Arc::new(row)))
 }
 
@@ -242,23 +199,12 @@ fn map_of(entries: &FieldRef, object: &Map<String, Value>) -> Result<ScalarValue
     let DataType::Struct(fields) = entries.data_type() else {
         return Err("a map has no entries".into());
     };
-    let keys = object
-        .keys()
-        .map(|key| ScalarValue::Utf8(Some(key.clone())))
-        .collect();
-    let values = object
-        .values()
-        .map(|value| scalar_of(value, fields[1].data_type()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let columns = vec![
-        array_of(keys, fields[0].data_type())?,
-        array_of(values, fields[1].data_type())?,
-    ];
+    let keys = object.keys().map(|key| ScalarValue::Utf8(Some(key.clone()))).collect();
+    let values = object.values().map(|value| scalar_of(value, fields[1].data_type())).collect::<Result<Vec<_>, _>>()?;
+    let columns = vec![array_of(keys, fields[0].data_type())?, array_of(values, fields[1].data_type())?];
     let offsets = OffsetBuffer::from_lengths([object.len()]);
-    let rows =
-        StructArray::try_new(fields.clone(), columns, None).map_err(|error| error.to_string())?;
-    let map = MapArray::try_new(Arc::clone(entries), offsets, rows, None, false)
-        .map_err(|error| error.to_string())?;
+    let rows = StructArray::try_new(fields.clone(), columns, None).map_err(|error| error.to_string())?;
+    let map = MapArray::try_new(Arc::clone(entries), offsets, rows, None, false).map_err(|error| error.to_string())?;
     debug_assert_eq!(map.len(), 1);
     Ok(ScalarValue::Map(Arc::new(map)))
 }
@@ -330,11 +276,7 @@ mod tests {
     fn check(text: &str, data_type: &str, answer: Value, shown: &str) {
         let parsed = ValueType::parse("return_type", text).unwrap();
         assert_eq!(parsed.data_type.to_string(), data_type, "{text}");
-        assert_eq!(
-            scalar_of(&answer, &parsed.data_type).unwrap().to_string(),
-            shown,
-            "{text}"
-        );
+        assert_eq!(scalar_of(&answer, &parsed.data_type).unwrap().to_string(), shown, "{text}");
     }
 
     #[test]
@@ -358,18 +300,8 @@ mod tests {
     #[test]
     fn json_schemas() {
         let schema = r#"{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": ["string", "null"]}}}"#;
-        check(
-            schema,
-            "Struct(\"a\": Int64, \"b\": Utf8)",
-            json!({"a": 1}),
-            "{a:1,b:}",
-        );
-        check(
-            r#"{"type": "array", "items": {"type": "number"}}"#,
-            "List(Float64)",
-            json!([1.5]),
-            "[1.5]",
-        );
+        check(schema, "Struct(\"a\": Int64, \"b\": Utf8)", json!({"a": 1}), "{a:1,b:}");
+        check(r#"{"type": "array", "items": {"type": "number"}}"#, "List(Float64)", json!([1.5]), "[1.5]");
         check(r#"{"anyOf": []}"#, "Utf8", json!({"x": 1}), r#"{"x":1}"#);
     }
 
@@ -387,23 +319,10 @@ mod tests {
 
     #[test]
     fn misfits_are_words() {
-        assert_eq!(
-            scalar_of(&json!("x"), &DataType::Int64),
-            Err("\"x\" is no Int64".into())
-        );
-        assert_eq!(
-            scalar_of(&json!(1), &DataType::Boolean),
-            Err("1 is no Boolean".into())
-        );
-        let error = ValueType::parse("ai_complete: option return_type", "BYTEA")
-            .unwrap_err()
-            .strip_backtrace();
-        assert!(
-            error.ends_with(
-                "ai_complete: option return_type: a model cannot answer with type Binary"
-            ),
-            "{error}"
-        );
+        assert_eq!(scalar_of(&json!("x"), &DataType::Int64), Err("\"x\" is no Int64".into()));
+        assert_eq!(scalar_of(&json!(1), &DataType::Boolean), Err("1 is no Boolean".into()));
+        let error = ValueType::parse("ai_complete: option return_type", "BYTEA").unwrap_err().strip_backtrace();
+        assert!(error.ends_with("ai_complete: option return_type: a model cannot answer with type Binary"), "{error}");
         assert!(ValueType::parse("return_type", "STRUCT(").is_err());
         assert!(ValueType::parse("return_type", "{").is_err());
         assert!(ValueType::parse("return_type", "INT INT").is_err());

@@ -119,7 +119,12 @@ impl Asker {
             }
             self.stats.calls.fetch_add(requests.len() as u64, Ordering::Relaxed);
             self.stats.tokens_total.fetch_add(requests.iter().map(prompt_len).sum(), Ordering::Relaxed);
-            Some(self.backend.submit(Batch { requests, share_prefixes: self.share_prefixes, keep_prefix: head_len, ..Batch::default() }))
+            Some(self.backend.submit(Batch {
+                requests,
+                share_prefixes: self.share_prefixes,
+                keep_prefix: head_len,
+                ..Batch::default()
+            }))
         };
         let (mut current, mut next) = (submit(), submit());
         let mut answered = 0;
@@ -144,7 +149,9 @@ impl Asker {
             next = submit();
         }
         if answered < of_request.len() {
-            return Err(backend_error(refrain_serving::Error::Device("the backend ended without answering every request".into())));
+            return Err(backend_error(refrain_serving::Error::Device(
+                "the backend ended without answering every request".into(),
+            )));
         }
         Ok(())
     }
@@ -186,7 +193,15 @@ impl Answering {
     fn of(call: &PhysicalCall) -> Self {
         // In full, so that a new option is a decision here.
         let ResolvedOptions {
-            sampling, max_tokens, on_overflow, null_input, model: _, on_error: _, reorder: _, reorder_window: _, dedup: _,
+            sampling,
+            max_tokens,
+            on_overflow,
+            null_input,
+            model: _,
+            on_error: _,
+            reorder: _,
+            reorder_window: _,
+            dedup: _,
         } = call.options;
         Answering { sampling, max_tokens, on_overflow, null_input }
     }

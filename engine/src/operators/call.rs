@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
 use datafusion::arrow::datatypes::FieldRef;
-use datafusion::common::cast::as_boolean_array;
 use datafusion::common::Result;
+use datafusion::common::cast::as_boolean_array;
 use datafusion::physical_expr::PhysicalExpr;
 use refrain_udf::{LlmCall, ResolvedOptions};
 

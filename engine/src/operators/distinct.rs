@@ -209,7 +209,8 @@ mod tests {
     fn stops_before_a_row_that_would_ask_too_much() {
         let names: ArrayRef = Arc::new(StringArray::from(vec!["a", "b", "a", "c"]));
         let mut questions = Questions::new(1, true, 0);
-        let mut push = |start, max| questions.push(&[Arc::clone(&names)], None, NullPolicy::SkipIfAny, start, 4, max).unwrap();
+        let mut push =
+            |start, max| questions.push(&[Arc::clone(&names)], None, NullPolicy::SkipIfAny, start, 4, max).unwrap();
         assert_eq!(push(0, 2), 2, "row 2 is not looked at, although its question is known");
         assert_eq!(push(2, 3), 4);
     }

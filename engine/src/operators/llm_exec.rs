@@ -1,8 +1,8 @@
 //! `LlmExec`: asks the model about its input, window by window, and adds the answers as columns.
 
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use datafusion::arrow::compute::{filter_record_batch, take};

@@ -16,7 +16,7 @@ mod window;
 
 pub use call::PhysicalCall;
 pub use estimate::{CallEstimate, estimate_call};
-pub use llm_exec::{LlmExec, Shared, Until};
 pub(crate) use llm_exec::output_schema;
+pub use llm_exec::{LlmExec, Shared, Until};
 pub use memo::Memo;
 pub use scope::{NodeProgress, NodeStats, Progress, QueryScope, QueryUsage, RowError};

@@ -151,8 +151,9 @@ impl QueryScope {
     pub fn usage(&self) -> QueryUsage {
         let mut usage = QueryUsage::default();
         for node in lock(&self.nodes).iter() {
-            let NodeProgress { function: _, rows, distinct, calls, prompt_tokens, cached_tokens, output_tokens, errors, .. } =
-                node.progress();
+            let NodeProgress {
+                function: _, rows, distinct, calls, prompt_tokens, cached_tokens, output_tokens, errors, ..
+            } = node.progress();
             usage.rows += rows;
             usage.distinct += distinct;
             usage.calls += calls;

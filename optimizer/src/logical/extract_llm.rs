@@ -74,7 +74,8 @@ fn extract_from_projection(projection: Projection, config: &dyn OptimizerConfig)
 fn extract_from_filter(filter: Filter, config: &dyn OptimizerConfig) -> Result<LogicalPlan> {
     let schema = Arc::clone(filter.input.schema());
     let mut input = Arc::unwrap_or_clone(filter.input);
-    let (asking, cheap): (Vec<_>, Vec<_>) = split_conjunction_owned(filter.predicate).into_iter().partition(contains_llm_call);
+    let (asking, cheap): (Vec<_>, Vec<_>) =
+        split_conjunction_owned(filter.predicate).into_iter().partition(contains_llm_call);
     if let Some(predicate) = conjunction(cheap) {
         input = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input))?);
     }
@@ -192,11 +193,13 @@ fn extract_from_values(values: Values, config: &dyn OptimizerConfig) -> Result<L
     let Values { schema, values } = values;
     let mut union: Option<LogicalPlanBuilder> = None;
     for row in values {
-        let one_row = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: true, schema: Arc::new(DFSchema::empty()) });
+        let one_row =
+            LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: true, schema: Arc::new(DFSchema::empty()) });
         let (exprs, input) = lower(row, one_row, config)?;
-        let columns = exprs.into_iter().zip(schema.fields()).map(|(expr, field)| {
-            Ok(expr.cast_to(field.data_type(), input.schema())?.alias(field.name()))
-        });
+        let columns = exprs
+            .into_iter()
+            .zip(schema.fields())
+            .map(|(expr, field)| Ok(expr.cast_to(field.data_type(), input.schema())?.alias(field.name())));
         let columns = columns.collect::<Result<Vec<_>>>()?;
         let projected = LogicalPlanBuilder::from(input).project(columns)?;
         union = Some(match union {

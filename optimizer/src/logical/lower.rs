@@ -40,7 +40,10 @@ pub(super) fn lower(
         let mut round = Round { calls: vec![], schema: Arc::clone(input.schema()), config };
         exprs = exprs.into_iter().map(|expr| round.expr(expr, None)).collect::<Result<_>>()?;
         if round.calls.is_empty() {
-            return not_impl_err!("an LLM call inside {}", exprs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+            return not_impl_err!(
+                "an LLM call inside {}",
+                exprs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            );
         }
         input = LlmNode::try_new(input, round.calls, None)?.into_plan();
     }
@@ -67,9 +70,13 @@ impl Round<'_> {
                 self.short_circuit(*left, op, *right, guard)
             }
             Expr::Case(case) => self.case(case, guard),
-            Expr::AggregateFunction(function) if function.params.filter.is_some() => self.filtered_aggregate(function, guard),
+            Expr::AggregateFunction(function) if function.params.filter.is_some() => {
+                self.filtered_aggregate(function, guard)
+            }
             Expr::Lambda(_) | Expr::HigherOrderFunction(_) => {
-                not_impl_err!("an LLM function inside a lambda; unnest the list, call the function on its elements, and aggregate")
+                not_impl_err!(
+                    "an LLM function inside a lambda; unnest the list, call the function on its elements, and aggregate"
+                )
             }
             other => Ok(other
                 .map_children(|child| {

@@ -38,7 +38,8 @@ impl OptimizerRule for PullLlmFilterAboveAggregate {
         let LogicalPlan::Filter(filter) = aggregate.input.as_ref() else {
             return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate)));
         };
-        let over_groups = |conjunct: &Expr| contains_llm_call(conjunct) && reads_groups_only(conjunct, &aggregate.group_expr);
+        let over_groups =
+            |conjunct: &Expr| contains_llm_call(conjunct) && reads_groups_only(conjunct, &aggregate.group_expr);
         let conjuncts = split_conjunction_owned(filter.predicate.clone());
         let (above, below): (Vec<_>, Vec<_>) = conjuncts.into_iter().partition(over_groups);
         let Some(above) = conjunction(above) else { return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate))) };

@@ -37,14 +37,14 @@ impl OptimizerRule for StopLlmFilterAtLimit {
 
     fn rewrite(&self, plan: LogicalPlan, _config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
         let LogicalPlan::Limit(limit) = plan else { return Ok(Transformed::no(plan)) };
-        let (SkipType::Literal(skip), FetchType::Literal(Some(fetch))) = (limit.get_skip_type()?, limit.get_fetch_type()?) else {
+        let (SkipType::Literal(skip), FetchType::Literal(Some(fetch))) = (limit.get_skip_type()?, limit.get_fetch_type()?)
+        else {
             return Ok(Transformed::no(LogicalPlan::Limit(limit)));
         };
         let wanted = skip.saturating_add(fetch);
         let below = stop_at(limit.input.as_ref().clone(), wanted, true)?;
-        Ok(below.update_data(|input| {
-            LogicalPlan::Limit(datafusion::logical_expr::Limit { input: Arc::new(input), ..limit })
-        }))
+        Ok(below
+            .update_data(|input| LogicalPlan::Limit(datafusion::logical_expr::Limit { input: Arc::new(input), ..limit })))
     }
 }
 
@@ -52,7 +52,9 @@ impl OptimizerRule for StopLlmFilterAtLimit {
 /// rows that reach this place are exactly those the limit counts.
 fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<LogicalPlan>> {
     match &plan {
-        LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) => plan.map_children(|child| stop_at(child, wanted, stops)),
+        LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) => {
+            plan.map_children(|child| stop_at(child, wanted, stops))
+        }
         LogicalPlan::Extension(_) => match LlmNode::from_plan(&plan) {
             Some(LlmNode { until: None, .. }) => plan.map_children(|child| stop_at(child, wanted, stops)),
             Some(LlmNode { until: Some(_), .. }) => plan.map_children(|child| stop_at(child, wanted, false)),

@@ -43,10 +43,7 @@ impl Dependencies {
             coarser.sort_by_key(|other| distinct[first_of(other)]);
             coarser
         });
-        Self {
-            determined: determined.collect(),
-            groups,
-        }
+        Self { determined: determined.collect(), groups }
     }
 
     /// Returns the groups of columns that determine each other, most of them of one column, in stored
@@ -78,23 +75,15 @@ impl Dependencies {
     /// Returns one column for each group: the codes of its first, the lengths of all.
     pub(super) fn merge<'a>(&self, table: &'a Table) -> Vec<Cow<'a, Column>> {
         let merged = self.groups.iter().map(|group| {
-            let columns = group
-                .iter()
-                .map(|&column| &table.columns()[column as usize]);
-            columns
-                .map(Cow::Borrowed)
-                .reduce(|glued, next| Cow::Owned(glued.into_owned().glue(&next)))
+            let columns = group.iter().map(|&column| &table.columns()[column as usize]);
+            columns.map(Cow::Borrowed).reduce(|glued, next| Cow::Owned(glued.into_owned().glue(&next)))
         });
         merged.flatten().collect()
     }
 
     /// Returns the columns of an order of groups.
     pub(super) fn expand(&self, order: &[u32]) -> Vec<u32> {
-        order
-            .iter()
-            .flat_map(|&group| &self.groups[group as usize])
-            .copied()
-            .collect()
+        order.iter().flat_map(|&group| &self.groups[group as usize]).copied().collect()
     }
 }
 
@@ -116,17 +105,13 @@ impl Images {
         if self.images.len() < finer.lengths().len() {
             self.images.resize(finer.lengths().len(), (0, 0));
         }
-        finer
-            .codes()
-            .iter()
-            .zip(coarser.codes())
-            .all(|(&code, &image)| {
-                let known = &mut self.images[code as usize];
-                if known.0 != self.test {
-                    *known = (self.test, image);
-                }
-                known.1 == image
-            })
+        finer.codes().iter().zip(coarser.codes()).all(|(&code, &image)| {
+            let known = &mut self.images[code as usize];
+            if known.0 != self.test {
+                *known = (self.test, image);
+            }
+            known.1 == image
+        })
     }
 }
 
@@ -136,9 +121,7 @@ mod tests {
 
     fn table(columns: &[&[u32]]) -> Table {
         let rows = columns[0].len();
-        let columns = columns
-            .iter()
-            .map(|codes| Column::new(codes.to_vec(), vec![1; 9]).unwrap());
+        let columns = columns.iter().map(|codes| Column::new(codes.to_vec(), vec![1; 9]).unwrap());
         Table::new(columns.collect(), rows).unwrap()
     }
 

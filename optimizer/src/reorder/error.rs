@@ -47,27 +47,13 @@ impl fmt::Display for ReorderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Code { code, distinct } => {
-                write!(
-                    f,
-                    "code {code} lies outside a dictionary of {distinct} values"
-                )
+                write!(f, "code {code} lies outside a dictionary of {distinct} values")
             }
-            Self::RowCount {
-                column,
-                found,
-                expected,
-            } => {
-                write!(
-                    f,
-                    "column {column} has {found} rows, the table has {expected}"
-                )
+            Self::RowCount { column, found, expected } => {
+                write!(f, "column {column} has {found} rows, the table has {expected}")
             }
             Self::TooMany { count } => {
-                write!(
-                    f,
-                    "cannot reorder {count} rows or columns: the limit is {}",
-                    u32::MAX
-                )
+                write!(f, "cannot reorder {count} rows or columns: the limit is {}", u32::MAX)
             }
             Self::TooLargeForOphr { rows, columns } => write!(
                 f,
@@ -79,10 +65,9 @@ impl fmt::Display for ReorderError {
             Self::NotAPermutation { what } => {
                 write!(f, "a schedule must name each of the {what} exactly once")
             }
-            Self::UnknownStrategy(name) => write!(
-                f,
-                "unknown reorder strategy \"{name}\": use auto, none, rows, search, ggr or ophr"
-            ),
+            Self::UnknownStrategy(name) => {
+                write!(f, "unknown reorder strategy \"{name}\": use auto, none, rows, search, ggr or ophr")
+            }
         }
     }
 }

@@ -58,11 +58,7 @@ pub(super) fn ggr(table: &Table, options: &GgrOptions) -> Schedule {
     let (mut taking_part, mut appended) = (Vec::new(), Vec::new());
     for (field, column) in (0..).zip(&columns) {
         let distinct = column.counts().iter().filter(|&&count| count > 0).count();
-        if distinct as f64 > limit {
-            appended.push(field)
-        } else {
-            taking_part.push(field)
-        }
+        if distinct as f64 > limit { appended.push(field) } else { taking_part.push(field) }
     }
     let mut solver = Solver {
         columns: &columns,
@@ -123,22 +119,15 @@ impl Solver<'_> {
     /// Emits `rows`, with `fields` ordered behind the prefix.
     fn solve(&mut self, mut rows: Vec<u32>, fields: &[u32], col_depth: usize) {
         let mut row_depth = 0;
-        while rows.len() > 1
-            && row_depth <= self.options.row_stop
-            && col_depth <= self.options.col_stop
-        {
+        while rows.len() > 1 && row_depth <= self.options.row_stop && col_depth <= self.options.col_stop {
             let Some((field, code)) = self.most_promising(&rows, fields) else {
                 break;
             };
             let codes = self.columns[field as usize].codes();
-            let (group, others): (Vec<u32>, Vec<u32>) =
-                rows.iter().partition(|&&row| codes[row as usize] == code);
+            let (group, others): (Vec<u32>, Vec<u32>) = rows.iter().partition(|&&row| codes[row as usize] == code);
             let placed = self.prefix.len();
             let determined = self.determined_by(field, fields);
-            let rest = fields
-                .iter()
-                .copied()
-                .filter(|other| *other != field && !determined.contains(other));
+            let rest = fields.iter().copied().filter(|other| *other != field && !determined.contains(other));
             let rest: Vec<u32> = rest.collect();
             self.prefix.push(field);
             self.prefix.extend(determined);
@@ -170,9 +159,7 @@ impl Solver<'_> {
                 if repeats < 1.0 {
                     continue;
                 }
-                let lengths = determined
-                    .iter()
-                    .map(|&other| self.columns[other as usize].length_at(row));
+                let lengths = determined.iter().map(|&other| self.columns[other as usize].length_at(row));
                 let lengths = lengths.chain([column.lengths()[code as usize]]);
                 let score = lengths.map(|length| f64::from(length).powi(2)).sum::<f64>() * repeats;
                 if score > best_score {
@@ -189,10 +176,7 @@ impl Solver<'_> {
             return Vec::new();
         }
         let determined = self.dependencies.determined_by(field).iter();
-        determined
-            .copied()
-            .filter(|other| fields.contains(other))
-            .collect()
+        determined.copied().filter(|other| fields.contains(other)).collect()
     }
 
     /// Fields by squared mean length times how often a value repeats on average, descending: the
@@ -211,10 +195,7 @@ impl Solver<'_> {
                 }
             }
             let n = rows.len().max(1) as f64;
-            scored.push((
-                (tokens / n).powi(2) * (n / f64::max(distinct, 1.0) - 1.0),
-                field,
-            ));
+            scored.push(((tokens / n).powi(2) * (n / f64::max(distinct, 1.0) - 1.0), field));
         }
         scored.sort_by(|a, b| b.0.total_cmp(&a.0));
         scored.into_iter().map(|(_, field)| field).collect()
@@ -243,19 +224,12 @@ mod tests {
 
     /// Takes every cell that repeats, however short, and everything in one chunk.
     fn eager() -> GgrOptions {
-        GgrOptions {
-            early_stop: 0.0,
-            distinct_threshold: 1.0,
-            presort: false,
-            ..GgrOptions::default()
-        }
+        GgrOptions { early_stop: 0.0, distinct_threshold: 1.0, presort: false, ..GgrOptions::default() }
     }
 
     fn table(columns: &[(&[u32], u32)]) -> Table {
         let rows = columns[0].0.len();
-        let columns = columns
-            .iter()
-            .map(|&(codes, length)| Column::new(codes.to_vec(), vec![length; 16]).unwrap());
+        let columns = columns.iter().map(|&(codes, length)| Column::new(codes.to_vec(), vec![length; 16]).unwrap());
         Table::new(columns.collect(), rows).unwrap()
     }
 
@@ -284,13 +258,7 @@ mod tests {
         let lengths: Vec<usize> = halved(&rows, 3).into_iter().map(<[u32]>::len).collect();
         assert_eq!(lengths, [2, 3, 2, 3]);
         let table = table(&[(&[0, 1, 0, 1], 5), (&[0, 1, 2, 2], 5)]);
-        let schedule = ggr(
-            &table,
-            &GgrOptions {
-                chunk_rows: 2,
-                ..eager()
-            },
-        );
+        let schedule = ggr(&table, &GgrOptions { chunk_rows: 2, ..eager() });
         assert_eq!(schedule.rows(), [0, 1, 2, 3]);
     }
 
@@ -299,13 +267,7 @@ mod tests {
         let id: &[u32] = &[0, 0, 1, 1, 2, 2];
         let style: &[u32] = &[0, 0, 0, 0, 1, 1];
         let table = table(&[(id, 9), (style, 5)]);
-        let schedule = ggr(
-            &table,
-            &GgrOptions {
-                strict_dependencies: true,
-                ..eager()
-            },
-        );
+        let schedule = ggr(&table, &GgrOptions { strict_dependencies: true, ..eager() });
         assert!((0..6).all(|position| schedule.fields_of(position) == [0, 1]));
     }
 }

@@ -22,9 +22,7 @@ pub fn saved_tokens(table: &Table, schedule: &Schedule, page: u32) -> u64 {
 
 /// Returns what all rows save when their fields stand in `order`.
 pub(super) fn saved_by_order(table: &Table, order: &[u32], page: u32) -> u64 {
-    let columns = order
-        .iter()
-        .map(|&column| &table.columns()[column as usize]);
+    let columns = order.iter().map(|&column| &table.columns()[column as usize]);
     Refiner::new(page).total(table.rows(), columns)
 }
 
@@ -37,9 +35,7 @@ fn saved_in_trie(table: &Table, schedule: &Schedule, page: u32) -> u64 {
         for &field in schedule.fields_of(position) {
             let column = &table.columns()[field as usize];
             let fresh = children.len() + 1;
-            let child = children
-                .entry((node, field, column.codes()[row as usize]))
-                .or_insert(fresh);
+            let child = children.entry((node, field, column.codes()[row as usize])).or_insert(fresh);
             if *child != fresh {
                 prefix += u64::from(column.length_at(row));
             }
@@ -71,16 +67,9 @@ pub fn prefix_hit_count(table: &Table, schedule: &Schedule) -> u64 {
 }
 
 /// Lengths of the leading cells that the row at `position` has in common with the one before.
-fn hit_lengths<'a>(
-    table: &'a Table,
-    schedule: &'a Schedule,
-    position: usize,
-) -> impl Iterator<Item = u32> + 'a {
+fn hit_lengths<'a>(table: &'a Table, schedule: &'a Schedule, position: usize) -> impl Iterator<Item = u32> + 'a {
     let (previous, row) = (schedule.rows()[position - 1], schedule.rows()[position]);
-    let fields = schedule
-        .fields_of(position - 1)
-        .iter()
-        .zip(schedule.fields_of(position));
+    let fields = schedule.fields_of(position - 1).iter().zip(schedule.fields_of(position));
     let shared = fields.take_while(move |&(before, field)| {
         let codes = table.columns()[*field as usize].codes();
         before == field && codes[previous as usize] == codes[row as usize]
@@ -102,10 +91,7 @@ mod tests {
     fn table(words: &str) -> Table {
         let rows: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
         let columns = (0..rows[0].len()).map(|column| {
-            let codes = rows
-                .iter()
-                .map(|row| u32::from(row[column] - b'a'))
-                .collect();
+            let codes = rows.iter().map(|row| u32::from(row[column] - b'a')).collect();
             Column::new(codes, (1..=26).collect()).unwrap()
         });
         Table::new(columns.collect(), rows.len()).unwrap()
@@ -154,8 +140,7 @@ mod tests {
     #[test]
     fn pages_round_each_prefix_down() {
         let table = table("jja jjb jka");
-        let schedule =
-            Schedule::new(&table, vec![0, 1, 2], FieldOrder::Same(vec![0, 1, 2])).unwrap();
+        let schedule = Schedule::new(&table, vec![0, 1, 2], FieldOrder::Same(vec![0, 1, 2])).unwrap();
         assert_eq!(saved_tokens(&table, &schedule, 1), 30);
         assert_eq!(saved_tokens(&table, &schedule, 16), 16);
         assert_eq!(adjacent_tokens(&table, &schedule, 16), 16);

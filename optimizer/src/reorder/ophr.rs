@@ -33,15 +33,8 @@ pub(super) fn ophr(table: &Table, weight: HitWeight) -> Result<Schedule, Reorder
     if rows > MAX_ROWS || columns > MAX_COLUMNS {
         return Err(ReorderError::TooLargeForOphr { rows, columns });
     }
-    let mut solver = Solver {
-        table,
-        weight,
-        known: AHashMap::new(),
-    };
-    let whole = Part {
-        rows: Bits::first(rows),
-        columns: Bits::first(columns),
-    };
+    let mut solver = Solver { table, weight, known: AHashMap::new() };
+    let whole = Part { rows: Bits::first(rows), columns: Bits::first(columns) };
     solver.best(whole);
     let (mut order, mut orders) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
     solver.emit(whole, &mut Vec::new(), &mut order, &mut orders);
@@ -103,12 +96,8 @@ impl Solver<'_> {
         for column in part.columns.iter() {
             for group in self.groups(part.rows, column) {
                 let (inside, outside) = split(part, column, group);
-                let hits = self
-                    .hit(column, group)
-                    .saturating_mul(u64::from(group.count() - 1));
-                let score = hits
-                    .saturating_add(self.best(inside))
-                    .saturating_add(self.best(outside));
+                let hits = self.hit(column, group).saturating_mul(u64::from(group.count() - 1));
+                let score = hits.saturating_add(self.best(inside)).saturating_add(self.best(outside));
                 if best.1.is_none() || score > best.0 {
                     best = (score, Some(Choice { column, group }));
                 }
@@ -144,13 +133,7 @@ impl Solver<'_> {
     }
 
     /// Appends the rows of `part` as [`Solver::best`] chose, their fields behind `prefix`.
-    fn emit(
-        &self,
-        part: Part,
-        prefix: &mut Vec<u32>,
-        rows: &mut Vec<u32>,
-        orders: &mut Vec<Vec<u32>>,
-    ) {
+    fn emit(&self, part: Part, prefix: &mut Vec<u32>, rows: &mut Vec<u32>, orders: &mut Vec<Vec<u32>>) {
         let choice = self.known.get(&part).and_then(|&(_, choice)| choice);
         let Some(Choice { column, group }) = choice else {
             for row in part.rows.iter() {
@@ -169,17 +152,8 @@ impl Solver<'_> {
 
 /// The rows of `group` without `column`, and the other rows with all columns.
 fn split(part: Part, column: u32, group: Bits) -> (Part, Part) {
-    let inside = Part {
-        rows: group,
-        columns: part.columns.without(Bits(1 << column)),
-    };
-    (
-        inside,
-        Part {
-            rows: part.rows.without(group),
-            columns: part.columns,
-        },
-    )
+    let inside = Part { rows: group, columns: part.columns.without(Bits(1 << column)) };
+    (inside, Part { rows: part.rows.without(group), columns: part.columns })
 }
 
 #[cfg(test)]
@@ -203,12 +177,6 @@ mod tests {
     fn refuses_what_would_take_for_ever() {
         let table = Table::new(Vec::new(), MAX_ROWS + 1).unwrap();
         let refused = ophr(&table, HitWeight::Squared);
-        assert_eq!(
-            refused,
-            Err(ReorderError::TooLargeForOphr {
-                rows: 13,
-                columns: 0
-            })
-        );
+        assert_eq!(refused, Err(ReorderError::TooLargeForOphr { rows: 13, columns: 0 }));
     }
 }

@@ -29,13 +29,7 @@ impl Partition {
         if rows < 2 {
             return Self::default();
         }
-        Self {
-            rows: (0..rows as u32).collect(),
-            classes: vec![Class {
-                end: rows,
-                offset: 0,
-            }],
-        }
+        Self { rows: (0..rows as u32).collect(), classes: vec![Class { end: rows, offset: 0 }] }
     }
 
     /// Whether no two rows share all columns so far.
@@ -61,11 +55,7 @@ pub(super) struct Refiner {
 
 impl Refiner {
     pub(super) fn new(page: u32) -> Self {
-        Self {
-            page: u64::from(page.max(1)),
-            splitter: Splitter::default(),
-            visited: 0,
-        }
+        Self { page: u64::from(page.max(1)), splitter: Splitter::default(), visited: 0 }
     }
 
     pub(super) fn visited(&self) -> u64 {
@@ -108,10 +98,7 @@ impl Refiner {
                     gain += u64::from(size - 1) * credit(self.page, offset, length);
                     finer.rows.extend_from_slice(part);
                     let offset = (offset + u64::from(length)) % self.page;
-                    finer.classes.push(Class {
-                        end: finer.rows.len(),
-                        offset,
-                    });
+                    finer.classes.push(Class { end: finer.rows.len(), offset });
                 }
             }
         }
@@ -119,11 +106,7 @@ impl Refiner {
     }
 
     /// Returns what placing the columns in this order saves, rows sorted accordingly.
-    pub(super) fn total<'a>(
-        &mut self,
-        rows: usize,
-        columns: impl IntoIterator<Item = &'a Column>,
-    ) -> u64 {
+    pub(super) fn total<'a>(&mut self, rows: usize, columns: impl IntoIterator<Item = &'a Column>) -> u64 {
         let mut partition = Partition::whole(rows);
         let mut total = 0;
         for column in columns {
@@ -211,11 +194,7 @@ impl Splitter {
 
     /// Sorts `rows` so that rows equal in the leading columns are adjacent, column by column;
     /// equals keep the order of their first appearance.
-    pub(super) fn sort<'a>(
-        &mut self,
-        rows: &mut [u32],
-        columns: impl IntoIterator<Item = &'a Column>,
-    ) {
+    pub(super) fn sort<'a>(&mut self, rows: &mut [u32], columns: impl IntoIterator<Item = &'a Column>) {
         let mut classes: Vec<Range<usize>> = std::iter::once(0..rows.len()).collect();
         for column in columns {
             classes.retain(|class| class.len() > 1);
@@ -251,10 +230,7 @@ mod tests {
         let whole = Partition::whole(5);
         assert_eq!(refiner.gain(&whole, &first), 10);
         let (gain, partition) = refiner.refine(&whole, &first);
-        assert_eq!(
-            (gain, partition.rows.as_slice()),
-            (10, [0, 2, 3].as_slice())
-        );
+        assert_eq!((gain, partition.rows.as_slice()), (10, [0, 2, 3].as_slice()));
         let (gain, partition) = refiner.refine(&partition, &second);
         assert_eq!((gain, partition.rows.as_slice()), (10, [0, 2].as_slice()));
         assert_eq!(refiner.total(5, [&first, &second]), 20);
@@ -262,21 +238,14 @@ mod tests {
 
     #[test]
     fn credits_whole_pages() {
-        let columns = [
-            column(&[0, 0], &[10]),
-            column(&[0, 0], &[10]),
-            column(&[0, 1], &[50, 50]),
-        ];
+        let columns = [column(&[0, 0], &[10]), column(&[0, 0], &[10]), column(&[0, 1], &[50, 50])];
         assert_eq!(Refiner::new(16).total(2, &columns), 16);
         assert_eq!(Refiner::new(4).total(2, &columns), 20);
     }
 
     #[test]
     fn sorts_by_first_appearance() {
-        let columns = [
-            column(&[3, 1, 3, 1, 3], &[1; 4]),
-            column(&[0, 0, 1, 0, 0], &[1; 2]),
-        ];
+        let columns = [column(&[3, 1, 3, 1, 3], &[1; 4]), column(&[0, 0, 1, 0, 0], &[1; 2])];
         let mut rows = [0, 1, 2, 3, 4];
         Splitter::default().sort(&mut rows, &columns);
         assert_eq!(rows, [0, 4, 2, 1, 3]);
@@ -284,14 +253,8 @@ mod tests {
 
     #[test]
     fn survives_running_out_of_epochs() {
-        let columns = [
-            column(&[0, 1, 0, 1], &[1; 2]),
-            column(&[0, 0, 1, 0], &[1; 2]),
-        ];
-        let mut splitter = Splitter {
-            epoch: u32::MAX - 2,
-            ..Splitter::default()
-        };
+        let columns = [column(&[0, 1, 0, 1], &[1; 2]), column(&[0, 0, 1, 0], &[1; 2])];
+        let mut splitter = Splitter { epoch: u32::MAX - 2, ..Splitter::default() };
         let mut rows = [0, 1, 2, 3];
         splitter.sort(&mut rows, &columns);
         assert_eq!(rows, [0, 2, 1, 3]);

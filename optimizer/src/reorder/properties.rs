@@ -8,14 +8,7 @@ use proptest::test_runner::TestRunner;
 use super::objective::saved_by_order;
 use super::*;
 
-const ALL: [Strategy; 6] = [
-    Strategy::Auto,
-    Strategy::None,
-    Strategy::Rows,
-    Strategy::Search,
-    Strategy::Ggr,
-    Strategy::Ophr,
-];
+const ALL: [Strategy; 6] = [Strategy::Auto, Strategy::None, Strategy::Rows, Strategy::Search, Strategy::Ggr, Strategy::Ophr];
 
 /// Tables of few values, so that cells repeat; dictionaries may hold cells that no row uses.
 fn tables(rows_max: usize, columns_max: usize) -> impl Generator<Value = Table> {
@@ -35,23 +28,15 @@ fn column(rows: usize) -> impl Generator<Value = Column> {
 /// Tables in which each column may be a function of an earlier one.
 fn tables_with_dependencies() -> impl Generator<Value = Table> {
     let derived = vec((0_usize..8, vec(0_u32..5, 5), vec(0_u32..40, 5)), 1..5);
-    (
-        (2_usize..30).prop_flat_map(|rows| vec(column(rows), 1..3)),
-        derived,
-    )
-        .prop_map(|(mut columns, derived)| {
-            let rows = columns[0].codes().len();
-            for (parent, image, lengths) in derived {
-                let parent: &Column = &columns[parent % columns.len()];
-                let codes = parent
-                    .codes()
-                    .iter()
-                    .map(|&code| image[code as usize])
-                    .collect();
-                columns.push(Column::new(codes, lengths).unwrap());
-            }
-            Table::new(columns, rows).unwrap()
-        })
+    ((2_usize..30).prop_flat_map(|rows| vec(column(rows), 1..3)), derived).prop_map(|(mut columns, derived)| {
+        let rows = columns[0].codes().len();
+        for (parent, image, lengths) in derived {
+            let parent: &Column = &columns[parent % columns.len()];
+            let codes = parent.codes().iter().map(|&code| image[code as usize]).collect();
+            columns.push(Column::new(codes, lengths).unwrap());
+        }
+        Table::new(columns, rows).unwrap()
+    })
 }
 
 /// A permutation of `0..length` drawn from `seeds`.
@@ -77,14 +62,7 @@ fn literal_ggr() -> GgrOptions {
 fn brute_force(table: &Table, weight: HitWeight) -> u64 {
     let fields = permutations(table.columns().len() as u32);
     let mut best = 0;
-    extend(
-        table,
-        weight,
-        &fields,
-        &mut Vec::new(),
-        &mut |score| best = best.max(score),
-        0,
-    );
+    extend(table, weight, &fields, &mut Vec::new(), &mut |score| best = best.max(score), 0);
     best
 }
 
@@ -108,8 +86,7 @@ fn extend(
                     let codes = table.columns()[**b as usize].codes();
                     a == b && codes[before as usize] == codes[row as usize]
                 });
-                let lengths = shared
-                    .map(|(_, &field)| u64::from(table.columns()[field as usize].length_at(row)));
+                let lengths = shared.map(|(_, &field)| u64::from(table.columns()[field as usize].length_at(row)));
                 match weight {
                     HitWeight::Squared => lengths.map(|length| length * length).sum::<u64>(),
                     HitWeight::Linear => lengths.sum(),
@@ -138,11 +115,7 @@ fn permutations(length: u32) -> Vec<Vec<u32>> {
 }
 
 fn saved(table: &Table, strategy: Strategy, options: &Options) -> u64 {
-    saved_tokens(
-        table,
-        &schedule(table, strategy, options).unwrap(),
-        options.page,
-    )
+    saved_tokens(table, &schedule(table, strategy, options).unwrap(), options.page)
 }
 
 #[test]
@@ -179,10 +152,7 @@ fn the_search_finds_the_best_field_orders() {
         best += saved_by_each.max().unwrap_or(0);
         searched += saved(&table, Strategy::Search, &Options::default());
     }
-    assert!(
-        searched <= best && searched * 1000 >= best * 999,
-        "{searched} of {best} tokens"
-    );
+    assert!(searched <= best && searched * 1000 >= best * 999, "{searched} of {best} tokens");
 }
 
 proptest! {

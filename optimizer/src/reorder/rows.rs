@@ -10,9 +10,7 @@ use super::table::Table;
 /// Schedules every row with the fields in `order`, rows sorted column by column.
 pub(super) fn sorted_by(table: &Table, order: Vec<u32>) -> Schedule {
     let mut rows: Vec<u32> = (0..table.rows() as u32).collect();
-    let columns = order
-        .iter()
-        .map(|&column| &table.columns()[column as usize]);
+    let columns = order.iter().map(|&column| &table.columns()[column as usize]);
     Splitter::default().sort(&mut rows, columns);
     Schedule::from_solver(rows, FieldOrder::Same(order))
 }

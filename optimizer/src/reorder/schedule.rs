@@ -28,14 +28,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    const ALL: [Self; 6] = [
-        Self::Auto,
-        Self::None,
-        Self::Rows,
-        Self::Search,
-        Self::Ggr,
-        Self::Ophr,
-    ];
+    const ALL: [Self; 6] = [Self::Auto, Self::None, Self::Rows, Self::Search, Self::Ggr, Self::Ophr];
 
     /// Returns the name used in the SQL setting.
     pub fn name(self) -> &'static str {
@@ -61,9 +54,7 @@ impl FromStr for Strategy {
 
     /// Reads a name of the SQL setting, in any case.
     fn from_str(name: &str) -> Result<Self, ReorderError> {
-        let found = Self::ALL
-            .into_iter()
-            .find(|strategy| strategy.name().eq_ignore_ascii_case(name));
+        let found = Self::ALL.into_iter().find(|strategy| strategy.name().eq_ignore_ascii_case(name));
         found.ok_or_else(|| ReorderError::UnknownStrategy(name.to_owned()))
     }
 }
@@ -87,13 +78,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            page: 1,
-            search_cells: 50_000_000,
-            sample_rows: 2_048,
-            ggr: GgrOptions::default(),
-            ophr: HitWeight::Squared,
-        }
+        Self { page: 1, search_cells: 50_000_000, sample_rows: 2_048, ggr: GgrOptions::default(), ophr: HitWeight::Squared }
     }
 }
 
@@ -122,8 +107,7 @@ impl Schedule {
         let fields_are_permuted = match &fields {
             FieldOrder::Same(order) => is_permutation(order, columns),
             FieldOrder::PerRow(orders) => {
-                orders.len() == rows.len()
-                    && orders.iter().all(|order| is_permutation(order, columns))
+                orders.len() == rows.len() && orders.iter().all(|order| is_permutation(order, columns))
             }
         };
         if !is_permutation(&rows, table.rows()) {
@@ -162,29 +146,20 @@ impl Schedule {
 fn is_permutation(order: &[u32], length: usize) -> bool {
     let mut seen = vec![false; length];
     order.len() == length
-        && order.iter().all(|&item| {
-            seen.get_mut(item as usize)
-                .is_some_and(|seen| !std::mem::replace(seen, true))
-        })
+        && order.iter().all(|&item| seen.get_mut(item as usize).is_some_and(|seen| !std::mem::replace(seen, true)))
 }
 
 /// Orders the rows and fields of `table` so that prompts share prefixes.
 ///
 /// Fails only for [`Strategy::Ophr`] on a table beyond its limit.
-pub fn schedule(
-    table: &Table,
-    strategy: Strategy,
-    options: &Options,
-) -> Result<Schedule, ReorderError> {
+pub fn schedule(table: &Table, strategy: Strategy, options: &Options) -> Result<Schedule, ReorderError> {
     Ok(match strategy {
         Strategy::None => {
             let rows = (0..table.rows() as u32).collect();
             Schedule::from_solver(rows, FieldOrder::Same(table.stored_order()))
         }
         Strategy::Rows => rows::sorted_by(table, table.stored_order()),
-        Strategy::Auto | Strategy::Search => {
-            rows::sorted_by(table, search::field_order(table, options))
-        }
+        Strategy::Auto | Strategy::Search => rows::sorted_by(table, search::field_order(table, options)),
         Strategy::Ggr => ggr::ggr(table, &options.ggr),
         Strategy::Ophr => ophr::ophr(table, options.ophr)?,
     })
@@ -201,10 +176,7 @@ mod tests {
             assert_eq!(strategy.to_string().parse(), Ok(strategy));
         }
         assert_eq!("GGR".parse(), Ok(Strategy::Ggr));
-        assert_eq!(
-            "best".parse::<Strategy>(),
-            Err(ReorderError::UnknownStrategy("best".to_owned()))
-        );
+        assert_eq!("best".parse::<Strategy>(), Err(ReorderError::UnknownStrategy("best".to_owned())));
     }
 
     #[test]

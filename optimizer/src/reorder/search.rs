@@ -48,23 +48,14 @@ fn scored_order(columns: &[Cow<'_, Column>]) -> Vec<u32> {
     order
 }
 
-fn searched_order(
-    columns: &[Cow<'_, Column>],
-    rows: usize,
-    dependencies: &Dependencies,
-    options: &Options,
-) -> Vec<u32> {
+fn searched_order(columns: &[Cow<'_, Column>], rows: usize, dependencies: &Dependencies, options: &Options) -> Vec<u32> {
     let mut refiner = Refiner::new(options.page);
     let mut order: Option<Vec<u32>> = None;
     let mut target = options.sample_rows.max(1);
     loop {
         let sample = sample_rows(columns, rows, target);
-        let sampled = sample.as_ref().map(|sample| {
-            columns
-                .iter()
-                .map(|column| Cow::Owned(column.select(sample)))
-                .collect::<Vec<_>>()
-        });
+        let sampled =
+            sample.as_ref().map(|sample| columns.iter().map(|column| Cow::Owned(column.select(sample))).collect::<Vec<_>>());
         let mut search = Search {
             columns: sampled.as_deref().unwrap_or(columns),
             rows: sample.as_ref().map_or(rows, Vec::len),
@@ -113,11 +104,7 @@ fn sample_rows(columns: &[Cow<'_, Column>], rows: usize, target: usize) -> Optio
         keep[code as usize] = true;
         taken += counts[code as usize] as usize;
     }
-    Some(
-        (0..rows as u32)
-            .filter(|&row| keep[column.codes()[row as usize] as usize])
-            .collect(),
-    )
+    Some((0..rows as u32).filter(|&row| keep[column.codes()[row as usize] as usize]).collect())
 }
 
 /// The finaliser of SplitMix64: codes in an order that has nothing to do with the data's.
@@ -144,9 +131,7 @@ impl Search<'_> {
         let mut rest: Vec<u32> = (0..self.columns.len() as u32).collect();
         let mut partition = Partition::whole(self.rows);
         while !partition.is_empty() && !rest.is_empty() && self.may_go_on() {
-            let gains = rest
-                .iter()
-                .map(|&field| (self.gain(&partition, field), field));
+            let gains = rest.iter().map(|&field| (self.gain(&partition, field), field));
             let Some((_, best)) = gains.max_by_key(|&(gain, field)| (gain, !field)) else {
                 break;
             };
@@ -240,8 +225,7 @@ impl Search<'_> {
     }
 
     fn refine(&mut self, partition: &Partition, field: u32) -> (u64, Partition) {
-        self.refiner
-            .refine(partition, &self.columns[field as usize])
+        self.refiner.refine(partition, &self.columns[field as usize])
     }
 }
 
@@ -256,11 +240,7 @@ struct Path {
 
 impl Path {
     fn new(order: Vec<u32>, rows: usize) -> Self {
-        Self {
-            order,
-            before: vec![Partition::whole(rows)],
-            saved: vec![0],
-        }
+        Self { order, before: vec![Partition::whole(rows)], saved: vec![0] }
     }
 
     /// How many leading fields are shared by any rows, or tried to be.
@@ -295,9 +275,7 @@ mod tests {
 
     fn table(columns: &[(&[u32], u32)]) -> Table {
         let rows = columns[0].0.len();
-        let columns = columns
-            .iter()
-            .map(|&(codes, length)| Column::new(codes.to_vec(), vec![length; rows]).unwrap());
+        let columns = columns.iter().map(|&(codes, length)| Column::new(codes.to_vec(), vec![length; rows]).unwrap());
         Table::new(columns.collect(), rows).unwrap()
     }
 
@@ -319,10 +297,7 @@ mod tests {
     #[test]
     fn without_a_budget_an_order_is_still_returned() {
         let table = table(&[(&[0, 1, 2, 3], 9), (&[0, 0, 0, 1], 3), (&[1, 0, 1, 0], 4)]);
-        let options = Options {
-            search_cells: 0,
-            ..Options::default()
-        };
+        let options = Options { search_cells: 0, ..Options::default() };
         let mut order = field_order(&table, &options);
         order.sort_unstable();
         assert_eq!(order, [0, 1, 2]);
@@ -340,14 +315,8 @@ mod tests {
         let sample = sample_rows(&columns, 600, 100).unwrap();
         assert_eq!(sample.len(), 100);
         for group in 0..60 {
-            let kept = sample
-                .iter()
-                .filter(|&&row| groups[row as usize] == group)
-                .count();
-            assert!(
-                kept == 0 || kept == 10,
-                "group {group} is cut to {kept} rows"
-            );
+            let kept = sample.iter().filter(|&&row| groups[row as usize] == group).count();
+            assert!(kept == 0 || kept == 10, "group {group} is cut to {kept} rows");
         }
     }
 }

@@ -51,10 +51,7 @@ impl Column {
 
     /// Returns the tokens of all its cells.
     pub fn tokens(&self) -> u64 {
-        self.codes
-            .iter()
-            .map(|&code| u64::from(self.lengths[code as usize]))
-            .sum()
+        self.codes.iter().map(|&code| u64::from(self.lengths[code as usize])).sum()
     }
 
     /// Returns the cells of `rows` alone, with a dictionary of what they use.
@@ -69,10 +66,7 @@ impl Column {
             }
             new_codes[code]
         });
-        Self {
-            codes: codes.collect(),
-            lengths,
-        }
+        Self { codes: codes.collect(), lengths }
     }
 
     /// Returns this column with `other` glued to it, where the two are one-to-one: the same codes,
@@ -108,11 +102,7 @@ impl Table {
         match columns.iter().position(|column| column.codes.len() != rows) {
             Some(column) => {
                 let found = columns[column].codes.len();
-                Err(ReorderError::RowCount {
-                    column,
-                    found,
-                    expected: rows,
-                })
+                Err(ReorderError::RowCount { column, found, expected: rows })
             }
             None => Ok(Self { columns, rows }),
         }
@@ -146,27 +136,14 @@ mod tests {
     #[test]
     fn refuses_codes_without_a_length() {
         let refused = Column::new(vec![0, 2], vec![5, 5]);
-        assert_eq!(
-            refused,
-            Err(ReorderError::Code {
-                code: 2,
-                distinct: 2
-            })
-        );
+        assert_eq!(refused, Err(ReorderError::Code { code: 2, distinct: 2 }));
     }
 
     #[test]
     fn refuses_columns_of_another_height() {
         let column = Column::new(vec![0, 0], vec![5]).unwrap();
         let refused = Table::new(vec![column.clone()], 3);
-        assert_eq!(
-            refused,
-            Err(ReorderError::RowCount {
-                column: 0,
-                found: 2,
-                expected: 3
-            })
-        );
+        assert_eq!(refused, Err(ReorderError::RowCount { column: 0, found: 2, expected: 3 }));
         assert_eq!(Table::new(vec![column], 2).unwrap().tokens(), 10);
     }
 

@@ -25,35 +25,21 @@ struct Node {
 impl LabelTrie {
     /// Builds the trie. Fails without labels, and for a label that is empty or that the tokenizer cannot write.
     pub(super) fn new(labels: &[String], tokenizer: &dyn Tokenizer) -> Result<Arc<Self>> {
-        let mut trie = LabelTrie {
-            nodes: vec![Node::default()],
-            end_tokens: tokenizer.end_tokens().to_vec(),
-        };
+        let mut trie = LabelTrie { nodes: vec![Node::default()], end_tokens: tokenizer.end_tokens().to_vec() };
         trie.end_tokens.sort_unstable();
         for label in labels {
             let tokens = tokenizer.encode(label);
             if tokens.is_empty() || tokenizer.decode(&tokens) != *label {
-                return Err(Error::Invalid(format!(
-                    "the label {label:?} cannot be written in the model's tokens"
-                )));
+                return Err(Error::Invalid(format!("the label {label:?} cannot be written in the model's tokens")));
             }
             trie.insert(&tokens);
         }
         if trie.nodes[0].children.is_empty() {
-            return Err(Error::Invalid(
-                "a choice needs at least one label".to_owned(),
-            ));
+            return Err(Error::Invalid("a choice needs at least one label".to_owned()));
         }
         // Only an end token tells a label from a longer one that begins with it.
-        if trie.end_tokens.is_empty()
-            && trie
-                .nodes
-                .iter()
-                .any(|node| node.is_label && !node.children.is_empty())
-        {
-            return Err(Error::Invalid(
-                "one label begins with another, and the model has no end token".to_owned(),
-            ));
+        if trie.end_tokens.is_empty() && trie.nodes.iter().any(|node| node.is_label && !node.children.is_empty()) {
+            return Err(Error::Invalid("one label begins with another, and the model has no end token".to_owned()));
         }
         Ok(Arc::new(trie))
     }
@@ -73,11 +59,7 @@ impl LabelTrie {
     /// Returns what may follow the tokens that lead to a node.
     fn next(&self, node: usize) -> Next {
         let (mut at, mut forced) = (&self.nodes[node], Vec::new());
-        while let (false, 1, Some((token, child))) = (
-            at.is_label,
-            at.children.len(),
-            at.children.first_key_value(),
-        ) {
+        while let (false, 1, Some((token, child))) = (at.is_label, at.children.len(), at.children.first_key_value()) {
             forced.push(*token);
             at = &self.nodes[*child];
         }
@@ -115,8 +97,7 @@ impl Constraint for Choice {
 
     fn accept(&mut self, token: TokenId) -> Result<()> {
         let child = self.trie.nodes[self.node].children.get(&token);
-        self.node =
-            *child.ok_or_else(|| Error::Invalid(format!("token {token} continues no label")))?;
+        self.node = *child.ok_or_else(|| Error::Invalid(format!("token {token} continues no label")))?;
         Ok(())
     }
 
@@ -145,9 +126,7 @@ mod tests {
             match state.next().unwrap() {
                 Next::Finish(rest) => assert!(found.insert(MINI.decode(&[written, rest].concat()))),
                 Next::Forced(tokens) => {
-                    tokens
-                        .iter()
-                        .for_each(|token| state.accept(*token).unwrap());
+                    tokens.iter().for_each(|token| state.accept(*token).unwrap());
                     follow(state, [written, tokens].concat(), found);
                 }
                 Next::OneOf(tokens) => {
@@ -171,10 +150,7 @@ mod tests {
 
     #[track_caller]
     fn check(labels: &[&str]) {
-        assert_eq!(
-            answers(labels),
-            labels.iter().map(|label| (*label).to_owned()).collect()
-        );
+        assert_eq!(answers(labels), labels.iter().map(|label| (*label).to_owned()).collect());
     }
 
     #[test]
@@ -183,15 +159,7 @@ mod tests {
         check(&["positive", "negative", "neutral", "not sure"]);
         check(&["a", "ab", "abc", "abcd e", "b"]);
         check(&["sport", "sports", "sports news"]);
-        check(&[
-            "größe",
-            "größer",
-            "日本",
-            "日本語",
-            "🦀",
-            "🦀🦀",
-            "e\u{301}",
-        ]);
+        check(&["größe", "größer", "日本", "日本語", "🦀", "🦀🦀", "e\u{301}"]);
         check(&[" leading", "trailing ", "two\nlines", "<|end|>"]);
     }
 
@@ -199,10 +167,7 @@ mod tests {
     fn a_single_label_needs_no_decision() {
         let tokens = MINI.encode("science fiction");
         assert!(tokens.len() > 1);
-        assert_eq!(
-            state(&["science fiction"]).unwrap().next().unwrap(),
-            Next::Finish(tokens)
-        );
+        assert_eq!(state(&["science fiction"]).unwrap().next().unwrap(), Next::Finish(tokens));
     }
 
     #[test]
@@ -221,10 +186,7 @@ mod tests {
         let (left, right) = (MINI.encode("class 12"), MINI.encode("class 13"));
         let shared = left.iter().zip(&right).take_while(|(a, b)| a == b).count();
         let mut choice = state(&["class 12", "class 13"]).unwrap();
-        assert_eq!(
-            choice.next().unwrap(),
-            Next::Forced(left[..shared].to_vec())
-        );
+        assert_eq!(choice.next().unwrap(), Next::Forced(left[..shared].to_vec()));
     }
 
     #[test]

@@ -23,10 +23,7 @@ pub struct ConstraintCompiler {
 impl ConstraintCompiler {
     /// Starts with nothing compiled.
     pub fn new(tokenizer: Arc<dyn Tokenizer>) -> Self {
-        ConstraintCompiler {
-            tokenizer,
-            grammars: OnceLock::new(),
-        }
+        ConstraintCompiler { tokenizer, grammars: OnceLock::new() }
     }
 
     /// Compiles a shape.
@@ -45,29 +42,20 @@ impl ConstraintCompiler {
                     None => Compiled::Number(Number::new(range, tokenizer)?),
                 }
             }
-            OutputShape::Json(schema) => {
-                Compiled::Grammar(Box::new(self.grammars()?.json(schema)?))
-            }
-            OutputShape::Regex(expression) => {
-                Compiled::Grammar(Box::new(self.grammars()?.regex(expression)?))
-            }
+            OutputShape::Json(schema) => Compiled::Grammar(Box::new(self.grammars()?.json(schema)?)),
+            OutputShape::Regex(expression) => Compiled::Grammar(Box::new(self.grammars()?.regex(expression)?)),
         };
         Ok(ConstraintFactory { compiled })
     }
 
     fn grammars(&self) -> Result<&GrammarCompiler> {
-        self.grammars
-            .get_or_init(|| GrammarCompiler::new(&self.tokenizer))
-            .as_ref()
-            .map_err(Error::clone)
+        self.grammars.get_or_init(|| GrammarCompiler::new(&self.tokenizer)).as_ref().map_err(Error::clone)
     }
 }
 
 impl fmt::Debug for ConstraintCompiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConstraintCompiler")
-            .field("tokenizer", &self.tokenizer)
-            .finish_non_exhaustive()
+        f.debug_struct("ConstraintCompiler").field("tokenizer", &self.tokenizer).finish_non_exhaustive()
     }
 }
 
@@ -103,10 +91,7 @@ impl ConstraintFactory {
 }
 
 /// Compiles a shape for a single request.
-pub fn constraint(
-    shape: &OutputShape,
-    tokenizer: &Arc<dyn Tokenizer>,
-) -> Result<Box<dyn Constraint>> {
+pub fn constraint(shape: &OutputShape, tokenizer: &Arc<dyn Tokenizer>) -> Result<Box<dyn Constraint>> {
     Ok(ConstraintFactory::new(shape, tokenizer)?.state())
 }
 
@@ -168,27 +153,17 @@ pub(super) mod tests {
                         state.accept(token).unwrap();
                         tokens.push(token);
                     }
-                    assert!(
-                        matches!(state.next().unwrap(), Next::OneOf(_) | Next::Mask(_)),
-                        "a choice follows"
-                    );
+                    assert!(matches!(state.next().unwrap(), Next::OneOf(_) | Next::Mask(_)), "a choice follows");
                     continue;
                 }
                 Next::OneOf(list) => list,
                 Next::Mask(words) => {
                     assert_eq!(words.len(), MINI.vocab_size().div_ceil(32));
-                    (0..MINI.vocab_size() as u32)
-                        .filter(|t| words[*t as usize / 32] >> (t % 32) & 1 == 1)
-                        .collect()
+                    (0..MINI.vocab_size() as u32).filter(|t| words[*t as usize / 32] >> (t % 32) & 1 == 1).collect()
                 }
             };
             assert!(allowed.len() >= 2 && allowed.is_sorted());
-            assert_eq!(
-                allowed.contains(&2),
-                state.is_complete(),
-                "{:?}",
-                MINI.decode(&tokens)
-            );
+            assert_eq!(allowed.contains(&2), state.is_complete(), "{:?}", MINI.decode(&tokens));
             match choose(&allowed) {
                 2 => return Some(MINI.decode(&tokens)),
                 token => {
@@ -205,26 +180,15 @@ pub(super) mod tests {
         let compiler = ConstraintCompiler::new(Arc::clone(&MINI));
         let shapes = [
             OutputShape::Choice(vec!["yes".into(), "no".into()]),
-            OutputShape::Number {
-                min: 0.0,
-                max: 10.0,
-                integer: true,
-            },
-            OutputShape::Number {
-                min: 0.0,
-                max: 1.0,
-                integer: false,
-            },
+            OutputShape::Number { min: 0.0, max: 10.0, integer: true },
+            OutputShape::Number { min: 0.0, max: 1.0, integer: false },
             OutputShape::Json(serde_json::json!({"type": "boolean"})),
             OutputShape::Regex("[a-z]{2}".into()),
         ];
         for shape in shapes {
             let factory = compiler.compile(&shape).unwrap();
             let first = factory.state().next().unwrap();
-            assert!(
-                write(&mut *factory.state(), 100, |allowed| allowed[0]).is_some(),
-                "{shape:?}"
-            );
+            assert!(write(&mut *factory.state(), 100, |allowed| allowed[0]).is_some(), "{shape:?}");
             assert_eq!(factory.state().next().unwrap(), first, "{shape:?}");
         }
     }

@@ -39,23 +39,14 @@ impl GrammarCompiler {
     /// Sorts the vocabulary into llguidance's trie. Fails if no token ends an answer.
     pub(super) fn new(tokenizer: &Arc<dyn Tokenizer>) -> Result<Self> {
         let environment: TokEnv = Arc::new(Environment::new(tokenizer)?);
-        let capabilities = InferenceCapabilities {
-            ff_tokens: true,
-            ..InferenceCapabilities::default()
-        };
+        let capabilities = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
         let slices = SlicedBiasComputer::general_slices();
-        let mut factory = ParserFactory::new(&environment, capabilities, &slices)
-            .map_err(|error| invalid("the tokenizer", &error))?;
+        let mut factory =
+            ParserFactory::new(&environment, capabilities, &slices).map_err(|error| invalid("the tokenizer", &error))?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        let vocabulary = Vocabulary {
-            size: tokenizer.vocab_size(),
-            end_tokens: tokenizer.end_tokens().into(),
-        };
-        Ok(GrammarCompiler {
-            factory,
-            vocabulary,
-        })
+        let vocabulary = Vocabulary { size: tokenizer.vocab_size(), end_tokens: tokenizer.end_tokens().into() };
+        Ok(GrammarCompiler { factory, vocabulary })
     }
 
     /// Compiles a JSON schema. Fails if it is not one, or has parts that cannot be enforced.
@@ -64,9 +55,7 @@ impl GrammarCompiler {
             Value::Object(_) => schema.clone(),
             Value::Bool(true) => json!({}),
             _ => {
-                return Err(Error::Invalid(format!(
-                    "a JSON schema is an object, not {schema}"
-                )));
+                return Err(Error::Invalid(format!("a JSON schema is an object, not {schema}")));
             }
         };
         let options = JsonCompileOptions {
@@ -83,22 +72,13 @@ impl GrammarCompiler {
     pub(super) fn regex(&self, expression: &str) -> Result<Grammar> {
         // llguidance would drop a last backslash in silence.
         if !trailing_backslashes(expression).is_multiple_of(2) {
-            return Err(invalid(
-                "the regular expression",
-                &"it ends with a backslash that escapes nothing",
-            ));
+            return Err(invalid("the regular expression", &"it ends with a backslash that escapes nothing"));
         }
-        self.compile(
-            TopLevelGrammar::from_regex(without_anchors(expression)),
-            "the regular expression",
-        )
+        self.compile(TopLevelGrammar::from_regex(without_anchors(expression)), "the regular expression")
     }
 
     fn compile(&self, grammar: TopLevelGrammar, what: &str) -> Result<Grammar> {
-        let parser = self
-            .factory
-            .create_parser(grammar)
-            .map_err(|error| invalid(what, &error))?;
+        let parser = self.factory.create_parser(grammar).map_err(|error| invalid(what, &error))?;
         let mut grammar = Grammar {
             matcher: Matcher::new(Ok(parser)),
             vocabulary: self.vocabulary.clone(),
@@ -125,10 +105,7 @@ fn trailing_backslashes(text: &str) -> usize {
 }
 
 fn invalid(what: &str, error: &dyn fmt::Display) -> Error {
-    Error::Invalid(format!(
-        "{what} cannot be used: {}",
-        error.to_string().trim_end_matches("\n<non-verbose/>")
-    ))
+    Error::Invalid(format!("{what} cannot be used: {}", error.to_string().trim_end_matches("\n<non-verbose/>")))
 }
 
 /// Our tokenizer as llguidance sees it.
@@ -141,22 +118,12 @@ impl Environment {
     fn new(tokenizer: &Arc<dyn Tokenizer>) -> Result<Self> {
         let size = tokenizer.vocab_size() as u32;
         let end_tokens = tokenizer.end_tokens();
-        let Some(first) = end_tokens
-            .first()
-            .filter(|_| end_tokens.iter().all(|token| *token < size))
-        else {
-            return Err(Error::Invalid(
-                "the model names no end token of its vocabulary".to_owned(),
-            ));
+        let Some(first) = end_tokens.first().filter(|_| end_tokens.iter().all(|token| *token < size)) else {
+            return Err(Error::Invalid("the model names no end token of its vocabulary".to_owned()));
         };
-        let words: Vec<_> = (0..size)
-            .map(|token| tokenizer.token_bytes(token).to_vec())
-            .collect();
+        let words: Vec<_> = (0..size).map(|token| tokenizer.token_bytes(token).to_vec()).collect();
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), &words).with_eos_tokens(end_tokens);
-        Ok(Environment {
-            tokenizer: Arc::clone(tokenizer),
-            trie,
-        })
+        Ok(Environment { tokenizer: Arc::clone(tokenizer), trie })
     }
 }
 
@@ -166,8 +133,7 @@ impl TokenizerEnv for Environment {
     }
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
-        self.trie
-            .tokenize_with_greedy_fallback(bytes, |text| self.tokenizer.encode(text))
+        self.trie.tokenize_with_greedy_fallback(bytes, |text| self.tokenizer.encode(text))
     }
 }
 
@@ -201,18 +167,11 @@ impl Grammar {
             }
             let mut forced = self.matcher.compute_ff_tokens();
             if forced.is_empty() {
-                let mut words = self
-                    .matcher
-                    .compute_mask()
-                    .map_err(|error| invalid("the grammar", &error))?
-                    .as_slice()
-                    .to_vec();
+                let mut words =
+                    self.matcher.compute_mask().map_err(|error| invalid("the grammar", &error))?.as_slice().to_vec();
                 words.resize(self.vocabulary.size.div_ceil(32), 0);
                 let tokens = first_tokens(&words);
-                if tokens
-                    .iter()
-                    .all(|token| self.vocabulary.end_tokens.contains(token))
-                {
+                if tokens.iter().all(|token| self.vocabulary.end_tokens.contains(token)) {
                     return Ok(After::End);
                 }
                 match tokens.len() {
@@ -221,9 +180,7 @@ impl Grammar {
                     _ => return Ok(After::Choice(Next::Mask(words))),
                 }
             }
-            self.matcher
-                .consume_tokens(&forced)
-                .map_err(|error| invalid("the grammar", &error))?;
+            self.matcher.consume_tokens(&forced).map_err(|error| invalid("the grammar", &error))?;
             self.pending.extend(forced);
         }
     }
@@ -233,17 +190,9 @@ impl Grammar {
 fn first_tokens(words: &[u32]) -> Vec<TokenId> {
     let bits = |(i, word): (usize, &u32)| {
         let word = *word;
-        (0..32)
-            .filter(move |bit| word >> bit & 1 == 1)
-            .map(move |bit| i as TokenId * 32 + bit)
+        (0..32).filter(move |bit| word >> bit & 1 == 1).map(move |bit| i as TokenId * 32 + bit)
     };
-    words
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| **word != 0)
-        .flat_map(bits)
-        .take(LISTED_MAX + 1)
-        .collect()
+    words.iter().enumerate().filter(|(_, word)| **word != 0).flat_map(bits).take(LISTED_MAX + 1).collect()
 }
 
 impl Constraint for Grammar {
@@ -268,14 +217,10 @@ impl Constraint for Grammar {
                 self.pending.pop_front();
                 Ok(())
             }
-            Some(forced) => Err(Error::Invalid(format!(
-                "token {token} was accepted where {forced} is forced"
-            ))),
+            Some(forced) => Err(Error::Invalid(format!("token {token} was accepted where {forced} is forced"))),
             None => {
                 self.after = None;
-                self.matcher
-                    .consume_token(token)
-                    .map_err(|error| invalid(&format!("token {token}"), &error))
+                self.matcher.consume_token(token).map_err(|error| invalid(&format!("token {token}"), &error))
             }
         }
     }
@@ -289,18 +234,13 @@ impl Constraint for Grammar {
 
 impl fmt::Debug for Grammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grammar")
-            .field("pending", &self.pending)
-            .field("after", &self.after)
-            .finish_non_exhaustive()
+        f.debug_struct("Grammar").field("pending", &self.pending).field("after", &self.after).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for GrammarCompiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GrammarCompiler")
-            .field("vocabulary", &self.vocabulary.size)
-            .finish_non_exhaustive()
+        f.debug_struct("GrammarCompiler").field("vocabulary", &self.vocabulary.size).finish_non_exhaustive()
     }
 }
 
@@ -313,8 +253,7 @@ mod tests {
     use super::*;
     use crate::constraint::compile::tests::{MINI, write};
 
-    static COMPILER: LazyLock<GrammarCompiler> =
-        LazyLock::new(|| GrammarCompiler::new(&MINI).unwrap());
+    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| GrammarCompiler::new(&MINI).unwrap());
     static EXTRACTION: LazyLock<Grammar> = LazyLock::new(|| COMPILER.json(&extraction()).unwrap());
 
     /// Whether the text can be written in the tokenizer's own tokens, as a whole.
@@ -359,18 +298,10 @@ mod tests {
     #[test]
     fn a_schema_forces_what_it_can() {
         let mut grammar = EXTRACTION.clone();
-        let Next::Forced(tokens) = grammar.next().unwrap() else {
-            panic!("the first key is forced")
-        };
+        let Next::Forced(tokens) = grammar.next().unwrap() else { panic!("the first key is forced") };
         assert!(MINI.decode(&tokens).starts_with("{\"name"));
-        let constant = COMPILER
-            .json(&json!({"const": {"a": [1, 2]}}))
-            .unwrap()
-            .next()
-            .unwrap();
-        assert!(
-            matches!(constant, Next::Finish(tokens) if MINI.decode(&tokens) == "{\"a\": [1, 2]}")
-        );
+        let constant = COMPILER.json(&json!({"const": {"a": [1, 2]}})).unwrap().next().unwrap();
+        assert!(matches!(constant, Next::Finish(tokens) if MINI.decode(&tokens) == "{\"a\": [1, 2]}"));
     }
 
     #[test]
@@ -381,10 +312,7 @@ mod tests {
         });
         let mut grammar = COMPILER.json(&schema).unwrap();
         let text = write(&mut grammar, 50, |allowed| allowed[0]).unwrap();
-        assert!(
-            [r#"{"x": "a"}"#, r#"{"x": "b"}"#].contains(&text.as_str()),
-            "{text}"
-        );
+        assert!([r#"{"x": "a"}"#, r#"{"x": "b"}"#].contains(&text.as_str()), "{text}");
     }
 
     #[test]
@@ -400,14 +328,9 @@ mod tests {
     fn regular_expressions_match_the_whole_answer() {
         for expression in ["[0-9]{2,3}(/[a-z]+)?", "^[0-9]{2,3}(/[a-z]+)?$"] {
             let grammar = COMPILER.regex(expression).unwrap();
-            for (text, expected) in [
-                ("12", true),
-                ("123/abc", true),
-                ("1", false),
-                ("1234", false),
-                ("12/", false),
-                ("x12", false),
-            ] {
+            for (text, expected) in
+                [("12", true), ("123/abc", true), ("1", false), ("1234", false), ("12/", false), ("x12", false)]
+            {
                 assert_eq!(accepts(&grammar, text), expected, "{expression} {text}");
             }
         }
@@ -433,25 +356,13 @@ mod tests {
             json!({"$ref": "#/nowhere"}),
             json!({"type": "string", "pattern": "("}),
         ] {
-            assert!(
-                matches!(COMPILER.json(&schema), Err(Error::Invalid(_))),
-                "{schema}"
-            );
+            assert!(matches!(COMPILER.json(&schema), Err(Error::Invalid(_))), "{schema}");
         }
         for expression in ["(", "[z-a]", "a{5,2}", r"(a)\1", "\\"] {
-            let Err(Error::Invalid(message)) = COMPILER.regex(expression) else {
-                panic!("{expression}")
-            };
-            assert!(
-                message.starts_with("the regular expression cannot be used"),
-                "{message}"
-            );
+            let Err(Error::Invalid(message)) = COMPILER.regex(expression) else { panic!("{expression}") };
+            assert!(message.starts_with("the regular expression cannot be used"), "{message}");
         }
-        assert!(
-            COMPILER
-                .json(&json!({"type": "string", "minLength": 3, "maxLength": 2}))
-                .is_err()
-        );
+        assert!(COMPILER.json(&json!({"type": "string", "minLength": 3, "maxLength": 2})).is_err());
     }
 
     proptest! {

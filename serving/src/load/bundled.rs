@@ -59,9 +59,7 @@ mod tests {
     use crate::load::load_folder;
 
     fn folder(name: BundledModel) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("models")
-            .join(name.name())
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name.name())
     }
 
     #[test]
@@ -81,19 +79,14 @@ mod tests {
     fn both_models_have_one_tokenizer() {
         for file in ["tokenizer.json", "tokenizer_config.json"] {
             let read = |name| std::fs::read(folder(name).join(file)).unwrap();
-            assert_eq!(
-                read(BundledModel::Mini),
-                read(BundledModel::MiniDraft),
-                "{file}"
-            );
+            assert_eq!(read(BundledModel::Mini), read(BundledModel::MiniDraft), "{file}");
         }
     }
 
     #[test]
     fn golden_prompts_are_encoded_as_in_training() {
         let model = bundled(BundledModel::Mini).unwrap();
-        let golden =
-            std::fs::read_to_string(folder(BundledModel::Mini).join("golden.json")).unwrap();
+        let golden = std::fs::read_to_string(folder(BundledModel::Mini).join("golden.json")).unwrap();
         let golden: Vec<Value> = serde_json::from_str(&golden).unwrap();
         assert_eq!(golden.len(), 40);
         for item in golden {
@@ -105,11 +98,7 @@ mod tests {
 
     #[test]
     fn the_chat_template_is_the_one_of_training() {
-        let rendered = bundled(BundledModel::Mini)
-            .unwrap()
-            .tokenizer
-            .render_chat("S", "U")
-            .unwrap();
+        let rendered = bundled(BundledModel::Mini).unwrap().tokenizer.render_chat("S", "U").unwrap();
         assert_eq!(rendered, "<|begin|><|system|>S<|user|>U<|assistant|>");
     }
 }

@@ -22,11 +22,7 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Returns the plain form, for models without a template.
     pub fn plain() -> Self {
-        ChatTemplate {
-            environment: Environment::new(),
-            special_tokens: Vec::new(),
-            has_template: false,
-        }
+        ChatTemplate { environment: Environment::new(), special_tokens: Vec::new(), has_template: false }
     }
 
     /// Takes the template from chat_template.jinja if there is one, else from tokenizer_config.json: a string, or a list of
@@ -38,14 +34,8 @@ impl ChatTemplate {
         let mut environment = environment();
         environment
             .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| {
-                Error::Invalid(format!("the chat template is not valid: {error:#}"))
-            })?;
-        Ok(ChatTemplate {
-            environment,
-            special_tokens: special_tokens(tokenizer_config),
-            has_template: true,
-        })
+            .map_err(|error| Error::Invalid(format!("the chat template is not valid: {error:#}")))?;
+        Ok(ChatTemplate { environment, special_tokens: special_tokens(tokenizer_config), has_template: true })
     }
 
     /// Renders both messages, ready for the answer.
@@ -54,32 +44,21 @@ impl ChatTemplate {
     /// the template fails even then; the message is the template's.
     pub fn render(&self, system: &str, user: &str) -> Result<String> {
         if !self.has_template {
-            return Ok(if system.is_empty() {
-                format!("{user}\n")
-            } else {
-                format!("{system}\n\n{user}\n")
-            });
+            return Ok(if system.is_empty() { format!("{user}\n") } else { format!("{system}\n\n{user}\n") });
         }
         if system.is_empty() {
             return self.run(&[("user", user)]).map_err(failed);
         }
         let rendered = self.run(&[("system", system), ("user", user)]);
-        if rendered
-            .as_ref()
-            .is_ok_and(|text| text.contains(system.trim()))
-        {
+        if rendered.as_ref().is_ok_and(|text| text.contains(system.trim())) {
             return rendered.map_err(failed);
         }
         let joined = format!("{system}\n\n{user}");
-        self.run(&[("user", &joined)])
-            .map_err(|second| failed(rendered.err().unwrap_or(second)))
+        self.run(&[("user", &joined)]).map_err(|second| failed(rendered.err().unwrap_or(second)))
     }
 
     fn run(&self, messages: &[(&str, &str)]) -> Result<String, minijinja::Error> {
-        let messages: Vec<_> = messages
-            .iter()
-            .map(|(role, content)| context! { role, content })
-            .collect();
+        let messages: Vec<_> = messages.iter().map(|(role, content)| context! { role, content }).collect();
         // Tools and documents are none rather than undefined, as in transformers: templates ask `is not none`.
         let none = Jinja::from(());
         let variables = context! {
@@ -92,9 +71,7 @@ impl ChatTemplate {
 
 impl fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChatTemplate")
-            .field("has_template", &self.has_template)
-            .finish_non_exhaustive()
+        f.debug_struct("ChatTemplate").field("has_template", &self.has_template).finish_non_exhaustive()
     }
 }
 
@@ -104,12 +81,9 @@ fn environment() -> Environment<'static> {
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Jinja, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
+    environment.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    });
     environment.add_function("strftime_now", |format: String| fixed_date(&format));
     environment
 }
@@ -138,19 +112,14 @@ fn fixed_date(format: &str) -> String {
         ("%T", "00:00:00"),
         ("%j", "208"),
     ];
-    parts.iter().fold(format.to_owned(), |text, (code, value)| {
-        text.replace(code, value)
-    })
+    parts.iter().fold(format.to_owned(), |text, (code, value)| text.replace(code, value))
 }
 
 fn template_of(tokenizer_config: &Value) -> Option<&str> {
     match &tokenizer_config["chat_template"] {
         Value::String(source) => Some(source),
         Value::Array(named) => {
-            let default = named
-                .iter()
-                .find(|template| template["name"] == "default")
-                .or(named.first());
+            let default = named.iter().find(|template| template["name"] == "default").or(named.first());
             default.and_then(|template| template["template"].as_str())
         }
         _ => None,
@@ -159,19 +128,8 @@ fn template_of(tokenizer_config: &Value) -> Option<&str> {
 
 /// Returns the special tokens that templates may name. A token is a string, or an object with its content.
 fn special_tokens(tokenizer_config: &Value) -> Vec<(&'static str, String)> {
-    let names = [
-        "bos_token",
-        "eos_token",
-        "pad_token",
-        "unk_token",
-        "sep_token",
-        "cls_token",
-        "mask_token",
-    ];
-    names
-        .into_iter()
-        .filter_map(|name| Some((name, token_content(&tokenizer_config[name])?.to_owned())))
-        .collect()
+    let names = ["bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token"];
+    names.into_iter().filter_map(|name| Some((name, token_content(&tokenizer_config[name])?.to_owned()))).collect()
 }
 
 /// Returns the text of a token in tokenizer_config.json.
@@ -200,17 +158,13 @@ mod tests {
         let template = "{{ bos_token }}{% for m in messages %}\n  <{{ m['role'] }}>{{ m.content.strip() }}{% endfor %}\n\
                         {% if add_generation_prompt %}<assistant>{% endif %}";
         let config = json!({"bos_token": {"content": "<s>"}, "chat_template": template});
-        check(
-            config,
-            "be brief",
-            " hi ",
-            "<s>  <system>be brief  <user>hi<assistant>",
-        );
+        check(config, "be brief", " hi ", "<s>  <system>be brief  <user>hi<assistant>");
     }
 
     #[test]
     fn takes_the_default_of_named_templates_and_the_file_before_the_config() {
-        let named = json!([{"name": "tools", "template": "t"}, {"name": "default", "template": "{{ messages[0].content }}"}]);
+        let named =
+            json!([{"name": "tools", "template": "t"}, {"name": "default", "template": "{{ messages[0].content }}"}]);
         let config = json!({"chat_template": named});
         check(config.clone(), "", "hi", "hi");
         let template = ChatTemplate::new(&config, Some("file {{ messages[0].content }}")).unwrap();
@@ -221,19 +175,9 @@ mod tests {
     fn a_refused_system_text_moves_to_the_user() {
         let refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}\
                        [INST] {{ messages[0].content }} [/INST]";
-        check(
-            json!({"chat_template": refuses}),
-            "be brief",
-            "hi",
-            "[INST] be brief\n\nhi [/INST]",
-        );
+        check(json!({"chat_template": refuses}), "be brief", "hi", "[INST] be brief\n\nhi [/INST]");
         let passes_over = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}";
-        check(
-            json!({"chat_template": passes_over}),
-            "be brief",
-            "hi",
-            "be brief\n\nhi",
-        );
+        check(json!({"chat_template": passes_over}), "be brief", "hi", "be brief\n\nhi");
     }
 
     #[test]
@@ -251,11 +195,7 @@ mod tests {
     #[test]
     fn failures_are_errors_with_the_template_s_message() {
         assert!(ChatTemplate::new(&json!({"chat_template": "{% if %}"}), None).is_err());
-        let template = ChatTemplate::new(
-            &json!({"chat_template": "{{ raise_exception('never') }}"}),
-            None,
-        )
-        .unwrap();
+        let template = ChatTemplate::new(&json!({"chat_template": "{{ raise_exception('never') }}"}), None).unwrap();
         let error = template.render("a", "b").unwrap_err();
         assert!(error.to_string().contains("never"), "{error}");
     }

@@ -49,39 +49,17 @@ pub fn load_folder(path: impl AsRef<Path>) -> Result<LoadedModel> {
         return load_gguf(path, path.parent().unwrap_or(Path::new("")));
     }
     let entries = std::fs::read_dir(path).map_err(|error| {
-        weights_error(
-            path,
-            format!(
-                "the folder cannot be listed: {error}; name a folder with a model, or a .gguf file"
-            ),
-        )
+        weights_error(path, format!("the folder cannot be listed: {error}; name a folder with a model, or a .gguf file"))
     })?;
-    let files: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .collect();
-    let with_end = |end: &str| {
-        files
-            .iter()
-            .filter(|file| file.extension().is_some_and(|e| e == end))
-            .collect::<Vec<_>>()
-    };
-    match (
-        with_end("safetensors").is_empty(),
-        with_end("gguf").as_slice(),
-    ) {
+    let files: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+    let with_end = |end: &str| files.iter().filter(|file| file.extension().is_some_and(|e| e == end)).collect::<Vec<_>>();
+    match (with_end("safetensors").is_empty(), with_end("gguf").as_slice()) {
         (false, _) => load_safetensors(path),
         (true, [gguf]) => load_gguf(gguf, path),
-        (true, []) => Err(weights_error(
-            path,
-            "the folder holds neither *.safetensors nor a *.gguf file",
-        )),
-        (true, several) => Err(weights_error(
-            path,
-            format!(
-                "the folder holds {} .gguf files: name one of them",
-                several.len()
-            ),
-        )),
+        (true, []) => Err(weights_error(path, "the folder holds neither *.safetensors nor a *.gguf file")),
+        (true, several) => {
+            Err(weights_error(path, format!("the folder holds {} .gguf files: name one of them", several.len())))
+        }
     }
 }
 
@@ -127,17 +105,9 @@ impl ModelFiles {
         let tokenizer = read_text(&tokenizer_path, TOKENIZER_MAX)?;
         let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let template_path = folder.join("chat_template.jinja");
-        let template = template_path
-            .exists()
-            .then(|| read_text(&template_path, CONFIG_MAX))
-            .transpose()?;
-        let named = if template.is_some() {
-            template_path
-        } else {
-            folder.join("tokenizer_config.json")
-        };
-        Self::new(tokenizer_path, tokenizer, config, template)
-            .map_err(|error| weights_error(&named, error.to_string()))
+        let template = template_path.exists().then(|| read_text(&template_path, CONFIG_MAX)).transpose()?;
+        let named = if template.is_some() { template_path } else { folder.join("tokenizer_config.json") };
+        Self::new(tokenizer_path, tokenizer, config, template).map_err(|error| weights_error(&named, error.to_string()))
     }
 
     /// Takes the files' contents; a configuration is its text and its value. Fails if the chat template is not valid.
@@ -149,48 +119,31 @@ impl ModelFiles {
     ) -> Result<Self> {
         let chat = ChatTemplate::new(&tokenizer_config, chat_template.as_deref())?;
         let texts = vec![config_text, chat_template.unwrap_or_default()];
-        Ok(ModelFiles {
-            tokenizer_path,
-            tokenizer,
-            tokenizer_config,
-            chat,
-            texts,
-        })
+        Ok(ModelFiles { tokenizer_path, tokenizer, tokenizer_config, chat, texts })
     }
 
     /// Joins them with weights. Fails if they do not belong together.
-    pub(super) fn assemble(
-        self,
-        mut config: ModelConfig,
-        weights: impl WeightFiles + 'static,
-    ) -> Result<LoadedModel> {
+    pub(super) fn assemble(self, mut config: ModelConfig, weights: impl WeightFiles + 'static) -> Result<LoadedModel> {
         check_all(&weights, &config)?;
         let digest = self.digest(&weights)?;
         let unusable = |error: Error| match error {
             Error::Invalid(reason) => weights_error(&self.tokenizer_path, reason),
             other => other,
         };
-        let tokenizer = HfTokenizer::from_bytes(self.tokenizer.as_bytes(), self.chat, vec![])
-            .map_err(unusable)?;
-        config
-            .end_tokens
-            .extend(named_end_token(&self.tokenizer_config, &tokenizer));
+        let tokenizer = HfTokenizer::from_bytes(self.tokenizer.as_bytes(), self.chat, vec![]).map_err(unusable)?;
+        config.end_tokens.extend(named_end_token(&self.tokenizer_config, &tokenizer));
         config.end_tokens.sort_unstable();
         config.end_tokens.dedup();
         if config.end_tokens.is_empty() {
-            let reason = "no end token is named: add eos_token_id to generation_config.json, or eos_token to tokenizer_config.json";
+            let reason =
+                "no end token is named: add eos_token_id to generation_config.json, or eos_token to tokenizer_config.json";
             return Err(weights_error(&self.tokenizer_path, reason));
         }
         let tokenizer = tokenizer
             .padded_to(config.vocab_size)
             .and_then(|tokenizer| tokenizer.with_end_tokens(config.end_tokens.clone()))
             .map_err(unusable)?;
-        Ok(LoadedModel {
-            config,
-            weights: Box::new(weights),
-            tokenizer: Arc::new(tokenizer),
-            digest,
-        })
+        Ok(LoadedModel { config, weights: Box::new(weights), tokenizer: Arc::new(tokenizer), digest })
     }
 
     fn digest(&self, weights: &impl WeightFiles) -> Result<String> {
@@ -214,12 +167,8 @@ fn read_json(path: &Path) -> Result<Option<(String, Value)>> {
         return Ok(None);
     }
     let text = read_text(path, CONFIG_MAX)?;
-    let json = serde_json::from_str(&text).map_err(|error| {
-        weights_error(
-            path,
-            format!("it is not JSON: {error}; fetch the file again"),
-        )
-    })?;
+    let json = serde_json::from_str(&text)
+        .map_err(|error| weights_error(path, format!("it is not JSON: {error}; fetch the file again")))?;
     Ok(Some((text, json)))
 }
 
@@ -239,11 +188,7 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
             "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "eos_token_id": 2}"#;
         std::fs::write(folder.path().join("config.json"), config).unwrap();
-        std::fs::write(
-            folder.path().join("generation_config.json"),
-            r#"{"eos_token_id": [2, 0]}"#,
-        )
-        .unwrap();
+        std::fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [2, 0]}"#).unwrap();
         write_weights(folder.path(), &hf_config::parse(config).unwrap());
         folder
     }
@@ -253,8 +198,7 @@ mod tests {
         for (name, shape) in config.tensors() {
             let start = end;
             end += 2 * shape.iter().product::<usize>();
-            let entry =
-                serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
+            let entry = serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
             header.insert(name, entry);
         }
         let header = Value::Object(header).to_string();
@@ -283,15 +227,7 @@ mod tests {
         assert_eq!(model.config.end_tokens, [0, 2]);
         assert_eq!(model.tokenizer.end_tokens(), [0, 2]);
         assert_eq!(model.tokenizer.vocab_size(), 16400);
-        assert_eq!(
-            model
-                .weights
-                .read("model.norm.weight", &[8])
-                .unwrap()
-                .bytes
-                .len(),
-            16
-        );
+        assert_eq!(model.weights.read("model.norm.weight", &[8]).unwrap().bytes.len(), 16);
         assert_eq!(model.digest, load_folder(folder.path()).unwrap().digest);
     }
 
@@ -301,14 +237,7 @@ mod tests {
         let by_folder = load_folder(&bundled).unwrap();
         let by_file = load_folder(bundled.join("model.gguf")).unwrap();
         assert_eq!(by_folder.digest, by_file.digest);
-        assert_eq!(
-            (
-                by_folder.config.layers,
-                by_folder.config.kv_heads,
-                by_folder.config.end_tokens
-            ),
-            (4, 1, vec![2])
-        );
+        assert_eq!((by_folder.config.layers, by_folder.config.kv_heads, by_folder.config.end_tokens), (4, 1, vec![2]));
     }
 
     #[test]
@@ -336,18 +265,10 @@ mod tests {
 
     #[test]
     fn names_what_is_missing() {
-        let remove = |name: &'static str| {
-            move |folder: &Path| std::fs::remove_file(folder.join(name)).unwrap()
-        };
+        let remove = |name: &'static str| move |folder: &Path| std::fs::remove_file(folder.join(name)).unwrap();
         check_refused(remove("config.json"), "config.json");
-        check_refused(
-            remove("tokenizer.json"),
-            "tokenizer.json: the file is missing",
-        );
-        check_refused(
-            remove("model.safetensors"),
-            "neither *.safetensors nor a *.gguf",
-        );
+        check_refused(remove("tokenizer.json"), "tokenizer.json: the file is missing");
+        check_refused(remove("model.safetensors"), "neither *.safetensors nor a *.gguf");
         let error = load_folder("/nonexistent/folder").unwrap_err();
         assert!(error.to_string().contains("/nonexistent/folder"), "{error}");
         let error = load_folder("/nonexistent/model.gguf").unwrap_err();
@@ -356,28 +277,18 @@ mod tests {
 
     #[test]
     fn names_what_is_damaged() {
-        let write = |name: &'static str, text: &'static str| {
-            move |folder: &Path| std::fs::write(folder.join(name), text).unwrap()
-        };
+        let write =
+            |name: &'static str, text: &'static str| move |folder: &Path| std::fs::write(folder.join(name), text).unwrap();
         check_refused(write("config.json", "{"), "config.json: it is not JSON");
-        check_refused(
-            write("generation_config.json", "["),
-            "generation_config.json",
-        );
+        check_refused(write("generation_config.json", "["), "generation_config.json");
         check_refused(write("tokenizer.json", "[]"), "tokenizer.json");
         check_refused(write("tokenizer.json", "{\"model\": 3}"), "tokenizer.json");
-        check_refused(
-            write("tokenizer_config.json", r#"{"chat_template": "{% if"}"#),
-            "tokenizer_config.json",
-        );
+        check_refused(write("tokenizer_config.json", r#"{"chat_template": "{% if"}"#), "tokenizer_config.json");
         check_refused(write("chat_template.jinja", "{{"), "chat_template.jinja");
         check_refused(write("model.safetensors", "short"), "model.safetensors");
         check_refused(
             |folder| {
-                let file = std::fs::File::options()
-                    .write(true)
-                    .open(folder.join("model.safetensors"))
-                    .unwrap();
+                let file = std::fs::File::options().write(true).open(folder.join("model.safetensors")).unwrap();
                 file.set_len(file.metadata().unwrap().len() - 1).unwrap();
             },
             "beyond the end",
@@ -393,18 +304,9 @@ mod tests {
                 std::fs::write(path, text).unwrap();
             }
         };
-        check_refused(
-            edit("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2"),
-            "is missing",
-        );
-        check_refused(
-            edit("\"intermediate_size\": 8", "\"intermediate_size\": 9"),
-            "has shape",
-        );
+        check_refused(edit("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2"), "is missing");
+        check_refused(edit("\"intermediate_size\": 8", "\"intermediate_size\": 9"), "has shape");
         check_refused(edit("16400", "16000"), "has shape");
-        check_refused(
-            edit("\"eos_token_id\": 2", "\"eos_token_id\": 99999"),
-            "end token",
-        );
+        check_refused(edit("\"eos_token_id\": 2", "\"eos_token_id\": 99999"), "end token");
     }
 }

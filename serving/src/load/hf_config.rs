@@ -13,30 +13,21 @@ const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"
 /// Attention over a sliding window is full attention while the context is no longer than the window, so `max_context` of such
 /// a model is at most its window.
 pub(super) fn parse(text: &str) -> Result<ModelConfig, String> {
-    let json: Value = serde_json::from_str(text)
-        .map_err(|error| format!("it is not JSON: {error}; fetch the file again"))?;
-    let architecture = json["architectures"][0]
-        .as_str()
-        .or(json["model_type"].as_str())
-        .unwrap_or("none");
+    let json: Value =
+        serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}; fetch the file again"))?;
+    let architecture = json["architectures"][0].as_str().or(json["model_type"].as_str()).unwrap_or("none");
     let qwen2 = match architecture {
         "LlamaForCausalLM" | "MistralForCausalLM" => false,
         "Qwen2ForCausalLM" => true,
         _ => {
-            return Err(format!(
-                "the architecture is {architecture}; supported are {SUPPORTED}"
-            ));
+            return Err(format!("the architecture is {architecture}; supported are {SUPPORTED}"));
         }
     };
     refuse_variants(&json)?;
 
     let hidden_size = size(&json, "hidden_size")?;
     let heads = size(&json, "num_attention_heads")?;
-    let rope = if json["rope_parameters"].is_object() {
-        &json["rope_parameters"]
-    } else {
-        &json["rope_scaling"]
-    };
+    let rope = if json["rope_parameters"].is_object() { &json["rope_parameters"] } else { &json["rope_scaling"] };
     let config = ModelConfig {
         vocab_size: size(&json, "vocab_size")?,
         hidden_size,
@@ -46,9 +37,7 @@ pub(super) fn parse(text: &str) -> Result<ModelConfig, String> {
         kv_heads: optional_size(&json, "num_key_value_heads")?.unwrap_or(heads),
         head_dim: optional_size(&json, "head_dim")?.unwrap_or(hidden_size / heads.max(1)),
         rms_norm_eps: number(&json, "rms_norm_eps")?.unwrap_or(1e-6),
-        rope_theta: number(rope, "rope_theta")?
-            .or(number(&json, "rope_theta")?)
-            .unwrap_or(10_000.0),
+        rope_theta: number(rope, "rope_theta")?.or(number(&json, "rope_theta")?).unwrap_or(10_000.0),
         rope_scaling: rope_scaling(rope)?,
         qkv_bias: qwen2,
         tie_word_embeddings: json["tie_word_embeddings"].as_bool().unwrap_or(false),
@@ -65,10 +54,7 @@ pub(super) fn end_tokens(json: &Value) -> Vec<TokenId> {
         Value::Array(ids) => ids.iter().collect(),
         id => vec![id],
     };
-    named
-        .into_iter()
-        .filter_map(|id| TokenId::try_from(id.as_u64()?).ok())
-        .collect()
+    named.into_iter().filter_map(|id| TokenId::try_from(id.as_u64()?).ok()).collect()
 }
 
 /// Fails on what would change the computation.
@@ -83,17 +69,12 @@ fn refuse_variants(json: &Value) -> Result<(), String> {
             return Err(format!("{key} is true, which is not supported"));
         }
     }
-    if json["partial_rotary_factor"]
-        .as_f64()
-        .is_some_and(|factor| factor != 1.0)
-    {
+    if json["partial_rotary_factor"].as_f64().is_some_and(|factor| factor != 1.0) {
         return Err("partial_rotary_factor is not supported".to_owned());
     }
     match json["hidden_act"].as_str() {
         None | Some("silu" | "swish") => Ok(()),
-        Some(activation) => Err(format!(
-            "the activation is {activation}; only silu is supported"
-        )),
+        Some(activation) => Err(format!("the activation is {activation}; only silu is supported")),
     }
 }
 
@@ -108,25 +89,19 @@ fn rope_scaling(rope: &Value) -> Result<Option<RopeScaling>, String> {
     let factor = |key: &str| number(rope, key)?.ok_or(format!("rope_scaling lacks {key}"));
     match rope["rope_type"].as_str().or(rope["type"].as_str()) {
         None | Some("default") => Ok(None),
-        Some("linear") => Ok(Some(RopeScaling::Linear {
-            factor: factor("factor")?,
-        })),
+        Some("linear") => Ok(Some(RopeScaling::Linear { factor: factor("factor")? })),
         Some("llama3") => Ok(Some(RopeScaling::Llama3 {
             factor: factor("factor")?,
             low_freq_factor: factor("low_freq_factor")?,
             high_freq_factor: factor("high_freq_factor")?,
             original_max_position: size(rope, "original_max_position_embeddings")?,
         })),
-        Some(kind) => Err(format!(
-            "the rotary scaling is {kind}; supported are linear and llama3"
-        )),
+        Some(kind) => Err(format!("the rotary scaling is {kind}; supported are linear and llama3")),
     }
 }
 
 fn size(json: &Value, key: &str) -> Result<usize, String> {
-    optional_size(json, key)?.ok_or(format!(
-        "{key} is missing; is this the config.json of a decoder?"
-    ))
+    optional_size(json, key)?.ok_or(format!("{key} is missing; is this the config.json of a decoder?"))
 }
 
 fn optional_size(json: &Value, key: &str) -> Result<Option<usize>, String> {
@@ -142,10 +117,7 @@ fn optional_size(json: &Value, key: &str) -> Result<Option<usize>, String> {
 fn number(json: &Value, key: &str) -> Result<Option<f32>, String> {
     match &json[key] {
         Value::Null => Ok(None),
-        value => value
-            .as_f64()
-            .map(|value| Some(value as f32))
-            .ok_or(format!("{key} is {value}, which is no number")),
+        value => value.as_f64().map(|value| Some(value as f32)).ok_or(format!("{key} is {value}, which is no number")),
     }
 }
 
@@ -174,23 +146,9 @@ mod tests {
     #[test]
     fn reads_llama_3() {
         let config = parse(&llama().to_string()).unwrap();
-        assert_eq!(
-            (
-                config.layers,
-                config.kv_heads,
-                config.head_dim,
-                config.qkv_bias
-            ),
-            (16, 8, 64, false)
-        );
+        assert_eq!((config.layers, config.kv_heads, config.head_dim, config.qkv_bias), (16, 8, 64, false));
         assert_eq!(config.end_tokens, [128001, 128008]);
-        assert!(matches!(
-            config.rope_scaling,
-            Some(RopeScaling::Llama3 {
-                original_max_position: 8192,
-                ..
-            })
-        ));
+        assert!(matches!(config.rope_scaling, Some(RopeScaling::Llama3 { original_max_position: 8192, .. })));
     }
 
     #[test]
@@ -199,15 +157,7 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "sliding_window": 32,
             "use_sliding_window": false, "rope_theta": 1000000.0});
         let config = parse(&json.to_string()).unwrap();
-        assert_eq!(
-            (
-                config.qkv_bias,
-                config.max_context,
-                config.head_dim,
-                config.kv_heads
-            ),
-            (true, 64, 4, 2)
-        );
+        assert_eq!((config.qkv_bias, config.max_context, config.head_dim, config.kv_heads), (true, 64, 4, 2));
     }
 
     #[test]
@@ -220,24 +170,14 @@ mod tests {
 
     #[test]
     fn reads_rope_parameters() {
-        let config = with(
-            "rope_parameters",
-            json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}),
-        )
-        .unwrap();
-        assert_eq!(
-            (config.rope_theta, config.rope_scaling),
-            (7.0, Some(RopeScaling::Linear { factor: 2.0 }))
-        );
+        let config = with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0})).unwrap();
+        assert_eq!((config.rope_theta, config.rope_scaling), (7.0, Some(RopeScaling::Linear { factor: 2.0 })));
     }
 
     #[test]
     fn names_the_architecture_and_the_supported_ones() {
         let error = with("architectures", json!(["GPT2LMHeadModel"])).unwrap_err();
-        assert!(
-            error.contains("GPT2LMHeadModel") && error.contains("Qwen2ForCausalLM"),
-            "{error}"
-        );
+        assert!(error.contains("GPT2LMHeadModel") && error.contains("Qwen2ForCausalLM"), "{error}");
     }
 
     #[test]

@@ -44,12 +44,8 @@ impl SafetensorsFiles {
     /// Opens the files of a folder: those of `model.safetensors.index.json` if it is there, else `model.safetensors`, else
     /// every `*.safetensors`. Fails if one is missing or damaged, or if a tensor stands in two of them.
     pub fn open(folder: &Path) -> Result<Self> {
-        let mut files = SafetensorsFiles {
-            folder: folder.to_owned(),
-            files: vec![],
-            data_starts: vec![],
-            tensors: HashMap::new(),
-        };
+        let mut files =
+            SafetensorsFiles { folder: folder.to_owned(), files: vec![], data_starts: vec![], tensors: HashMap::new() };
         for path in file_paths(folder)? {
             files.add(&path)?;
         }
@@ -58,23 +54,15 @@ impl SafetensorsFiles {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let storage = Storage::open(path)?;
-        let header_len = storage
-            .read(0, 8)?
-            .try_into()
-            .map(u64::from_le_bytes)
-            .unwrap_or(u64::MAX);
+        let header_len = storage.read(0, 8)?.try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
         if header_len > HEADER_MAX || header_len > storage.len() - 8 {
             return Err(storage.error(format!(
                 "the header claims {header_len} bytes of {}: this is no safetensors file, or it is truncated; fetch it again",
                 storage.len(),
             )));
         }
-        let metadata: Metadata =
-            serde_json::from_slice(&storage.read(8, header_len)?).map_err(|error| {
-                storage.error(format!(
-                    "the header is damaged: {error}; fetch the file again"
-                ))
-            })?;
+        let metadata: Metadata = serde_json::from_slice(&storage.read(8, header_len)?)
+            .map_err(|error| storage.error(format!("the header is damaged: {error}; fetch the file again")))?;
         let data_start = 8 + header_len;
         for (name, info) in metadata.tensors() {
             let entry = Entry {
@@ -85,14 +73,10 @@ impl SafetensorsFiles {
                 len: (info.data_offsets.1 as u64).saturating_sub(info.data_offsets.0 as u64),
             };
             if entry.offset.saturating_add(entry.len) > storage.len() {
-                return Err(storage.error(format!(
-                    "tensor {name:?} lies beyond the end of the file: fetch it again"
-                )));
+                return Err(storage.error(format!("tensor {name:?} lies beyond the end of the file: fetch it again")));
             }
             if self.tensors.insert(name.clone(), entry).is_some() {
-                return Err(storage.error(format!(
-                    "tensor {name:?} also stands in another file of the folder; remove one"
-                )));
+                return Err(storage.error(format!("tensor {name:?} also stands in another file of the folder; remove one")));
             }
         }
         self.data_starts.push(data_start);
@@ -108,19 +92,12 @@ impl SafetensorsFiles {
             Dtype::F16 => (DType::F16, 2),
             Dtype::BF16 => (DType::BF16, 2),
             other => {
-                return Err(self.error(format!(
-                    "tensor {name:?} is {other:?}; supported are F32, F16 and BF16"
-                )));
+                return Err(self.error(format!("tensor {name:?} is {other:?}; supported are F32, F16 and BF16")));
             }
         };
-        let values = shape
-            .iter()
-            .try_fold(size, |bytes: u64, size| bytes.checked_mul(*size as u64));
+        let values = shape.iter().try_fold(size, |bytes: u64, size| bytes.checked_mul(*size as u64));
         if values != Some(entry.len) {
-            return Err(self.error(format!(
-                "tensor {name:?} has {} bytes, which do not fit its shape {shape:?}",
-                entry.len
-            )));
+            return Err(self.error(format!("tensor {name:?} has {} bytes, which do not fit its shape {shape:?}", entry.len)));
         }
         Ok((entry, dtype))
     }
@@ -134,11 +111,7 @@ impl TensorSource for SafetensorsFiles {
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         let (entry, dtype) = self.entry(name, shape)?;
         let bytes = self.files[entry.file].read(entry.offset, entry.len)?;
-        Ok(HostTensor {
-            shape: shape.to_vec(),
-            dtype,
-            bytes,
-        })
+        Ok(HostTensor { shape: shape.to_vec(), dtype, bytes })
     }
 }
 
@@ -148,20 +121,11 @@ impl WeightFiles for SafetensorsFiles {
     }
 
     fn digest(&self, hasher: &mut blake3::Hasher) -> Result<()> {
-        self.files
-            .iter()
-            .zip(&self.data_starts)
-            .try_for_each(|(file, start)| file.digest(hasher, *start))
+        self.files.iter().zip(&self.data_starts).try_for_each(|(file, start)| file.digest(hasher, *start))
     }
 
     fn error(&self, reason: String) -> Error {
-        weights_error(
-            self.files
-                .first()
-                .filter(|_| self.files.len() == 1)
-                .map_or(&self.folder, |file| file.path()),
-            reason,
-        )
+        weights_error(self.files.first().filter(|_| self.files.len() == 1).map_or(&self.folder, |file| file.path()), reason)
     }
 }
 
@@ -169,20 +133,14 @@ impl WeightFiles for SafetensorsFiles {
 fn file_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     let (index, single) = (folder.join(INDEX), folder.join("model.safetensors"));
     if index.exists() {
-        return Ok(files_of_index(&index)?
-            .iter()
-            .map(|name| folder.join(name))
-            .collect());
+        return Ok(files_of_index(&index)?.iter().map(|name| folder.join(name)).collect());
     }
     if single.exists() {
         return Ok(vec![single]);
     }
-    let entries = std::fs::read_dir(folder)
-        .map_err(|error| weights_error(folder, format!("cannot be listed: {error}")))?;
+    let entries = std::fs::read_dir(folder).map_err(|error| weights_error(folder, format!("cannot be listed: {error}")))?;
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let mut found: Vec<_> = paths
-        .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
-        .collect();
+    let mut found: Vec<_> = paths.filter(|path| path.extension().is_some_and(|end| end == "safetensors")).collect();
     found.sort();
     Ok(found)
 }
@@ -190,18 +148,12 @@ fn file_paths(folder: &Path) -> Result<Vec<PathBuf>> {
 fn files_of_index(path: &Path) -> Result<BTreeSet<String>> {
     let text = read_text(path, INDEX_MAX)?;
     let damaged = |what: &str| weights_error(path, format!("the index {what}; fetch it again"));
-    let json: Value =
-        serde_json::from_str(&text).map_err(|error| damaged(&format!("is not JSON ({error})")))?;
-    let map: BTreeMap<String, String> = serde_json::from_value(json["weight_map"].clone())
-        .map_err(|_| damaged("has no weight_map of names to files"))?;
+    let json: Value = serde_json::from_str(&text).map_err(|error| damaged(&format!("is not JSON ({error})")))?;
+    let map: BTreeMap<String, String> =
+        serde_json::from_value(json["weight_map"].clone()).map_err(|_| damaged("has no weight_map of names to files"))?;
     // A name that leads out of the folder has no business in an index.
-    if let Some(name) = map
-        .values()
-        .find(|name| name.contains(['/', '\\']) || name.starts_with(".."))
-    {
-        return Err(damaged(&format!(
-            "names {name:?}, which is not a file of this folder"
-        )));
+    if let Some(name) = map.values().find(|name| name.contains(['/', '\\']) || name.starts_with("..")) {
+        return Err(damaged(&format!("names {name:?}, which is not a file of this folder")));
     }
     Ok(map.into_values().collect())
 }
@@ -219,9 +171,7 @@ mod tests {
     }
 
     fn tensor(name: &str, dtype: &str, shape: &str, offsets: &str) -> String {
-        format!(
-            r#"{{"{name}": {{"dtype": "{dtype}", "shape": {shape}, "data_offsets": {offsets}}}}}"#
-        )
+        format!(r#"{{"{name}": {{"dtype": "{dtype}", "shape": {shape}, "data_offsets": {offsets}}}}}"#)
     }
 
     #[track_caller]
@@ -229,14 +179,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "model.safetensors", header, data);
         let opened = SafetensorsFiles::open(folder.path());
-        let error = opened
-            .and_then(|files| files.read("a", &[2]))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(words) && error.contains("model.safetensors"),
-            "{error}"
-        );
+        let error = opened.and_then(|files| files.read("a", &[2])).unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains("model.safetensors"), "{error}");
     }
 
     #[test]
@@ -248,37 +192,16 @@ mod tests {
         let files = SafetensorsFiles::open(folder.path()).unwrap();
         assert!(files.contains("a") && !files.contains("c"));
         let read = files.read("a", &[2]).unwrap();
-        assert_eq!(
-            read,
-            HostTensor {
-                shape: vec![2],
-                dtype: DType::BF16,
-                bytes: vec![4, 5, 6, 7]
-            }
-        );
+        assert_eq!(read, HostTensor { shape: vec![2], dtype: DType::BF16, bytes: vec![4, 5, 6, 7] });
     }
 
     #[test]
     fn reads_shards_with_and_without_an_index() {
         let folder = tempfile::tempdir().unwrap();
-        write(
-            folder.path(),
-            "x-1.safetensors",
-            &tensor("a", "F16", "[2]", "[0, 4]"),
-            4,
-        );
-        write(
-            folder.path(),
-            "x-2.safetensors",
-            &tensor("b", "F16", "[1]", "[0, 2]"),
-            2,
-        );
+        write(folder.path(), "x-1.safetensors", &tensor("a", "F16", "[2]", "[0, 4]"), 4);
+        write(folder.path(), "x-2.safetensors", &tensor("b", "F16", "[1]", "[0, 2]"), 2);
         assert!(SafetensorsFiles::open(folder.path()).unwrap().contains("b"));
-        std::fs::write(
-            folder.path().join(INDEX),
-            r#"{"weight_map": {"a": "x-1.safetensors"}}"#,
-        )
-        .unwrap();
+        std::fs::write(folder.path().join(INDEX), r#"{"weight_map": {"a": "x-1.safetensors"}}"#).unwrap();
         let files = SafetensorsFiles::open(folder.path()).unwrap();
         assert!(files.contains("a") && !files.contains("b"));
     }
@@ -286,16 +209,8 @@ mod tests {
     #[test]
     fn refuses_damaged_files_and_names_them() {
         check_refused(&tensor("a", "F32", "[2]", "[0, 8]"), 7, "beyond the end");
-        check_refused(
-            &tensor("a", "F32", "[2]", "[0, 99999999999999]"),
-            8,
-            "header is damaged",
-        );
-        check_refused(
-            &tensor("a", "F32", "[18446744073709551615, 8]", "[0, 8]"),
-            8,
-            "header is damaged",
-        );
+        check_refused(&tensor("a", "F32", "[2]", "[0, 99999999999999]"), 8, "header is damaged");
+        check_refused(&tensor("a", "F32", "[18446744073709551615, 8]", "[0, 8]"), 8, "header is damaged");
         check_refused(&tensor("a", "I64", "[2]", "[0, 16]"), 16, "supported are");
         check_refused(&tensor("a", "F32", "[3]", "[0, 12]"), 12, "shape");
         check_refused(&tensor("z", "F32", "[2]", "[0, 8]"), 8, "missing");
@@ -308,34 +223,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for bytes in [&b"abc"[..], &u64::MAX.to_le_bytes(), &99_u64.to_le_bytes()] {
             std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-            assert!(
-                matches!(
-                    SafetensorsFiles::open(folder.path()),
-                    Err(Error::Weights { .. })
-                ),
-                "{bytes:?}"
-            );
+            assert!(matches!(SafetensorsFiles::open(folder.path()), Err(Error::Weights { .. })), "{bytes:?}");
         }
     }
 
     #[test]
     fn refuses_bad_indices() {
         let folder = tempfile::tempdir().unwrap();
-        for index in [
-            "",
-            "{}",
-            r#"{"weight_map": 1}"#,
-            r#"{"weight_map": {"a": "../x"}}"#,
-            r#"{"weight_map": {"a": "gone"}}"#,
-        ] {
+        for index in
+            ["", "{}", r#"{"weight_map": 1}"#, r#"{"weight_map": {"a": "../x"}}"#, r#"{"weight_map": {"a": "gone"}}"#]
+        {
             std::fs::write(folder.path().join(INDEX), index).unwrap();
-            assert!(
-                matches!(
-                    SafetensorsFiles::open(folder.path()),
-                    Err(Error::Weights { .. })
-                ),
-                "{index}"
-            );
+            assert!(matches!(SafetensorsFiles::open(folder.path()), Err(Error::Weights { .. })), "{index}");
         }
     }
 

@@ -33,24 +33,13 @@ impl Storage {
     /// Opens a file for reading.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| unreadable(path, &error))?;
-        let len = file
-            .metadata()
-            .map_err(|error| unreadable(path, &error))?
-            .len();
-        Ok(Storage {
-            path: path.to_owned(),
-            len,
-            data: Data::File(Mutex::new(file)),
-        })
+        let len = file.metadata().map_err(|error| unreadable(path, &error))?.len();
+        Ok(Storage { path: path.to_owned(), len, data: Data::File(Mutex::new(file)) })
     }
 
     /// Wraps bytes in memory; `name` stands for them in messages.
     pub(crate) fn from_static(name: &str, bytes: &'static [u8]) -> Self {
-        Storage {
-            path: PathBuf::from(name),
-            len: bytes.len() as u64,
-            data: Data::Static(bytes),
-        }
+        Storage { path: PathBuf::from(name), len: bytes.len() as u64, data: Data::Static(bytes) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -81,9 +70,7 @@ impl Storage {
             Data::File(file) => {
                 let mut bytes = vec![0; len as usize];
                 let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                let read = file
-                    .seek(SeekFrom::Start(offset))
-                    .and_then(|_| file.read_exact(&mut bytes));
+                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
                 read.map_err(|error| unreadable(&self.path, &error))?;
                 Ok(bytes)
             }
@@ -100,8 +87,7 @@ impl Storage {
         self.digest_range(hasher, 0, header.min(self.len))?;
         let last = self.len - DIGEST_SAMPLE;
         for sample in 0..DIGEST_SAMPLES {
-            let offset =
-                (u128::from(last) * u128::from(sample) / u128::from(DIGEST_SAMPLES - 1)) as u64;
+            let offset = (u128::from(last) * u128::from(sample) / u128::from(DIGEST_SAMPLES - 1)) as u64;
             self.digest_range(hasher, offset, DIGEST_SAMPLE)?;
         }
         Ok(())
@@ -127,22 +113,15 @@ impl Storage {
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     let storage = Storage::open(path)?;
     if storage.len() > limit {
-        return Err(storage.error(format!(
-            "{} bytes are too many for such a file; is it the right one?",
-            storage.len()
-        )));
+        return Err(storage.error(format!("{} bytes are too many for such a file; is it the right one?", storage.len())));
     }
     let bytes = storage.read(0, storage.len())?;
-    String::from_utf8(bytes)
-        .map_err(|_| storage.error("the file is not UTF-8 text; fetch it again"))
+    String::from_utf8(bytes).map_err(|_| storage.error("the file is not UTF-8 text; fetch it again"))
 }
 
 /// Returns the error of an unusable file.
 pub(crate) fn weights_error(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Weights {
-        path: path.to_owned(),
-        reason: reason.into(),
-    }
+    Error::Weights { path: path.to_owned(), reason: reason.into() }
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Error {
@@ -167,10 +146,7 @@ mod tests {
         assert_eq!(storage.read(3, 4).unwrap(), [3, 4, 5, 6]);
         assert!(storage.read(10, 0).unwrap().is_empty());
         for (offset, len) in [(0, 11), (10, 1), (u64::MAX, 2), (2, u64::MAX)] {
-            assert!(
-                matches!(storage.read(offset, len), Err(Error::Weights { .. })),
-                "{offset} {len}"
-            );
+            assert!(matches!(storage.read(offset, len), Err(Error::Weights { .. })), "{offset} {len}");
         }
     }
 
@@ -183,10 +159,7 @@ mod tests {
             storage.digest(&mut hasher, 8).unwrap();
             hasher.finalize()
         };
-        assert_eq!(
-            digest(Storage::open(&path).unwrap()),
-            digest(Storage::from_static("weights", bytes))
-        );
+        assert_eq!(digest(Storage::open(&path).unwrap()), digest(Storage::from_static("weights", bytes)));
     }
 
     #[test]
@@ -199,10 +172,7 @@ mod tests {
             std::io::Seek::seek(&mut file, SeekFrom::End(-1)).unwrap();
             std::io::Write::write_all(&mut file, &[last]).unwrap();
             let mut hasher = blake3::Hasher::new();
-            Storage::open(&path)
-                .unwrap()
-                .digest(&mut hasher, 8)
-                .unwrap();
+            Storage::open(&path).unwrap().digest(&mut hasher, 8).unwrap();
             hasher.finalize()
         };
         assert_eq!(digest(1), digest(1));
@@ -212,9 +182,6 @@ mod tests {
     #[test]
     fn names_the_missing_file() {
         let error = Storage::open(Path::new("/nonexistent/model.gguf")).unwrap_err();
-        assert!(
-            error.to_string().contains("/nonexistent/model.gguf"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/nonexistent/model.gguf"), "{error}");
     }
 }

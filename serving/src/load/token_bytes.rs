@@ -19,16 +19,12 @@ pub(super) enum Spelling {
 impl Spelling {
     /// Finds out how the vocabulary of a tokenizer.json is spelt. Fails for tokenizers that lose bytes, such as WordPiece.
     pub(super) fn detect(json: &Value) -> Result<Self> {
-        let parts: Vec<&str> = ["normalizer", "pre_tokenizer", "decoder"]
-            .iter()
-            .flat_map(|part| types(&json[*part]))
-            .collect();
+        let parts: Vec<&str> =
+            ["normalizer", "pre_tokenizer", "decoder"].iter().flat_map(|part| types(&json[*part])).collect();
         if parts.contains(&"ByteLevel") {
             return Ok(Spelling::ByteLevel);
         }
-        let replaces_space = ["normalizer", "decoder"]
-            .iter()
-            .any(|part| json[*part].to_string().contains('▁'));
+        let replaces_space = ["normalizer", "decoder"].iter().any(|part| json[*part].to_string().contains('▁'));
         if parts.contains(&"Metaspace") || parts.contains(&"ByteFallback") || replaces_space {
             return Ok(Spelling::Metaspace);
         }
@@ -41,10 +37,7 @@ impl Spelling {
 /// Returns the `type` of a component, and of its parts if it is a sequence.
 fn types(component: &Value) -> Vec<&str> {
     let own = component["type"].as_str();
-    let parts = ["pretokenizers", "normalizers", "decoders"]
-        .iter()
-        .filter_map(|key| component[*key].as_array())
-        .flatten();
+    let parts = ["pretokenizers", "normalizers", "decoders"].iter().filter_map(|key| component[*key].as_array()).flatten();
     own.into_iter().chain(parts.flat_map(types)).collect()
 }
 
@@ -67,17 +60,12 @@ impl TokenBytes {
         literal: &HashSet<TokenId>,
     ) -> Self {
         let byte_of = byte_alphabet();
-        let mut all = TokenBytes {
-            bytes: Vec::new(),
-            ends: Vec::with_capacity(vocab_size),
-        };
+        let mut all = TokenBytes { bytes: Vec::new(), ends: Vec::with_capacity(vocab_size) };
         for id in 0..vocab_size as TokenId {
             if let Some(text) = token(id).filter(|_| !control.contains(&id)) {
                 match spelling {
                     _ if literal.contains(&id) => all.bytes.extend(text.as_bytes()),
-                    Spelling::ByteLevel => all
-                        .bytes
-                        .extend(text.chars().filter_map(|c| byte_of.get(&c).copied())),
+                    Spelling::ByteLevel => all.bytes.extend(text.chars().filter_map(|c| byte_of.get(&c).copied())),
                     Spelling::Metaspace => all.push_metaspace(&text),
                 }
             }
@@ -87,10 +75,7 @@ impl TokenBytes {
     }
 
     fn push_metaspace(&mut self, text: &str) {
-        let fallback = text
-            .strip_prefix("<0x")
-            .and_then(|rest| rest.strip_suffix('>'))
-            .filter(|hex| hex.len() == 2);
+        let fallback = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
         match fallback.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
             Some(byte) => self.bytes.push(byte),
             None => self.bytes.extend(text.replace('▁', " ").as_bytes()),
@@ -102,11 +87,7 @@ impl TokenBytes {
         let Some(end) = self.ends.get(token as usize) else {
             return &[];
         };
-        let start = if token == 0 {
-            0
-        } else {
-            self.ends[token as usize - 1]
-        };
+        let start = if token == 0 { 0 } else { self.ends[token as usize - 1] };
         &self.bytes[start..*end]
     }
 
@@ -117,8 +98,7 @@ impl TokenBytes {
 
     /// Adds tokens without bytes up to `vocab_size`.
     pub(super) fn pad(&mut self, vocab_size: usize) {
-        self.ends
-            .resize(vocab_size.max(self.ends.len()), self.bytes.len());
+        self.ends.resize(vocab_size.max(self.ends.len()), self.bytes.len());
     }
 }
 
@@ -143,68 +123,36 @@ mod tests {
         let none = HashSet::new();
         let token = |id: TokenId| Some(tokens[id as usize].to_owned());
         let all = TokenBytes::new(spelling, tokens.len(), token, &none, &none);
-        (0..tokens.len() as TokenId)
-            .map(|id| all.get(id).to_vec())
-            .collect()
+        (0..tokens.len() as TokenId).map(|id| all.get(id).to_vec()).collect()
     }
 
     #[test]
     fn byte_level_tokens_are_bytes() {
         let found = bytes(Spelling::ByteLevel, &["a", "Ġthe", "Ċ", "Ã©", "ÿ"]);
-        assert_eq!(
-            found,
-            [
-                b"a".to_vec(),
-                b" the".to_vec(),
-                b"\n".to_vec(),
-                "é".as_bytes().to_vec(),
-                vec![0xff]
-            ]
-        );
+        assert_eq!(found, [b"a".to_vec(), b" the".to_vec(), b"\n".to_vec(), "é".as_bytes().to_vec(), vec![0xff]]);
     }
 
     #[test]
     fn sentencepiece_tokens_have_spaces_and_byte_fallback() {
         let found = bytes(Spelling::Metaspace, &["▁the", "<0xE2>", "é", "<0xZZ>"]);
-        assert_eq!(
-            found,
-            [
-                b" the".to_vec(),
-                vec![0xe2],
-                "é".as_bytes().to_vec(),
-                b"<0xZZ>".to_vec()
-            ]
-        );
+        assert_eq!(found, [b" the".to_vec(), vec![0xe2], "é".as_bytes().to_vec(), b"<0xZZ>".to_vec()]);
     }
 
     #[test]
     fn control_tokens_have_no_bytes_and_literal_ones_are_themselves() {
         let tokens = ["<|end|>", "<é>", "a"];
         let token = |id: TokenId| tokens.get(id as usize).map(|text| (*text).to_owned());
-        let mut all = TokenBytes::new(
-            Spelling::ByteLevel,
-            3,
-            token,
-            &HashSet::from([0]),
-            &HashSet::from([1]),
-        );
+        let mut all = TokenBytes::new(Spelling::ByteLevel, 3, token, &HashSet::from([0]), &HashSet::from([1]));
         all.pad(5);
-        assert_eq!(
-            (all.get(0), all.get(1), all.get(2)),
-            (&b""[..], "<é>".as_bytes(), &b"a"[..])
-        );
-        assert_eq!(
-            (all.len(), all.get(4), all.get(99)),
-            (5, &b""[..], &b""[..])
-        );
+        assert_eq!((all.get(0), all.get(1), all.get(2)), (&b""[..], "<é>".as_bytes(), &b"a"[..]));
+        assert_eq!((all.len(), all.get(4), all.get(99)), (5, &b""[..], &b""[..]));
     }
 
     #[test]
     fn the_spelling_is_detected() {
         let sequence = json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}]}});
         assert_eq!(Spelling::detect(&sequence).unwrap(), Spelling::ByteLevel);
-        let metaspace =
-            json!({"decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}]}});
+        let metaspace = json!({"decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}]}});
         assert_eq!(Spelling::detect(&metaspace).unwrap(), Spelling::Metaspace);
         assert!(Spelling::detect(&json!({"decoder": {"type": "WordPiece"}})).is_err());
     }

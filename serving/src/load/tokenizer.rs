@@ -35,11 +35,7 @@ impl HfTokenizer {
     /// Builds the tokenizer from the bytes of a tokenizer.json. `end_tokens` end an answer.
     ///
     /// Fails if the file is not a tokenizer, if it is of a kind that loses bytes (WordPiece), or if an end token is not in it.
-    pub fn from_bytes(
-        tokenizer_json: &[u8],
-        chat: ChatTemplate,
-        end_tokens: Vec<TokenId>,
-    ) -> Result<Self> {
+    pub fn from_bytes(tokenizer_json: &[u8], chat: ChatTemplate, end_tokens: Vec<TokenId>) -> Result<Self> {
         let mut json: Value = serde_json::from_slice(tokenizer_json)
             .map_err(|error| Error::Invalid(format!("the tokenizer is not JSON: {error}")))?;
         let spelling = Spelling::detect(&json)?;
@@ -49,43 +45,14 @@ impl HfTokenizer {
         remove_added_tokens(&mut json, &added);
         let plain = build(&json)?;
 
-        let vocab_size = control
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1);
+        let vocab_size = control.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
         if vocab_size == 0 || vocab_size > VOCABULARY_MAX {
-            return Err(Error::Invalid(format!(
-                "the tokenizer's largest token id is {}",
-                vocab_size.saturating_sub(1)
-            )));
+            return Err(Error::Invalid(format!("the tokenizer's largest token id is {}", vocab_size.saturating_sub(1))));
         }
-        let control_ids: HashSet<_> = added
-            .iter()
-            .filter(|token| token.special)
-            .map(|token| token.id)
-            .collect();
-        let literal: HashSet<_> = added
-            .iter()
-            .filter(|token| !token.special)
-            .map(|token| token.id)
-            .collect();
-        let bytes = TokenBytes::new(
-            spelling,
-            vocab_size,
-            |id| control.id_to_token(id),
-            &control_ids,
-            &literal,
-        );
-        HfTokenizer {
-            plain,
-            control,
-            control_ids,
-            bytes,
-            end_tokens: vec![],
-            chat,
-        }
-        .with_end_tokens(end_tokens)
+        let control_ids: HashSet<_> = added.iter().filter(|token| token.special).map(|token| token.id).collect();
+        let literal: HashSet<_> = added.iter().filter(|token| !token.special).map(|token| token.id).collect();
+        let bytes = TokenBytes::new(spelling, vocab_size, |id| control.id_to_token(id), &control_ids, &literal);
+        HfTokenizer { plain, control, control_ids, bytes, end_tokens: vec![], chat }.with_end_tokens(end_tokens)
     }
 
     /// Returns the tokenizer with other end tokens. Fails if one is not in the vocabulary.
@@ -94,9 +61,7 @@ impl HfTokenizer {
         end_tokens.dedup();
         let tokens = self.vocab_size();
         if let Some(id) = end_tokens.iter().find(|id| **id as usize >= tokens) {
-            return Err(Error::Invalid(format!(
-                "the end token {id} is not among the {tokens} tokens of the vocabulary"
-            )));
+            return Err(Error::Invalid(format!("the end token {id} is not among the {tokens} tokens of the vocabulary")));
         }
         self.end_tokens = end_tokens;
         Ok(self)
@@ -108,9 +73,7 @@ impl HfTokenizer {
     pub fn padded_to(mut self, vocab_size: usize) -> Result<Self> {
         if vocab_size < self.bytes.len() {
             let tokens = self.bytes.len();
-            return Err(Error::Invalid(format!(
-                "the tokenizer has {tokens} tokens, the model {vocab_size}"
-            )));
+            return Err(Error::Invalid(format!("the tokenizer has {tokens} tokens, the model {vocab_size}")));
         }
         self.bytes.pad(vocab_size);
         Ok(self)
@@ -124,9 +87,7 @@ impl HfTokenizer {
     /// Encodes piece by piece a text of which some part, taken as a whole, is a control token of the model's own vocabulary.
     fn encode_by_character(&self, text: &str) -> Vec<TokenId> {
         let mut buffer = [0; 4];
-        let tokens = text
-            .chars()
-            .flat_map(|c| ids(&self.plain, c.encode_utf8(&mut buffer)));
+        let tokens = text.chars().flat_map(|c| ids(&self.plain, c.encode_utf8(&mut buffer)));
         tokens.filter(|id| !self.control_ids.contains(id)).collect()
     }
 }
@@ -134,11 +95,7 @@ impl HfTokenizer {
 impl Tokenizer for HfTokenizer {
     fn encode(&self, text: &str) -> Vec<TokenId> {
         let tokens = ids(&self.plain, text);
-        if tokens.iter().any(|id| self.control_ids.contains(id)) {
-            self.encode_by_character(text)
-        } else {
-            tokens
-        }
+        if tokens.iter().any(|id| self.control_ids.contains(id)) { self.encode_by_character(text) } else { tokens }
     }
 
     fn encode_control(&self, text: &str) -> Vec<TokenId> {
@@ -146,13 +103,8 @@ impl Tokenizer for HfTokenizer {
     }
 
     fn decode(&self, tokens: &[TokenId]) -> String {
-        let bytes: Vec<u8> = tokens
-            .iter()
-            .flat_map(|token| self.bytes.get(*token))
-            .copied()
-            .collect();
-        String::from_utf8(bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| self.bytes.get(*token)).copied().collect();
+        String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 
     fn token_bytes(&self, token: TokenId) -> &[u8] {
@@ -193,11 +145,7 @@ fn added_tokens(json: &Value) -> Vec<AddedToken> {
     let read = |token: &Value| {
         let id = TokenId::try_from(token["id"].as_u64()?).ok()?;
         let content = token["content"].as_str()?.to_owned();
-        Some(AddedToken {
-            id,
-            content,
-            special: token["special"].as_bool().unwrap_or(false),
-        })
+        Some(AddedToken { id, content, special: token["special"].as_bool().unwrap_or(false) })
     };
     tokens.filter_map(read).collect()
 }
@@ -217,19 +165,12 @@ fn remove_dummy_prefix(component: &mut Value) {
         Some("Prepend") => *component = json!({"type": "Sequence", "normalizers": []}),
         Some("Metaspace") => {
             component["prepend_scheme"] = json!("never");
-            component
-                .as_object_mut()
-                .and_then(|fields| fields.remove("add_prefix_space"));
+            component.as_object_mut().and_then(|fields| fields.remove("add_prefix_space"));
         }
         Some("ByteLevel") => component["add_prefix_space"] = json!(false),
         Some("Sequence") => {
             for key in ["normalizers", "pretokenizers"] {
-                component
-                    .get_mut(key)
-                    .and_then(Value::as_array_mut)
-                    .into_iter()
-                    .flatten()
-                    .for_each(remove_dummy_prefix);
+                component.get_mut(key).and_then(Value::as_array_mut).into_iter().flatten().for_each(remove_dummy_prefix);
             }
         }
         _ => {}
@@ -249,11 +190,7 @@ fn remove_added_tokens(json: &mut Value, added: &[AddedToken]) {
         return;
     };
     let removed: HashSet<&str> = added.iter().map(|token| token.content.as_str()).collect();
-    vocab.retain(|token, _| {
-        !removed.contains(token.as_str())
-            || merged.contains(token)
-            || unknown.as_ref() == Some(token)
-    });
+    vocab.retain(|token, _| !removed.contains(token.as_str()) || merged.contains(token) || unknown.as_ref() == Some(token));
 }
 
 /// Returns the tokens that merges need: their parts and their results.
@@ -273,15 +210,12 @@ fn merged_tokens(merges: &Value) -> HashSet<String> {
 
 fn build(json: &Value) -> Result<tokenizers::Tokenizer> {
     let text = json.to_string();
-    text.parse()
-        .map_err(|error| Error::Invalid(format!("the tokenizer cannot be used: {error}")))
+    text.parse().map_err(|error| Error::Invalid(format!("the tokenizer cannot be used: {error}")))
 }
 
 fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Vec<TokenId> {
     // Encoding fails only where a model has no token for a character and no unknown token either: such text has no tokens.
-    tokenizer
-        .encode_fast(text, false)
-        .map_or_else(|_| Vec::new(), |encoding| encoding.get_ids().to_vec())
+    tokenizer.encode_fast(text, false).map_or_else(|_| Vec::new(), |encoding| encoding.get_ids().to_vec())
 }
 
 #[cfg(test)]
@@ -295,12 +229,7 @@ mod tests {
 
     static MINI: LazyLock<HfTokenizer> = LazyLock::new(|| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini/tokenizer.json");
-        HfTokenizer::from_bytes(
-            &std::fs::read(path).unwrap(),
-            ChatTemplate::plain(),
-            vec![2],
-        )
-        .unwrap()
+        HfTokenizer::from_bytes(&std::fs::read(path).unwrap(), ChatTemplate::plain(), vec![2]).unwrap()
     });
 
     static METASPACE: LazyLock<HfTokenizer> = LazyLock::new(metaspace);
@@ -309,10 +238,7 @@ mod tests {
     fn metaspace() -> HfTokenizer {
         let mut vocab = serde_json::Map::new();
         let bytes = (0..=255_u8).map(|byte| format!("<0x{byte:02X}>"));
-        let words = ["<unk>", "<s>", "</s>"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(bytes);
+        let words = ["<unk>", "<s>", "</s>"].map(str::to_owned).into_iter().chain(bytes);
         for token in words.chain(["▁", "a", "b", "▁a", "ab"].map(str::to_owned)) {
             vocab.insert(token, json!(vocab.len()));
         }
@@ -334,8 +260,7 @@ mod tests {
             "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
                 "merges": ["▁ a", "a b"]},
         });
-        HfTokenizer::from_bytes(json.to_string().as_bytes(), ChatTemplate::plain(), vec![2])
-            .unwrap()
+        HfTokenizer::from_bytes(json.to_string().as_bytes(), ChatTemplate::plain(), vec![2]).unwrap()
     }
 
     #[test]
@@ -352,10 +277,7 @@ mod tests {
         let tokenizer = &*METASPACE;
         assert_eq!(tokenizer.encode_control("[tool]").len(), 1);
         assert_eq!(tokenizer.encode("[tool]").len(), 6);
-        assert_eq!(
-            tokenizer.decode(&tokenizer.encode_control("<s>[tool]")),
-            "[tool]"
-        );
+        assert_eq!(tokenizer.decode(&tokenizer.encode_control("<s>[tool]")), "[tool]");
         assert!(!tokenizer.encode("<s>").contains(&1));
     }
 
@@ -386,14 +308,7 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_tokenizer() {
-        for json in [
-            "",
-            "3",
-            "[]",
-            "{}",
-            r#"{"decoder": {"type": "WordPiece"}}"#,
-            r#"{"decoder": {"type": "ByteLevel"}}"#,
-        ] {
+        for json in ["", "3", "[]", "{}", r#"{"decoder": {"type": "WordPiece"}}"#, r#"{"decoder": {"type": "ByteLevel"}}"#] {
             let built = HfTokenizer::from_bytes(json.as_bytes(), ChatTemplate::plain(), vec![]);
             assert!(matches!(built, Err(Error::Invalid(_))), "{json}");
         }

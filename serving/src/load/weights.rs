@@ -17,19 +17,11 @@ pub(super) trait WeightFiles: TensorSource {
 
 /// Fails unless the files hold every tensor of the model, so that a wrong file is found before its first use.
 pub(super) fn check_all(files: &impl WeightFiles, config: &ModelConfig) -> Result<()> {
-    config
-        .tensors()
-        .iter()
-        .try_for_each(|(name, shape)| files.check(name, shape))
+    config.tensors().iter().try_for_each(|(name, shape)| files.check(name, shape))
 }
 
 /// Fails if the shapes differ.
-pub(super) fn check_shape(
-    files: &impl WeightFiles,
-    name: &str,
-    found: &[usize],
-    expected: &[usize],
-) -> Result<()> {
+pub(super) fn check_shape(files: &impl WeightFiles, name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
     if found == expected {
         return Ok(());
     }
@@ -41,7 +33,5 @@ pub(super) fn check_shape(
 
 /// Returns the error of a tensor that is not there.
 pub(super) fn missing(files: &impl WeightFiles, name: &str) -> Error {
-    files.error(format!(
-        "tensor {name:?} is missing: the file is incomplete or of another architecture"
-    ))
+    files.error(format!("tensor {name:?} is missing: the file is incomplete or of another architecture"))
 }

@@ -62,19 +62,15 @@ impl ModelConfig {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let mut tensors = vec![
-            (
-                "model.embed_tokens.weight".to_owned(),
-                vec![self.vocab_size, hidden],
-            ),
+            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]),
             ("model.norm.weight".to_owned(), vec![hidden]),
         ];
         if !self.tie_word_embeddings {
             tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
         }
         for layer in 0..self.layers {
-            let mut add = |part: &str, shape: &[usize]| {
-                tensors.push((format!("model.layers.{layer}.{part}"), shape.to_vec()))
-            };
+            let mut add =
+                |part: &str, shape: &[usize]| tensors.push((format!("model.layers.{layer}.{part}"), shape.to_vec()));
             add("input_layernorm.weight", &[hidden]);
             add("post_attention_layernorm.weight", &[hidden]);
             add("self_attn.q_proj.weight", &[query, hidden]);
@@ -107,16 +103,11 @@ impl ModelConfig {
         ];
         for (name, size, limit) in sizes {
             if size == 0 || size > limit {
-                return Err(format!(
-                    "the {name} is {size}; it must lie between 1 and {limit}"
-                ));
+                return Err(format!("the {name} is {size}; it must lie between 1 and {limit}"));
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(format!(
-                "{} heads cannot share {} key-value heads evenly",
-                self.heads, self.kv_heads
-            ));
+            return Err(format!("{} heads cannot share {} key-value heads evenly", self.heads, self.kv_heads));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(format!("the head size {} is odd", self.head_dim));
@@ -126,36 +117,17 @@ impl ModelConfig {
             && self.rope_theta.is_finite()
             && self.rope_theta > 0.0)
         {
-            return Err(format!(
-                "rms_norm_eps is {} and rope_theta {}",
-                self.rms_norm_eps, self.rope_theta
-            ));
+            return Err(format!("rms_norm_eps is {} and rope_theta {}", self.rms_norm_eps, self.rope_theta));
         }
         let factors = match &self.rope_scaling {
             None => vec![],
             Some(RopeScaling::Linear { factor }) => vec![*factor],
-            Some(RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position,
-            }) => {
-                vec![
-                    *factor,
-                    *low_freq_factor,
-                    high_freq_factor - low_freq_factor,
-                    *original_max_position as f32,
-                ]
+            Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position }) => {
+                vec![*factor, *low_freq_factor, high_freq_factor - low_freq_factor, *original_max_position as f32]
             }
         };
-        match factors
-            .iter()
-            .find(|factor| !(factor.is_finite() && **factor > 0.0))
-        {
-            Some(_) => Err(format!(
-                "the rotary scaling {:?} is impossible",
-                self.rope_scaling
-            )),
+        match factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0)) {
+            Some(_) => Err(format!("the rotary scaling {:?} is impossible", self.rope_scaling)),
             None => Ok(()),
         }
     }
@@ -188,21 +160,10 @@ mod tests {
     fn lists_every_tensor_with_its_shape() {
         let tensors = config().tensors();
         assert_eq!(tensors.len(), 3 + 2 * 12);
-        let shape = |name: &str| {
-            tensors
-                .iter()
-                .find(|(found, _)| found == name)
-                .map(|(_, shape)| shape.clone())
-        };
+        let shape = |name: &str| tensors.iter().find(|(found, _)| found == name).map(|(_, shape)| shape.clone());
         assert_eq!(shape("lm_head.weight"), Some(vec![100, 8]));
-        assert_eq!(
-            shape("model.layers.1.self_attn.k_proj.weight"),
-            Some(vec![12, 8])
-        );
-        assert_eq!(
-            shape("model.layers.0.self_attn.q_proj.bias"),
-            Some(vec![24])
-        );
+        assert_eq!(shape("model.layers.1.self_attn.k_proj.weight"), Some(vec![12, 8]));
+        assert_eq!(shape("model.layers.0.self_attn.q_proj.bias"), Some(vec![24]));
         assert_eq!(shape("model.layers.2.input_layernorm.weight"), None);
     }
 

@@ -207,7 +207,11 @@ fn batch(sorted: bool, shapes: std::ops::Range<u8>, tokens: std::ops::Range<u32>
 }
 
 fn any_config() -> impl Strategy<Value = SchedulerConfig> {
-    (1..80_u32, 1..12_u32).prop_map(|(step_tokens, max_rows)| SchedulerConfig { step_tokens, max_rows, max_context: MAX_CONTEXT })
+    (1..80_u32, 1..12_u32).prop_map(|(step_tokens, max_rows)| SchedulerConfig {
+        step_tokens,
+        max_rows,
+        max_context: MAX_CONTEXT,
+    })
 }
 
 fn case() -> impl Strategy<Value = Case> {

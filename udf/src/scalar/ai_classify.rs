@@ -15,8 +15,7 @@ enum OutputMode {
 }
 
 impl Keyword for OutputMode {
-    const VALUES: &'static [(&'static str, OutputMode)] =
-        &[("single", OutputMode::Single), ("multi", OutputMode::Multi)];
+    const VALUES: &'static [(&'static str, OutputMode)] = &[("single", OutputMode::Single), ("multi", OutputMode::Multi)];
 }
 
 pub(super) fn value_type(arguments: &Arguments) -> Result<DataType> {
@@ -29,34 +28,19 @@ pub(super) fn value_type(arguments: &Arguments) -> Result<DataType> {
 pub(super) fn task(arguments: &Arguments) -> Result<Task> {
     let (labels, descriptions) = labels(arguments)?;
     let multi = output_mode(arguments)? == OutputMode::Multi;
-    let ask = if multi {
-        "Assign every label that fits to"
-    } else {
-        "Assign one label to"
-    };
+    let ask = if multi { "Assign every label that fits to" } else { "Assign one label to" };
     let list = if descriptions.iter().any(Option::is_some) {
         let line = |(label, description): (&String, &Option<String>)| match description {
             Some(text) => format!("\n- {label}: {text}"),
             None => format!("\n- {label}"),
         };
-        labels
-            .iter()
-            .zip(&descriptions)
-            .map(line)
-            .collect::<String>()
-            + "\n"
+        labels.iter().zip(&descriptions).map(line).collect::<String>() + "\n"
     } else {
         format!(" {}.", labels.join(", "))
     };
-    let answer_form = if multi {
-        "Answer with a JSON list of labels."
-    } else {
-        "Answer with only the label."
-    };
+    let answer_form = if multi { "Answer with a JSON list of labels." } else { "Answer with only the label." };
     Ok(Task {
-        instruction: format!("{ask} the {}. Labels:{list}", arguments.noun)
-            .trim_end()
-            .to_string(),
+        instruction: format!("{ask} the {}. Labels:{list}", arguments.noun).trim_end().to_string(),
         answer_form: answer_form.into(),
         shown: format!("labels=[{}]", labels.join(", ")),
         shape: Shape::Choice { labels, multi },
@@ -66,10 +50,7 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
 fn output_mode(arguments: &Arguments) -> Result<OutputMode> {
     match arguments.options.get("output_mode") {
         None => Ok(OutputMode::Single),
-        Some(value) => OutputMode::parse(
-            &arguments.option_subject("output_mode"),
-            &crate::options::text_of(value),
-        ),
+        Some(value) => OutputMode::parse(&arguments.option_subject("output_mode"), &crate::options::text_of(value)),
     }
 }
 

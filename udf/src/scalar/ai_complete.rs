@@ -17,53 +17,27 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
     let instruction = arguments.instruction.trim().to_string();
     let shown = arguments.shown_instruction();
     let Some(ValueType { data_type, schema }) = return_type(arguments)? else {
-        return Ok(Task {
-            instruction,
-            answer_form: String::new(),
-            shape: Shape::Text,
-            shown,
-        });
+        return Ok(Task { instruction, answer_form: String::new(), shape: Shape::Text, shown });
     };
     let answer_form = match &data_type {
         DataType::Boolean => "Answer with ONLY 'Yes' or 'No'.".to_string(),
         number if number.is_numeric() => "Answer with the number only.".to_string(),
         DataType::Struct(fields) => {
             let keys: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
-            format!(
-                "Answer with a JSON object with the keys {}.",
-                listing(&keys, "and")
-            )
+            format!("Answer with a JSON object with the keys {}.", listing(&keys, "and"))
         }
         DataType::List(_) => "Answer with a JSON list.".to_string(),
         _ => format!("Answer with JSON that follows this schema: {schema}"),
     };
-    let shape = if data_type == DataType::Boolean {
-        Shape::Boolean
-    } else {
-        Shape::Json {
-            schema,
-            value_type: data_type,
-        }
-    };
-    Ok(Task {
-        instruction: arguments.sentence(),
-        answer_form,
-        shape,
-        shown,
-    })
+    let shape = if data_type == DataType::Boolean { Shape::Boolean } else { Shape::Json { schema, value_type: data_type } };
+    Ok(Task { instruction: arguments.sentence(), answer_form, shape, shown })
 }
 
 /// Returns the type that is asked for; `None` for plain text.
 fn return_type(arguments: &Arguments) -> Result<Option<ValueType>> {
-    let (name, value) = match (
-        arguments.options.get("return_type"),
-        arguments.options.get("response_schema"),
-    ) {
+    let (name, value) = match (arguments.options.get("return_type"), arguments.options.get("response_schema")) {
         (Some(_), Some(_)) => {
-            return plan_err!(
-                "{}: return_type and response_schema are one option; give one of them",
-                arguments.name
-            );
+            return plan_err!("{}: return_type and response_schema are one option; give one of them", arguments.name);
         }
         (Some(value), None) => ("return_type", value),
         (None, Some(value)) => ("response_schema", value),

@@ -19,11 +19,7 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
         return plan_err!("{}: fields must describe an object", arguments.name);
     };
     let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
-    let mut instruction = format!(
-        "Extract {} from the {} as a JSON object.",
-        listing(&names, "and"),
-        arguments.noun
-    );
+    let mut instruction = format!("Extract {} from the {} as a JSON object.", listing(&names, "and"), arguments.noun);
     for (name, question) in &questions {
         instruction.push_str(&format!("\n- {name}: {question}"));
     }
@@ -34,10 +30,7 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
         instruction: instruction.trim_end().to_string(),
         answer_form: "Use null for what is not there.".into(),
         shown: format!("extract=[{}]", names.join(", ")),
-        shape: Shape::Json {
-            schema,
-            value_type: data_type,
-        },
+        shape: Shape::Json { schema, value_type: data_type },
     })
 }
 
@@ -49,27 +42,17 @@ fn fields(arguments: &Arguments) -> Result<(ValueType, Vec<(String, String)>)> {
             let parsed = ValueType::parse(&subject, text)?;
             match &parsed.data_type {
                 DataType::Struct(fields) if !fields.is_empty() => Ok((parsed, Vec::new())),
-                other => plan_err!(
-                    "{subject} must describe a struct such as 'STRUCT(name VARCHAR)', not {other}"
-                ),
+                other => plan_err!("{subject} must describe a struct such as 'STRUCT(name VARCHAR)', not {other}"),
             }
         }
         list @ Value::Array(_) => {
             let names = arguments.texts(list, "fields")?;
-            Ok((
-                ValueType::text_fields(names.iter().map(String::as_str)),
-                Vec::new(),
-            ))
+            Ok((ValueType::text_fields(names.iter().map(String::as_str)), Vec::new()))
         }
         Value::Object(object) if !object.is_empty() => {
-            let question = |(name, value): (&String, &Value)| {
-                Some((name.clone(), value.as_str()?.to_string()))
-            };
+            let question = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_string()));
             let questions = object.iter().filter_map(question).collect();
-            Ok((
-                ValueType::text_fields(object.keys().map(String::as_str)),
-                questions,
-            ))
+            Ok((ValueType::text_fields(object.keys().map(String::as_str)), questions))
         }
         other => plan_err!(
             "{}: fields must be a list of names, a struct of questions, or a type such as 'STRUCT(name VARCHAR)', not {other}",

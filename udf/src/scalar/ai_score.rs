@@ -17,31 +17,17 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
         None => false,
     };
     if min >= max {
-        return plan_err!(
-            "{}: min must be below max, and {min} is not below {max}",
-            arguments.name
-        );
+        return plan_err!("{}: min must be below max, and {min} is not below {max}", arguments.name);
     }
     if integer && min.ceil() > max.floor() {
-        return plan_err!(
-            "{}: there is no whole number between min {min} and max {max}",
-            arguments.name
-        );
+        return plan_err!("{}: there is no whole number between min {min} and max {max}", arguments.name);
     }
     let kind = if integer { "a whole number" } else { "a score" };
     let shown = [arguments.shown_instruction(), format!("range={min}..{max}")];
     Ok(Task {
         instruction: arguments.sentence(),
         answer_form: format!("Give {kind} between {min} and {max}. Answer with the number only."),
-        shape: Shape::Number {
-            min: Float(min),
-            max: Float(max),
-            integer,
-        },
-        shown: shown
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(", "),
+        shape: Shape::Number { min: Float(min), max: Float(max), integer },
+        shown: shown.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "),
     })
 }

@@ -11,11 +11,7 @@ use crate::value_type::{nullable, object_schema, text_map};
 const LABELS: [&str; 4] = ["positive", "negative", "neutral", "mixed"];
 
 pub(super) fn value_type(arguments: &Arguments) -> DataType {
-    if arguments.positional.is_empty() {
-        DataType::Utf8
-    } else {
-        text_map()
-    }
+    if arguments.positional.is_empty() { DataType::Utf8 } else { text_map() }
 }
 
 pub(super) fn task(arguments: &Arguments) -> Result<Task> {
@@ -26,10 +22,7 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
                 arguments.noun
             ),
             answer_form: "Answer with only the label.".into(),
-            shape: Shape::Choice {
-                labels: LABELS.map(String::from).to_vec(),
-                multi: false,
-            },
+            shape: Shape::Choice { labels: LABELS.map(String::from).to_vec(), multi: false },
             shown: String::new(),
         });
     }

@@ -11,17 +11,9 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
         None => (String::new(), String::new()),
         Some(value) => {
             let words: u32 = whole(&arguments.option_subject("max_words"), &text_of(value), 1)?;
-            (
-                format!(" in at most {words} words"),
-                format!("max_words={words}"),
-            )
+            (format!(" in at most {words} words"), format!("max_words={words}"))
         }
     };
     let instruction = format!("Summarize the {}{limit}.", arguments.noun);
-    Ok(Task {
-        instruction,
-        answer_form: String::new(),
-        shape: Shape::Text,
-        shown,
-    })
+    Ok(Task { instruction, answer_form: String::new(), shape: Shape::Text, shown })
 }

@@ -9,38 +9,18 @@ use crate::task::{Shape, Task};
 
 pub(super) fn task(arguments: &Arguments) -> Result<Task> {
     let Value::String(target) = arguments.required(0, "target")? else {
-        return plan_err!(
-            "{}: target must be the name of a language such as 'German' or 'de'",
-            arguments.name
-        );
+        return plan_err!("{}: target must be the name of a language such as 'German' or 'de'", arguments.name);
     };
-    let target = language(&string(
-        &format!("{}: target", arguments.name),
-        &Value::String(target.clone()),
-    )?);
+    let target = language(&string(&format!("{}: target", arguments.name), &Value::String(target.clone()))?);
     let source = match arguments.options.get("source_language") {
-        Some(value) => Some(language(&string(
-            &arguments.option_subject("source_language"),
-            value,
-        )?)),
+        Some(value) => Some(language(&string(&arguments.option_subject("source_language"), value)?)),
         None => None,
     };
     let (instruction, shown) = match source {
-        Some(source) => (
-            format!("Translate the text from {source} to {target}."),
-            format!("'{source}' to '{target}'"),
-        ),
-        None => (
-            format!("Translate the text into {target}."),
-            format!("to '{target}'"),
-        ),
+        Some(source) => (format!("Translate the text from {source} to {target}."), format!("'{source}' to '{target}'")),
+        None => (format!("Translate the text into {target}."), format!("to '{target}'")),
     };
-    Ok(Task {
-        instruction,
-        answer_form: String::new(),
-        shape: Shape::Text,
-        shown,
-    })
+    Ok(Task { instruction, answer_form: String::new(), shape: Shape::Text, shown })
 }
 
 /// Returns the English name of a language that is given by its ISO 639-1 code; other text stands for itself.

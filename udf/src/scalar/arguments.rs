@@ -30,10 +30,7 @@ impl Arguments<'_> {
                 plan_err!("{}: {name} must be given and must not be NULL", self.name)
             }
             Some(Some(value)) => Ok(value),
-            Some(None) => plan_err!(
-                "{}: {name} must be a constant, not a column or a computed value",
-                self.name
-            ),
+            Some(None) => plan_err!("{}: {name} must be a constant, not a column or a computed value", self.name),
         }
     }
 
@@ -53,10 +50,7 @@ impl Arguments<'_> {
     /// Reads a list of texts that are distinct and not blank.
     pub(super) fn texts(&self, value: &Value, name: &str) -> Result<Vec<String>> {
         let Value::Array(values) = value else {
-            return plan_err!(
-                "{}: {name} must be a list of strings such as ['a', 'b'], not {value}",
-                self.name
-            );
+            return plan_err!("{}: {name} must be a list of strings such as ['a', 'b'], not {value}", self.name);
         };
         let mut texts: Vec<String> = Vec::with_capacity(values.len());
         for value in values {
@@ -72,20 +66,12 @@ impl Arguments<'_> {
     }
 
     /// Appends a text unless it is blank or there already, which are errors.
-    pub(super) fn push_distinct(
-        &self,
-        texts: &mut Vec<String>,
-        text: &str,
-        name: &str,
-    ) -> Result<()> {
+    pub(super) fn push_distinct(&self, texts: &mut Vec<String>, text: &str, name: &str) -> Result<()> {
         if text.trim().is_empty() {
             return plan_err!("{}: {name} must not hold the empty string", self.name);
         }
         if texts.iter().any(|other| other == text) {
-            return plan_err!(
-                "{}: {name} must be distinct, and '{text}' is given twice",
-                self.name
-            );
+            return plan_err!("{}: {name} must be distinct, and '{text}' is given twice", self.name);
         }
         texts.push(text.to_string());
         Ok(())
@@ -94,23 +80,13 @@ impl Arguments<'_> {
     /// Returns the instruction, ended by a full stop if it ends in a letter or a digit, so that a sentence may follow.
     pub(super) fn sentence(&self) -> String {
         let text = self.instruction.trim();
-        let open = text.ends_with(|last: char| {
-            last.is_alphanumeric() || matches!(last, '`' | '\'' | '"' | ')')
-        });
-        if open {
-            format!("{text}.")
-        } else {
-            text.to_string()
-        }
+        let open = text.ends_with(|last: char| last.is_alphanumeric() || matches!(last, '`' | '\'' | '"' | ')'));
+        if open { format!("{text}.") } else { text.to_string() }
     }
 
     /// Returns the instruction in quotes for EXPLAIN, shortened; empty if there is none.
     pub(super) fn shown_instruction(&self) -> String {
-        if self.instruction.is_empty() {
-            String::new()
-        } else {
-            format!("'{}'", shorten(self.instruction))
-        }
+        if self.instruction.is_empty() { String::new() } else { format!("'{}'", shorten(self.instruction)) }
     }
 }
 
@@ -144,9 +120,7 @@ pub(crate) fn value_type(function: Function, arguments: &Arguments) -> Result<Da
         Function::Extract => ai_extract::value_type(arguments),
         Function::Score => Ok(DataType::Float64),
         Function::Sentiment => Ok(ai_sentiment::value_type(arguments)),
-        Function::Summarize | Function::Translate | Function::Redact | Function::FixGrammar => {
-            Ok(DataType::Utf8)
-        }
+        Function::Summarize | Function::Translate | Function::Redact | Function::FixGrammar => Ok(DataType::Utf8),
     }
 }
 

@@ -9,14 +9,10 @@ pub(super) fn model_config(file: &Contents) -> Result<ModelConfig, String> {
     match file.meta("general.architecture") {
         Some(Meta::Text(name)) if name == "llama" => {}
         Some(Meta::Text(name)) => {
-            return Err(format!(
-                "the architecture is {name}; supported in GGUF files is llama"
-            ));
+            return Err(format!("the architecture is {name}; supported in GGUF files is llama"));
         }
         _ => {
-            return Err(
-                "general.architecture is missing; the file is damaged, fetch it again".to_owned(),
-            );
+            return Err("general.architecture is missing; the file is damaged, fetch it again".to_owned());
         }
     }
     if optional_size(file, "llama.expert_count")?.unwrap_or(0) > 0 {
@@ -24,16 +20,13 @@ pub(super) fn model_config(file: &Contents) -> Result<ModelConfig, String> {
     }
     let hidden_size = size(file, "llama.embedding_length")?;
     let heads = size(file, "llama.attention.head_count")?;
-    let embedding_rows = file
-        .shape("token_embd.weight")
-        .and_then(|shape| shape.first().copied());
+    let embedding_rows = file.shape("token_embd.weight").and_then(|shape| shape.first().copied());
     let head_dim = optional_size(file, "llama.attention.key_length")?
         .or(optional_size(file, "llama.rope.dimension_count")?)
         .unwrap_or(hidden_size / heads.max(1));
     let rope_theta = number(file, "llama.rope.freq_base")?.unwrap_or(10_000.0);
     let config = ModelConfig {
-        vocab_size: embedding_rows
-            .ok_or("tensor \"token_embd.weight\" is missing; is this a language model?")?,
+        vocab_size: embedding_rows.ok_or("tensor \"token_embd.weight\" is missing; is this a language model?")?,
         hidden_size,
         intermediate_size: size(file, "llama.feed_forward_length")?,
         layers: size(file, "llama.block_count")?,
@@ -49,8 +42,7 @@ pub(super) fn model_config(file: &Contents) -> Result<ModelConfig, String> {
         end_tokens: end_tokens(file)?,
     };
     config.check()?;
-    if optional_size(file, "llama.rope.dimension_count")?.is_some_and(|rotated| rotated != head_dim)
-    {
+    if optional_size(file, "llama.rope.dimension_count")?.is_some_and(|rotated| rotated != head_dim) {
         return Err("only a part of each head is rotated, which is not supported".to_owned());
     }
     Ok(config)
@@ -65,18 +57,9 @@ fn end_tokens(file: &Contents) -> Result<Vec<TokenId>, String> {
 }
 
 /// Reads the rotary scaling: either named in the metadata, or Llama 3.1's, which stands in a tensor of factors.
-fn rope_scaling(
-    file: &Contents,
-    head_dim: usize,
-    rope_theta: f32,
-) -> Result<Option<RopeScaling>, String> {
-    if file
-        .shape("rope_freqs.weight")
-        .is_some_and(|shape| shape.iter().product::<usize>() == head_dim / 2)
-    {
-        let factors = file
-            .floats("rope_freqs.weight")
-            .map_err(|error| error.to_string())?;
+fn rope_scaling(file: &Contents, head_dim: usize, rope_theta: f32) -> Result<Option<RopeScaling>, String> {
+    if file.shape("rope_freqs.weight").is_some_and(|shape| shape.iter().product::<usize>() == head_dim / 2) {
+        let factors = file.floats("rope_freqs.weight").map_err(|error| error.to_string())?;
         return llama3_scaling(&factors, head_dim, rope_theta).map(Some);
     }
     if file.shape("rope_freqs.weight").is_some() {
@@ -86,24 +69,19 @@ fn rope_scaling(
     }
     match file.meta("llama.rope.scaling.type") {
         Some(Meta::Text(kind)) if kind == "linear" => {
-            let factor = number(file, "llama.rope.scaling.factor")?
-                .ok_or("llama.rope.scaling.factor is missing")?;
+            let factor = number(file, "llama.rope.scaling.factor")?.ok_or("llama.rope.scaling.factor is missing")?;
             Ok(Some(RopeScaling::Linear { factor }))
         }
-        Some(Meta::Text(kind)) if kind != "none" => Err(format!(
-            "the rotary scaling is {kind}; supported are linear and that of Llama 3.1"
-        )),
+        Some(Meta::Text(kind)) if kind != "none" => {
+            Err(format!("the rotary scaling is {kind}; supported are linear and that of Llama 3.1"))
+        }
         _ => Ok(None),
     }
 }
 
 /// Finds Llama 3.1's scaling behind the factors by which frequencies are divided. Its published models differ in the largest
 /// factor alone.
-fn llama3_scaling(
-    factors: &[f32],
-    head_dim: usize,
-    rope_theta: f32,
-) -> Result<RopeScaling, String> {
+fn llama3_scaling(factors: &[f32], head_dim: usize, rope_theta: f32) -> Result<RopeScaling, String> {
     let factor = factors.iter().copied().fold(1.0, f32::max);
     let (low, high, original) = (1.0, 4.0, 8192);
     for (i, found) in factors.iter().enumerate() {
@@ -116,18 +94,11 @@ fn llama3_scaling(
             ));
         }
     }
-    Ok(RopeScaling::Llama3 {
-        factor,
-        low_freq_factor: low,
-        high_freq_factor: high,
-        original_max_position: original,
-    })
+    Ok(RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_position: original })
 }
 
 fn size(file: &Contents, key: &str) -> Result<usize, String> {
-    optional_size(file, key)?.ok_or(format!(
-        "{key} is missing; the file is damaged, fetch it again"
-    ))
+    optional_size(file, key)?.ok_or(format!("{key} is missing; the file is damaged, fetch it again"))
 }
 
 fn optional_size(file: &Contents, key: &str) -> Result<Option<usize>, String> {
@@ -137,9 +108,7 @@ fn optional_size(file: &Contents, key: &str) -> Result<Option<usize>, String> {
         Some(Meta::Signed(value)) => usize::try_from(*value).ok(),
         Some(_) => None,
     };
-    value.map(Some).ok_or(format!(
-        "{key} is not a size; models whose layers differ are not supported"
-    ))
+    value.map(Some).ok_or(format!("{key} is not a size; models whose layers differ are not supported"))
 }
 
 fn number(file: &Contents, key: &str) -> Result<Option<f32>, String> {
@@ -159,8 +128,7 @@ mod tests {
         let (head_dim, theta, factor) = (64, 500_000.0_f32, 32.0);
         let factors: Vec<f32> = (0..head_dim / 2)
             .map(|i| {
-                let wavelength =
-                    std::f32::consts::TAU * theta.powf(2.0 * i as f32 / head_dim as f32);
+                let wavelength = std::f32::consts::TAU * theta.powf(2.0 * i as f32 / head_dim as f32);
                 if wavelength < 2048.0 {
                     1.0
                 } else if wavelength > 8192.0 {
@@ -172,17 +140,7 @@ mod tests {
             })
             .collect();
         let found = llama3_scaling(&factors, head_dim, theta).unwrap();
-        assert!(
-            matches!(
-                found,
-                RopeScaling::Llama3 {
-                    factor: 32.0,
-                    original_max_position: 8192,
-                    ..
-                }
-            ),
-            "{found:?}"
-        );
+        assert!(matches!(found, RopeScaling::Llama3 { factor: 32.0, original_max_position: 8192, .. }), "{found:?}");
         let other: Vec<f32> = factors.iter().map(|f| f * 1.5).collect();
         assert!(llama3_scaling(&other, head_dim, theta).is_err());
     }

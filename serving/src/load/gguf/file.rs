@@ -40,10 +40,7 @@ impl GgufFile {
 
     fn place(&self, name: &str, shape: &[usize]) -> Result<Place> {
         let gguf_name = gguf_name(name).ok_or_else(|| missing(self, name))?;
-        let found = self
-            .contents
-            .shape(&gguf_name)
-            .ok_or_else(|| missing(self, &gguf_name))?;
+        let found = self.contents.shape(&gguf_name).ok_or_else(|| missing(self, &gguf_name))?;
         check_shape(self, &gguf_name, found, shape)?;
         self.contents.place(&gguf_name)
     }
@@ -62,23 +59,13 @@ impl TensorSource for GgufFile {
         } else if name.contains(".k_proj.") {
             self.config.kv_heads
         } else {
-            return Ok(HostTensor {
-                shape: shape.to_vec(),
-                dtype: place.dtype,
-                bytes,
-            });
+            return Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes });
         };
         let rows = shape.first().copied().unwrap_or(0);
         let bytes = separate_halves(&bytes, rows, heads).ok_or_else(|| {
-            self.contents.storage.error(format!(
-                "tensor {name:?} has {rows} rows, which {heads} heads cannot share"
-            ))
+            self.contents.storage.error(format!("tensor {name:?} has {rows} rows, which {heads} heads cannot share"))
         })?;
-        Ok(HostTensor {
-            shape: shape.to_vec(),
-            dtype: place.dtype,
-            bytes,
-        })
+        Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes })
     }
 }
 
@@ -88,9 +75,7 @@ impl WeightFiles for GgufFile {
     }
 
     fn digest(&self, hasher: &mut blake3::Hasher) -> Result<()> {
-        self.contents
-            .storage
-            .digest(hasher, self.contents.data_start)
+        self.contents.storage.digest(hasher, self.contents.data_start)
     }
 
     fn error(&self, reason: String) -> Error {
@@ -102,9 +87,7 @@ impl WeightFiles for GgufFile {
 /// every type, so they are moved as bytes.
 fn separate_halves(bytes: &[u8], rows: usize, heads: usize) -> Option<Vec<u8>> {
     let row_bytes = bytes.len().checked_div(rows)?;
-    let head_rows = rows
-        .checked_div(heads)
-        .filter(|head_rows| head_rows * heads == rows && head_rows % 2 == 0)?;
+    let head_rows = rows.checked_div(heads).filter(|head_rows| head_rows * heads == rows && head_rows % 2 == 0)?;
     let mut separated = Vec::with_capacity(bytes.len());
     for head in 0..heads {
         for half in 0..2 {
@@ -167,10 +150,7 @@ mod tests {
     impl Builder {
         /// The metadata of a model with one layer, 2 query heads, 1 key head, head size 4, hidden size 8.
         fn tiny() -> Self {
-            let mut builder = Builder {
-                pairs: vec![],
-                tensors: vec![],
-            };
+            let mut builder = Builder { pairs: vec![], tensors: vec![] };
             let mut name = 8_u32.to_le_bytes().to_vec();
             text(&mut name, "llama");
             builder.pairs.push(("general.architecture".into(), name));
@@ -182,10 +162,7 @@ mod tests {
                 ("attention.head_count", 2),
                 ("attention.head_count_kv", 1),
             ] {
-                builder.pairs.push((
-                    format!("llama.{key}"),
-                    [4_u32.to_le_bytes(), value.to_le_bytes()].concat(),
-                ));
+                builder.pairs.push((format!("llama.{key}"), [4_u32.to_le_bytes(), value.to_le_bytes()].concat()));
             }
             builder.floats("token_embd.weight", &[8, 3], &[0.0; 24]);
             builder
@@ -193,12 +170,8 @@ mod tests {
 
         /// Adds a tensor; dimensions are innermost first, as in the file.
         fn floats(&mut self, name: &str, dimensions: &[u64], values: &[f32]) {
-            let bytes = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            self.tensors
-                .push((name.into(), dimensions.to_vec(), 0, bytes));
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            self.tensors.push((name.into(), dimensions.to_vec(), 0, bytes));
         }
 
         fn bytes(&self) -> Vec<u8> {
@@ -235,10 +208,7 @@ mod tests {
     #[track_caller]
     fn check_refused(builder: &Builder, words: &str) {
         let error = builder.open().unwrap_err().to_string();
-        assert!(
-            error.contains(words) && error.contains("test.gguf"),
-            "{error}"
-        );
+        assert!(error.contains(words) && error.contains("test.gguf"), "{error}");
     }
 
     #[test]
@@ -246,23 +216,9 @@ mod tests {
         let mut builder = Builder::tiny();
         builder.floats("output_norm.weight", &[8], &[1.5; 8]);
         let file = builder.open().unwrap();
-        assert_eq!(
-            (
-                file.config().vocab_size,
-                file.config().head_dim,
-                file.config().tie_word_embeddings
-            ),
-            (3, 4, true)
-        );
+        assert_eq!((file.config().vocab_size, file.config().head_dim, file.config().tie_word_embeddings), (3, 4, true));
         let norm = file.read("model.norm.weight", &[8]).unwrap();
-        assert_eq!(
-            norm,
-            HostTensor {
-                shape: vec![8],
-                dtype: DType::F32,
-                bytes: [1.5_f32.to_le_bytes(); 8].concat()
-            }
-        );
+        assert_eq!(norm, HostTensor { shape: vec![8], dtype: DType::F32, bytes: [1.5_f32.to_le_bytes(); 8].concat() });
         assert!(!file.contains("lm_head.weight"));
         assert!(file.read("model.norm.weight", &[7]).is_err());
         assert!(file.read("nonsense", &[7]).is_err());
@@ -274,16 +230,9 @@ mod tests {
         // Each row holds its own number; a head has four rows.
         let rows: Vec<f32> = (0..8).flat_map(|row| [row as f32; 8]).collect();
         builder.floats("blk.0.attn_q.weight", &[8, 8], &rows);
-        let tensor = builder
-            .open()
-            .unwrap()
-            .read("model.layers.0.self_attn.q_proj.weight", &[8, 8])
-            .unwrap();
-        let first_of_row: Vec<f32> = tensor
-            .bytes
-            .chunks(32)
-            .map(|row| f32::from_le_bytes(row[..4].try_into().unwrap()))
-            .collect();
+        let tensor = builder.open().unwrap().read("model.layers.0.self_attn.q_proj.weight", &[8, 8]).unwrap();
+        let first_of_row: Vec<f32> =
+            tensor.bytes.chunks(32).map(|row| f32::from_le_bytes(row[..4].try_into().unwrap())).collect();
         assert_eq!(first_of_row, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
     }
 
@@ -304,19 +253,9 @@ mod tests {
         array.extend(2_u64.to_le_bytes());
         text(&mut array, "a");
         text(&mut array, "bc");
-        builder
-            .pairs
-            .insert(0, ("tokenizer.ggml.tokens".into(), array));
-        let numbers = [
-            &9_u32.to_le_bytes()[..],
-            &5_u32.to_le_bytes(),
-            &1_u64.to_le_bytes(),
-            &[7; 4],
-        ]
-        .concat();
-        builder
-            .pairs
-            .insert(0, ("tokenizer.ggml.token_type".into(), numbers));
+        builder.pairs.insert(0, ("tokenizer.ggml.tokens".into(), array));
+        let numbers = [&9_u32.to_le_bytes()[..], &5_u32.to_le_bytes(), &1_u64.to_le_bytes(), &[7; 4]].concat();
+        builder.pairs.insert(0, ("tokenizer.ggml.token_type".into(), numbers));
         assert!(builder.open().is_ok());
     }
 
@@ -328,45 +267,22 @@ mod tests {
 
         let mut builder = Builder::tiny();
         builder.pairs.pop();
-        builder
-            .pairs
-            .retain(|(key, _)| !key.contains("block_count"));
+        builder.pairs.retain(|(key, _)| !key.contains("block_count"));
         check_refused(&builder, "llama.block_count is missing");
 
         let mut builder = Builder::tiny();
-        builder
-            .tensors
-            .push(("output_norm.weight".into(), vec![256], 12, vec![0; 144]));
-        let error = builder
-            .open()
-            .unwrap()
-            .read("model.norm.weight", &[256])
-            .unwrap_err()
-            .to_string();
+        builder.tensors.push(("output_norm.weight".into(), vec![256], 12, vec![0; 144]));
+        let error = builder.open().unwrap().read("model.norm.weight", &[256]).unwrap_err().to_string();
         assert!(error.contains("llama-quantize"), "{error}");
 
         let mut builder = Builder::tiny();
-        builder
-            .tensors
-            .push(("output_norm.weight".into(), vec![u64::MAX, 8], 0, vec![]));
-        assert!(
-            builder
-                .open()
-                .unwrap()
-                .read("model.norm.weight", &[8, usize::MAX])
-                .is_err()
-        );
+        builder.tensors.push(("output_norm.weight".into(), vec![u64::MAX, 8], 0, vec![]));
+        assert!(builder.open().unwrap().read("model.norm.weight", &[8, usize::MAX]).is_err());
     }
 
     #[test]
     fn refuses_absurd_counts() {
-        for (place, value) in [
-            (8, u64::MAX),
-            (16, u64::MAX),
-            (8, 1 << 40),
-            (16, 1 << 40),
-            (24, u64::MAX),
-        ] {
+        for (place, value) in [(8, u64::MAX), (16, u64::MAX), (8, 1 << 40), (16, 1 << 40), (24, u64::MAX)] {
             let mut bytes = Builder::tiny().bytes();
             bytes[place..place + 8].copy_from_slice(&value.to_le_bytes());
             assert!(matches!(open(bytes), Err(Error::Weights { .. })), "{place}");
@@ -375,18 +291,8 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_gguf() {
-        for bytes in [
-            &b""[..],
-            b"GG",
-            b"GGUF",
-            b"GGML\x03\0\0\0",
-            b"GGUF\x01\0\0\0",
-            b"GGUF\0\0\0\x03",
-        ] {
-            assert!(
-                matches!(open(bytes.to_vec()), Err(Error::Weights { .. })),
-                "{bytes:?}"
-            );
+        for bytes in [&b""[..], b"GG", b"GGUF", b"GGML\x03\0\0\0", b"GGUF\x01\0\0\0", b"GGUF\0\0\0\x03"] {
+            assert!(matches!(open(bytes.to_vec()), Err(Error::Weights { .. })), "{bytes:?}");
         }
     }
 

@@ -56,31 +56,17 @@ pub(super) struct Place {
 impl Contents {
     /// Reads the header of a file.
     pub(super) fn parse(storage: Storage) -> Result<Self> {
-        let mut header = Header {
-            storage: &storage,
-            offset: 0,
-            buffer: Vec::new(),
-            at: 0,
-        };
+        let mut header = Header { storage: &storage, offset: 0, buffer: Vec::new(), at: 0 };
         let (metadata, tensors) = header.parse()?;
         let end = header.position();
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
-            Some(Meta::Unsigned(alignment))
-                if alignment.is_power_of_two() && *alignment <= 1 << 20 =>
-            {
-                *alignment
-            }
+            Some(Meta::Unsigned(alignment)) if alignment.is_power_of_two() && *alignment <= 1 << 20 => *alignment,
             Some(other) => {
                 return Err(storage.error(format!("the alignment is {other:?}; {DAMAGED}")));
             }
         };
-        Ok(Contents {
-            storage,
-            metadata,
-            tensors,
-            data_start: end.next_multiple_of(alignment),
-        })
+        Ok(Contents { storage, metadata, tensors, data_start: end.next_multiple_of(alignment) })
     }
 
     /// Returns a metadata value.
@@ -97,17 +83,10 @@ impl Contents {
     pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>> {
         let place = self.place(name)?;
         if place.dtype != DType::F32 {
-            return Err(self
-                .storage
-                .error(format!("tensor {name:?} is not F32; {DAMAGED}")));
+            return Err(self.storage.error(format!("tensor {name:?} is not F32; {DAMAGED}")));
         }
         let bytes = self.storage.read(place.offset, place.len)?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect())
+        Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     /// Finds the bytes of a tensor. Fails if the type is not supported or if they are not in the file.
@@ -126,32 +105,21 @@ impl Contents {
             }
         };
         let row = entry.shape.last().copied().unwrap_or(1);
-        let values = entry
-            .shape
-            .iter()
-            .try_fold(1_u64, |product, size| product.checked_mul(*size as u64));
-        let Some(len) = values
-            .filter(|_| row % block == 0)
-            .and_then(|n| (n / block as u64).checked_mul(block_bytes))
-        else {
-            return Err(self.storage.error(format!(
-                "tensor {name:?} has the impossible shape {:?}; {DAMAGED}",
-                entry.shape
-            )));
+        let values = entry.shape.iter().try_fold(1_u64, |product, size| product.checked_mul(*size as u64));
+        let Some(len) = values.filter(|_| row % block == 0).and_then(|n| (n / block as u64).checked_mul(block_bytes)) else {
+            return Err(self
+                .storage
+                .error(format!("tensor {name:?} has the impossible shape {:?}; {DAMAGED}", entry.shape)));
         };
         let offset = self.data_start.saturating_add(entry.offset);
         if offset.saturating_add(len) > self.storage.len() {
-            return Err(self.storage.error(format!(
-                "tensor {name:?} lies beyond the end of the file: fetch it again"
-            )));
+            return Err(self.storage.error(format!("tensor {name:?} lies beyond the end of the file: fetch it again")));
         }
         Ok(Place { dtype, offset, len })
     }
 
     fn missing(&self, name: &str) -> Error {
-        self.storage.error(format!(
-            "tensor {name:?} is missing: the file is incomplete or of another architecture"
-        ))
+        self.storage.error(format!("tensor {name:?} is missing: the file is incomplete or of another architecture"))
     }
 }
 
@@ -171,15 +139,11 @@ struct Header<'a> {
 impl Header<'_> {
     fn parse(&mut self) -> Result<(HashMap<String, Meta>, HashMap<String, Entry>)> {
         if self.take(4)? != b"GGUF" {
-            return Err(self
-                .storage
-                .error("the file does not begin with GGUF: it is no GGUF file"));
+            return Err(self.storage.error("the file does not begin with GGUF: it is no GGUF file"));
         }
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
-            return Err(self.storage.error(format!(
-                "GGUF version {version} is not supported, versions 2 and 3 are"
-            )));
+            return Err(self.storage.error(format!("GGUF version {version} is not supported, versions 2 and 3 are")));
         }
         // A tensor takes at least 32 bytes of the header and a pair 13: larger counts cannot be true.
         let tensor_count = self.count(32)?;
@@ -202,24 +166,17 @@ impl Header<'_> {
     fn entry(&mut self) -> Result<Entry> {
         let dimensions = self.u32()?;
         if dimensions > DIMENSIONS_MAX {
-            return Err(self
-                .storage
-                .error(format!("a tensor has {dimensions} dimensions; {DAMAGED}")));
+            return Err(self.storage.error(format!("a tensor has {dimensions} dimensions; {DAMAGED}")));
         }
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = self.u64()?;
-            shape.push(usize::try_from(size).map_err(|_| {
-                self.storage
-                    .error(format!("a tensor has size {size}; {DAMAGED}"))
-            })?);
+            shape.push(
+                usize::try_from(size).map_err(|_| self.storage.error(format!("a tensor has size {size}; {DAMAGED}")))?,
+            );
         }
         shape.reverse();
-        Ok(Entry {
-            shape,
-            kind: self.u32()?,
-            offset: self.u64()?,
-        })
+        Ok(Entry { shape, kind: self.u32()?, offset: self.u64()? })
     }
 
     fn value(&mut self, kind: u32) -> Result<Meta> {
@@ -238,9 +195,7 @@ impl Header<'_> {
             11 => Meta::Signed(i64::from_le_bytes(self.array()?)),
             12 => Meta::Float(f64::from_le_bytes(self.array()?)),
             other => {
-                return Err(self
-                    .storage
-                    .error(format!("a metadata value has type {other}; {DAMAGED}")));
+                return Err(self.storage.error(format!("a metadata value has type {other}; {DAMAGED}")));
             }
         })
     }
@@ -251,9 +206,7 @@ impl Header<'_> {
             self.skip(len)?;
             return Ok(Meta::Skipped);
         }
-        Ok(Meta::Text(
-            String::from_utf8_lossy(self.take(len)?).into_owned(),
-        ))
+        Ok(Meta::Text(String::from_utf8_lossy(self.take(len)?).into_owned()))
     }
 
     fn skip_array(&mut self) -> Result<Meta> {
@@ -271,9 +224,7 @@ impl Header<'_> {
                 return Ok(Meta::Skipped);
             }
             other => {
-                return Err(self.storage.error(format!(
-                    "a metadata array has elements of type {other}; {DAMAGED}"
-                )));
+                return Err(self.storage.error(format!("a metadata array has elements of type {other}; {DAMAGED}")));
             }
         };
         let count = self.count(size)?;
@@ -287,18 +238,16 @@ impl Header<'_> {
         let left = self.storage.len() - self.position();
         match count.checked_mul(size) {
             Some(bytes) if bytes <= left => Ok(count),
-            _ => Err(self.storage.error(format!(
-                "the header claims {count} entries in {left} bytes: it is damaged or truncated"
-            ))),
+            _ => Err(self
+                .storage
+                .error(format!("the header claims {count} entries in {left} bytes: it is damaged or truncated"))),
         }
     }
 
     fn text(&mut self) -> Result<String> {
         let len = self.count(1)?;
         if len > TEXT_MAX {
-            return Err(self
-                .storage
-                .error(format!("a name has {len} bytes; {DAMAGED}")));
+            return Err(self.storage.error(format!("a name has {len} bytes; {DAMAGED}")));
         }
         Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
     }
@@ -323,9 +272,7 @@ impl Header<'_> {
         if self.buffer.len() - self.at < len {
             self.offset = self.position();
             let left = self.storage.len() - self.offset;
-            self.buffer = self
-                .storage
-                .read(self.offset, left.min(CHUNK).max(len as u64))?;
+            self.buffer = self.storage.read(self.offset, left.min(CHUNK).max(len as u64))?;
             self.at = 0;
         }
         self.at += len;
@@ -334,14 +281,8 @@ impl Header<'_> {
 
     /// Passes over bytes; the caller has checked that they are in the file.
     fn skip(&mut self, len: u64) -> Result<()> {
-        let target = self
-            .position()
-            .checked_add(len)
-            .filter(|target| *target <= self.storage.len());
-        let target = target.ok_or_else(|| {
-            self.storage
-                .error(format!("the header ends early; {DAMAGED}"))
-        })?;
+        let target = self.position().checked_add(len).filter(|target| *target <= self.storage.len());
+        let target = target.ok_or_else(|| self.storage.error(format!("the header ends early; {DAMAGED}")))?;
         match usize::try_from(target - self.offset) {
             Ok(at) if at <= self.buffer.len() => self.at = at,
             _ => (self.offset, self.buffer, self.at) = (target, Vec::new(), 0),
