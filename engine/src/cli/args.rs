@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use super::bench::BenchArgs;
 use super::output::Format;
 
 /// A SQL engine for tables that a language model has to read.
@@ -83,6 +84,8 @@ impl Args {
 pub(crate) enum Command {
     /// Ask the default model about 240 product reviews, with and without Refrain's optimisations
     Demo(DemoArgs),
+    /// Measure one query over a table of films under several settings
+    Bench(BenchArgs),
 }
 
 /// Options of `refrain demo`.

@@ -37,7 +37,11 @@ pub(crate) fn table_names(ctx: &SessionContext) -> Vec<TableName> {
         for schema in provider.schema_names().into_iter().filter(|schema| schema != "information_schema") {
             let mut tables = provider.schema(&schema).map_or_else(Vec::new, |provider| provider.table_names());
             tables.sort_unstable();
-            names.extend(tables.into_iter().map(|table| TableName { catalog: catalog.clone(), schema: schema.clone(), table }));
+            names.extend(tables.into_iter().map(|table| TableName {
+                catalog: catalog.clone(),
+                schema: schema.clone(),
+                table,
+            }));
         }
     }
     names

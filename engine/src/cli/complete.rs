@@ -194,7 +194,9 @@ impl Vocabulary {
         let word = &line[start..];
         let names = |names: &[String]| starting_with(word, names.iter().cloned());
         let found = match command {
-            "\\mode" | ".mode" => starting_with(word, Format::value_variants().iter().map(|format| format.name().to_owned())),
+            "\\mode" | ".mode" => {
+                starting_with(word, Format::value_variants().iter().map(|format| format.name().to_owned()))
+            }
             "\\d" | ".schema" => starting_with(word, self.tables.iter().map(|table| table.name.clone())),
             "\\model" => names(&self.models),
             "\\set" => names(&self.settings),

@@ -19,7 +19,8 @@ FROM reviews
 WHERE ai_filter('Is the review negative?', product, category, description, review)";
 
 /// Settings under which every row is asked on its own, in the order of the table.
-const BASELINE: [(&str, &str); 3] = [("refrain.reorder", "none"), ("refrain.dedup", "off"), ("refrain.prefix_cache", "false")];
+const BASELINE: [(&str, &str); 3] =
+    [("refrain.reorder", "none"), ("refrain.dedup", "off"), ("refrain.prefix_cache", "false")];
 
 /// A query that loads the model and asks nothing of the demonstration's own.
 const WARM_UP: &str = "SELECT ai_sentiment(review) FROM reviews LIMIT 1";
@@ -115,7 +116,7 @@ mod tests {
 
     #[test]
     fn both_runs_stand_side_by_side() {
-        let expected = "                               Refrain  all of it off
+        let expected = "                               Refrain   all of it off
   model calls                      200             240
   saved by dedup                    40               0
   prompt tokens                 50 000          60 000

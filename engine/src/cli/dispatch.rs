@@ -156,13 +156,15 @@ impl Session {
             }
             Command::MaxRows(limit) => {
                 view.max_rows = limit.unwrap_or(view.max_rows);
-                view.max_rows.map_or_else(|| "all rows are shown".to_owned(), |rows| format!("at most {rows} rows are shown"))
+                view.max_rows
+                    .map_or_else(|| "all rows are shown".to_owned(), |rows| format!("at most {rows} rows are shown"))
             }
             Command::NullValue(text) => {
                 view.null = text;
-                view.null
-                    .as_ref()
-                    .map_or_else(|| "NULL is shown by the format's rule".to_owned(), |text| format!("NULL is shown as {text:?}"))
+                view.null.as_ref().map_or_else(
+                    || "NULL is shown by the format's rule".to_owned(),
+                    |text| format!("NULL is shown as {text:?}"),
+                )
             }
             _ => return,
         };

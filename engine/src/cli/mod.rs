@@ -15,9 +15,10 @@
 //! | [`output`] | formats, and the place results go to |
 //! | [`progress`], [`closing`], [`numbers`] | what is said about a query on standard error |
 //! | [`interrupt`] | Ctrl-C |
-//! | [`demo`] | `refrain demo` |
+//! | [`demo`], [`bench`] | `refrain demo`, `refrain bench` |
 
 mod args;
+mod bench;
 mod catalog;
 mod closing;
 mod commands;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::args::{Args, Command};
+use super::bench;
 use super::catalog;
 use super::demo;
 use super::dispatch::{self, Flow};
@@ -37,8 +38,10 @@ async fn run_inner(args: &Args) -> Outcome<()> {
     let interactive = args.command.is_none() && !has_script && io::stdin().is_terminal();
     let mut session = Session::open(args, interactive, interrupts).await?;
     apply_settings(&session, args).await?;
-    if let Some(Command::Demo(options)) = &args.command {
-        return demo::run(&mut session, options.seed).await;
+    match &args.command {
+        Some(Command::Demo(options)) => return demo::run(&mut session, options.seed).await,
+        Some(Command::Bench(options)) => return bench::run(&mut session, options).await,
+        None => {}
     }
     if run_init(&mut session, args).await? == Flow::Quit {
         return Ok(());

@@ -23,7 +23,11 @@ pub(crate) struct ProgressLines {
 impl ProgressLines {
     /// Lines of a query that starts now.
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), target: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), lines: Vec::new() }
+        Self {
+            started: Instant::now(),
+            target: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
+            lines: Vec::new(),
+        }
     }
 
     /// Draws the state of each node, once the query has taken a while.

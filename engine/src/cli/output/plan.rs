@@ -47,7 +47,8 @@ mod tests {
     #[test]
     fn plans_keep_their_lines() {
         let text = |text: &str| Arc::new(StringArray::from(vec![text.to_owned()])) as ArrayRef;
-        let batch = RecordBatch::try_from_iter([("plan_type", text("logical_plan")), ("plan", text("Limit\n  Scan\n"))]).unwrap();
+        let batch =
+            RecordBatch::try_from_iter([("plan_type", text("logical_plan")), ("plan", text("Limit\n  Scan\n"))]).unwrap();
         let layout = Layout { width: Some(20), ..Layout::default() };
         assert_eq!(written(Format::Table, layout, &[batch]).0, "── logical_plan\nLimit\n  Scan\n\n");
     }
