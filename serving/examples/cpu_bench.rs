@@ -32,7 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{threads} threads; fused multiply-adds in registers: {roof:.0} GFLOP/s\n");
 
     println!("matrix product  n x k |     m = 1 |     m = 8 |    m = 64 |   m = 512   GFLOP/s (of the peak)");
-    for (name, n, k) in [("qkv", 768, 512), ("output", 512, 512), ("gate_up", 2048, 512), ("down", 512, 1024), ("head", 16384, 512)] {
+    for (name, n, k) in
+        [("qkv", 768, 512), ("output", 512, 512), ("gate_up", 2048, 512), ("down", 512, 1024), ("head", 16384, 512)]
+    {
         let cells = [1, 8, 64, 512].map(|m| {
             let mut product = bench::Product::new(m, n, k);
             let rate = 2.0 * (m * n * k) as f64 / pool.install(|| best(|| product.run())).as_secs_f64() / 1e9;
@@ -45,9 +47,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut device = CpuDevice::new(&config, &RandomTensors, CpuOptions { threads: Some(threads), kv_bytes: 512 << 20 })?;
     let floor = |tokens: usize| tokens as f64 * 2.0 * projections(&config) / (roof * 1e9);
     println!("\npass                                        |       ms | tokens/s | of the floor");
-    for (rows, tokens, context) in
-        [(1, 512, 0), (4, 512, 0), (16, 128, 0), (1, 2048, 0), (1, 512, 1536), (1, 1, 512), (8, 1, 512), (64, 1, 512), (256, 1, 128)]
-    {
+    for (rows, tokens, context) in [
+        (1, 512, 0),
+        (4, 512, 0),
+        (16, 128, 0),
+        (1, 2048, 0),
+        (1, 512, 1536),
+        (1, 1, 512),
+        (8, 1, 512),
+        (64, 1, 512),
+        (256, 1, 128),
+    ] {
         let plan = plan(rows, tokens, context);
         let time = best(|| step(&mut device, &plan)).as_secs_f64();
         let name = format!("{rows} rows x {tokens} tokens after {context}");

@@ -3,6 +3,7 @@
 //!
 //! The bundled 8-bit models are always tested. The bf16 folders `mini` and `mini-draft` are tested where the variable
 //! `REFRAIN_MODELS`, or `../shared/models` beside the workspace, leads to them.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::path::{Path, PathBuf};
 

@@ -90,7 +90,10 @@ impl WithSimd for Task<'_> {
             let walk = Walk { simd, inputs, kv_head, pages };
             let lane = |i: usize| {
                 let (query, head) = (queries[i / group], kv_head * group + i % group);
-                Lane { q: &inputs.q[query.token as usize * inputs.stride + head * dim..][..dim], visible: query.position as usize + 1 }
+                Lane {
+                    q: &inputs.q[query.token as usize * inputs.stride + head * dim..][..dim],
+                    visible: query.position as usize + 1,
+                }
             };
             let lanes = queries.len() * group;
             let (mine, rest) = out.split_at_mut(lanes * dim);
@@ -154,7 +157,12 @@ impl<S: Simd> Walk<'_, S> {
     /// Adds one page, of whose keys lane `i` sees the first `seen[i]`.
     #[inline(always)]
     fn walk_page<const R: usize>(
-        self, q: &[[f32; R]], page: Page<'_>, seen: [usize; R], running: &mut Running<R>, sums: &mut [[f32; HEAD_DIM_MAX]; R],
+        self,
+        q: &[[f32; R]],
+        page: Page<'_>,
+        seen: [usize; R],
+        running: &mut Running<R>,
+        sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) {
         let mut scores = [[0.0; PAGE_TOKENS]; R];
         self.score(q, page.keys, &mut scores);
@@ -213,8 +221,14 @@ impl<S: Simd> Walk<'_, S> {
     }
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "iterating would make the vectors live in memory instead of registers")]
     fn add_vectors<const R: usize, const V: usize>(
-        self, weights: &[[f32; R]], values: &[f32], stride: usize, first: usize, sums: &mut [[f32; HEAD_DIM_MAX]; R],
+        self,
+        weights: &[[f32; R]],
+        values: &[f32],
+        stride: usize,
+        first: usize,
+        sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) -> usize {
         let mut vectors = [[self.simd.splat_f32s(0.0); V]; R];
         for i in 0..R {
@@ -278,7 +292,8 @@ mod tests {
         let pages = len.div_ceil(PAGE_TOKENS) as u32;
         // Pages lie in reverse order, and what lies after the row's end is not a number.
         let page = |position: usize| PageId(pages - 1 - (position / PAGE_TOKENS) as u32);
-        let write = |token: usize, at: usize| KvWrite { token: token as u32, page: page(at), offset: (at % PAGE_TOKENS) as u32 };
+        let write =
+            |token: usize, at: usize| KvWrite { token: token as u32, page: page(at), offset: (at % PAGE_TOKENS) as u32 };
         let poison: Vec<_> = (len..len.next_multiple_of(PAGE_TOKENS)).map(|at| write(0, at)).collect();
         kv.write(0, &poison, &vec![f32::NAN; stride], stride, 2 * group * dim);
         kv.write(0, &(0..len).map(|at| write(at, at)).collect::<Vec<_>>(), &x, stride, 2 * group * dim);
@@ -298,13 +313,15 @@ mod tests {
             for query in from..len {
                 for head in kv_head * group..(kv_head + 1) * group {
                     let score = |key: usize| {
-                        (0..dim).map(|d| at(query, head, d) * at(key, 2 * group + kv_head, d)).sum::<f64>() / (dim as f64).sqrt()
+                        (0..dim).map(|d| at(query, head, d) * at(key, 2 * group + kv_head, d)).sum::<f64>()
+                            / (dim as f64).sqrt()
                     };
                     let scores: Vec<f64> = (0..=query).map(score).collect();
                     let max = scores.iter().copied().fold(f64::MIN, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    let value = |d: usize| (0..=query).map(|key| weights[key] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>();
+                    let value =
+                        |d: usize| (0..=query).map(|key| weights[key] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>();
                     naive.extend((0..dim).map(|d| value(d) / total));
                 }
             }

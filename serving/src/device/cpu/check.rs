@@ -45,14 +45,18 @@ pub(super) fn check_copies(copies: &[PageCopy], limits: Limits) -> Result<()> {
 
 /// Fails if a token is not of the vocabulary.
 pub(super) fn check_token(token: TokenId, limits: Limits) -> Result<()> {
-    ensure((token as usize) < limits.vocabulary, || format!("token {token} is outside a vocabulary of {}", limits.vocabulary))
+    ensure((token as usize) < limits.vocabulary, || {
+        format!("token {token} is outside a vocabulary of {}", limits.vocabulary)
+    })
 }
 
 fn check_rows(rows: &[RowSpan], positions: &[u32], tables: usize) -> Result<()> {
     let mut covered = 0;
     for row in rows {
         let RowSpan { tokens, pages } = row;
-        ensure(tokens.start == covered && tokens.start <= tokens.end, || format!("{row:?} leaves a gap after token {covered}"))?;
+        ensure(tokens.start == covered && tokens.start <= tokens.end, || {
+            format!("{row:?} leaves a gap after token {covered}")
+        })?;
         ensure(inside(tokens, positions.len()), || format!("{row:?} ends after {} tokens", positions.len()))?;
         ensure(inside(pages, tables), || format!("{row:?} ends after {tables} block table entries"))?;
         covered = tokens.end;
@@ -71,7 +75,9 @@ fn check_writes(writes: &[KvWrite], positions: &[u32], limits: Limits) -> Result
     for write in writes {
         check_page(write.page, limits)?;
         let position = positions.get(write.token as usize);
-        ensure(position.is_some_and(|&at| at % PAGE_TOKENS as u32 == write.offset), || format!("{write:?} misses its token"))?;
+        ensure(position.is_some_and(|&at| at % PAGE_TOKENS as u32 == write.offset), || {
+            format!("{write:?} misses its token")
+        })?;
         written[write.token as usize] = true;
     }
     match written.iter().position(|written| !written) {
@@ -93,7 +99,9 @@ fn check_sample(sample: &SampleRow, plan: &StepPlan, candidates: &[TokenId], mas
         }
         Allowed::Mask(range) => {
             let words = limits.vocabulary.div_ceil(32);
-            ensure(inside(range, masks.len()) && range.len() == words, || format!("no mask of {words} words lies at {range:?}"))?;
+            ensure(inside(range, masks.len()) && range.len() == words, || {
+                format!("no mask of {words} words lies at {range:?}")
+            })?;
             let mask = &masks[range.start as usize..range.end as usize];
             let any = (0..limits.vocabulary).any(|token| mask[token / 32] >> (token % 32) & 1 == 1);
             ensure(any, || format!("the mask at {range:?} allows no token"))
@@ -155,7 +163,8 @@ mod tests {
     fn check(change: impl FnOnce(&mut StepPlan), fault: &str) {
         let mut plan = sound();
         change(&mut plan);
-        let error = check_plan(&plan, Limits { pages: 2, vocabulary: 40 }).map_or_else(|error| error.to_string(), |()| "sound".into());
+        let error = check_plan(&plan, Limits { pages: 2, vocabulary: 40 })
+            .map_or_else(|error| error.to_string(), |()| "sound".into());
         assert!(error.contains(fault), "{error}");
     }
 

@@ -284,9 +284,11 @@ mod tests {
             plan.masks = vec![0; config.vocab_size.div_ceil(32)];
             allowed.iter().for_each(|&token| plan.masks[token as usize / 32] |= 1 << (token % 32));
             let words = plan.masks.len() as u32;
-            for (choice, top) in
-                [(Allowed::Candidates(0..allowed.len() as u32), 0), (Allowed::Candidates(0..allowed.len() as u32), 3), (Allowed::Mask(0..words), 2)]
-            {
+            for (choice, top) in [
+                (Allowed::Candidates(0..allowed.len() as u32), 0),
+                (Allowed::Candidates(0..allowed.len() as u32), 3),
+                (Allowed::Mask(0..words), 2),
+            ] {
                 let sampled = |temperature: f32, plan: &mut StepPlan| {
                     plan.sample[0].sampling = Sampling { temperature, seed: 11, ..Sampling::GREEDY };
                     (plan.sample[0].allowed, plan.sample[0].top_logits) = (choice.clone(), top);
@@ -339,7 +341,11 @@ mod tests {
             let copy = PageCopy { from: PageId(1), to: PageId(page), tokens: 5 };
             let mut plan = StepPlan::default();
             add_row(&mut plan, &second, prefix.len(), &[PageId(0), PageId(page), PageId(page + 1)], vocabulary);
-            if page == 8 { plan.copies.push(copy) } else { device.copy(&[copy]).unwrap() }
+            if page == 8 {
+                plan.copies.push(copy)
+            } else {
+                device.copy(&[copy]).unwrap()
+            }
             assert_eq!(bits(&run(&mut device, &plan).top_logits[0]), expected[1]);
         }
     }

@@ -10,11 +10,15 @@
 //! for all rows of the task; sums are put down and taken up again between pieces, which does not change their bits.
 //! With many rows each task takes a block of rows, with few rows a group of panels.
 //!
-//! **Why not the `gemm` crate.** Its 0.19 release is not invariant (m = 1 takes another kernel and gives other bits, and its
-//! blocking of `k` is its own affair), its entry point is `unsafe`, which this crate denies, and it packs weights anew each
-//! call. Measured on two Sapphire Rapids cores (roof 216 GFLOP/s each), n = 1024, k = 512, GFLOP/s of both cores, crate
-//! against this file's kernel: m = 8: 14 against 91; m = 64: 106 against 257; m = 512: 157 against 263. Alone on one core the
-//! kernel reaches 79 to 84 % of the roof at m = 96; 8x48 and 6x64 tiles were no better, KC = 256 was best of 128, 256, 512, k.
+//! **Why not the `gemm` crate.** Its 0.19 release is not invariant: of m = 1 to 39 and some up to 599, m = 1 gave other bits
+//! than the same row within m = 600, in each of five shapes, as it takes another kernel there; how it blocks `k` is its own
+//! affair. Its entry point is `unsafe`, which this crate denies, and it packs the weights at every call, which costs most where
+//! m is small: at m = 8 it reached 14 to 40 GFLOP/s on four shapes of the default model, this kernel 82 to 199. At m = 512 the
+//! two were not told apart: both reached 260 to 300 in some shape, on two Sapphire Rapids cores shared with other work.
+//!
+//! **Speed.** On one such core (roof 216 GFLOP/s) the product reaches 69 to 77 % of the roof for the default model's layers at
+//! m = 64 and 512 (examples/cpu_bench.rs), its inner loop alone 82 to 84 % at m = 96. Tiles of 8x48 and 6x64 were no better than
+//! 12x32, and KC = 256 was best of 128, 256, 512 and all of k.
 
 use std::ops::Range;
 
@@ -191,20 +195,20 @@ fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
 
 /// Calls a function that is generic over the height of a tile.
 macro_rules! with_height {
-    ($height:expr, $function:ident :: <$simd:ty>, $arguments:tt) => {
+    ($height:expr, $function:ident $(for $simd:ty)?, $arguments:tt) => {
         match $height {
-            1 => $function::<$simd, 1> $arguments,
-            2 => $function::<$simd, 2> $arguments,
-            3 => $function::<$simd, 3> $arguments,
-            4 => $function::<$simd, 4> $arguments,
-            5 => $function::<$simd, 5> $arguments,
-            6 => $function::<$simd, 6> $arguments,
-            7 => $function::<$simd, 7> $arguments,
-            8 => $function::<$simd, 8> $arguments,
-            9 => $function::<$simd, 9> $arguments,
-            10 => $function::<$simd, 10> $arguments,
-            11 => $function::<$simd, 11> $arguments,
-            _ => $function::<$simd, TILE_ROWS_MAX> $arguments,
+            1 => $function::<$($simd,)? 1> $arguments,
+            2 => $function::<$($simd,)? 2> $arguments,
+            3 => $function::<$($simd,)? 3> $arguments,
+            4 => $function::<$($simd,)? 4> $arguments,
+            5 => $function::<$($simd,)? 5> $arguments,
+            6 => $function::<$($simd,)? 6> $arguments,
+            7 => $function::<$($simd,)? 7> $arguments,
+            8 => $function::<$($simd,)? 8> $arguments,
+            9 => $function::<$($simd,)? 9> $arguments,
+            10 => $function::<$($simd,)? 10> $arguments,
+            11 => $function::<$($simd,)? 11> $arguments,
+            _ => $function::<$($simd,)? TILE_ROWS_MAX> $arguments,
         }
     };
 }
@@ -223,13 +227,13 @@ impl WithSimd for Pack<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         for (first, height) in tiles::<S>(self.a.len() / self.k) {
             let range = first * self.k..(first + height) * self.k;
-            with_height!(height, pack_tile::<S>, (&self.a[range.clone()], self.k, &mut self.packed[range]));
+            with_height!(height, pack_tile, (&self.a[range.clone()], self.k, &mut self.packed[range]));
         }
     }
 }
 
 #[inline(always)]
-fn pack_tile<S: Simd, const M: usize>(a: &[f32], k: usize, packed: &mut [f32]) {
+fn pack_tile<const M: usize>(a: &[f32], k: usize, packed: &mut [f32]) {
     let rows: [&[f32]; M] = std::array::from_fn(|i| &a[i * k..(i + 1) * k]);
     for (step, column) in packed.as_chunks_mut::<M>().0.iter_mut().enumerate().take(k) {
         for (value, row) in column.iter_mut().zip(rows) {
@@ -268,7 +272,7 @@ impl WithSimd for Multiply<'_> {
                 for (first, height) in tiles.clone() {
                     let a = &packed[first * k + from * height..first * k + to * height];
                     let out = &mut out[first * stride + column..];
-                    with_height!(height, tile::<S>, (simd, a, b, out, stride, width, resume));
+                    with_height!(height, tile for S, (simd, a, b, out, stride, width, resume));
                 }
             }
         }
@@ -277,9 +281,7 @@ impl WithSimd for Multiply<'_> {
 
 /// Adds `a` [steps][M] times `b` [steps][panel] to M rows of `out`, or overwrites them unless `resume`.
 #[inline(always)]
-fn tile<S: Simd, const M: usize>(
-    simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, width: usize, resume: bool,
-) {
+fn tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, width: usize, resume: bool) {
     let panel = PANEL_VECTORS * S::F32_LANES;
     if width < panel {
         let mut edge = [0.0; TILE_ROWS_MAX * PANEL_MAX];
@@ -296,6 +298,7 @@ fn tile<S: Simd, const M: usize>(
 }
 
 #[inline(always)]
+#[allow(clippy::manual_memcpy, reason = "a slice of the sums would make them live in memory instead of registers")]
 fn full_tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, resume: bool) {
     let mut sums = [[simd.splat_f32s(0.0); PANEL_VECTORS]; M];
     if resume {
@@ -321,7 +324,11 @@ fn full_tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [
 /// Sums are passed by value, and nothing in the loop can panic: otherwise the compiler stores all of them at every step.
 #[inline(always)]
 pub(super) fn multiply_add<S: Simd, const M: usize, const V: usize>(
-    simd: S, a: &[[f32; M]], b: &[S::f32s], stride: usize, mut sums: [[S::f32s; V]; M],
+    simd: S,
+    a: &[[f32; M]],
+    b: &[S::f32s],
+    stride: usize,
+    mut sums: [[S::f32s; V]; M],
 ) -> [[S::f32s; V]; M] {
     for (a, b) in a.iter().zip(b.chunks(stride)) {
         let Some(b) = b.first_chunk::<V>() else { break };
@@ -374,7 +381,8 @@ mod tests {
     #[test]
     fn every_output_is_one_chain_of_fused_multiply_adds() {
         for arch in [Arch::new(), Arch::Scalar] {
-            for (m, n, k) in [(1, 1, 1), (1, 33, 7), (5, 64, 300), (13, 40, 257), (24, 7, 64), (61, 95, 31), (200, 70, 600)] {
+            for (m, n, k) in [(1, 1, 1), (1, 33, 7), (5, 64, 300), (13, 40, 257), (24, 7, 64), (61, 95, 31), (200, 70, 600)]
+            {
                 check(arch, 2, m, n, k, Start::Zero);
                 check(arch, 3, m, n, k, Start::Out);
             }

@@ -101,7 +101,9 @@ fn pick(plan: &StepPlan, sample: &SampleRow, tokens: Option<&[TokenId]>, logits:
         (_, Some(tokens)) => tokens.iter().copied().zip(logits.iter().copied()).collect(),
         (Allowed::All, None) if sample.sampling.temperature == 0.0 => largest(logits).into_iter().collect(),
         (Allowed::All, None) => all().collect(),
-        (Allowed::Candidates(_), None) => candidates(plan, sample).iter().map(|&token| (token, logits[token as usize])).collect(),
+        (Allowed::Candidates(_), None) => {
+            candidates(plan, sample).iter().map(|&token| (token, logits[token as usize])).collect()
+        }
         (Allowed::Mask(range), None) => {
             let mask = &plan.masks[range.start as usize..range.end as usize];
             all().filter(|&(token, _)| mask[token as usize / 32] >> (token % 32) & 1 == 1).collect()

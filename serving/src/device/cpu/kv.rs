@@ -47,7 +47,8 @@ impl KvPool {
                 "a KV budget of {bytes} bytes holds no page of {page_bytes} bytes; raise the KV budget"
             )));
         }
-        let slabs = (0..config.layers * kv_heads).map(|_| slab(pages as usize * page_floats, bytes)).collect::<Result<_>>()?;
+        let slabs =
+            (0..config.layers * kv_heads).map(|_| slab(pages as usize * page_floats, bytes)).collect::<Result<_>>()?;
         Ok(KvPool { slabs, kv_heads, head_dim, spec: PoolSpec { pages, page_bytes } })
     }
 

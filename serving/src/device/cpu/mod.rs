@@ -2,22 +2,23 @@
 //!
 //! **Batch invariance.** The logits of a token are the same bits whatever else is in the step, however its prompt was cut into
 //! chunks, and on however many threads. Two rules give this: every output of a matrix product is one chain of fused
-//! multiply-adds over `k` in ascending order ([`gemm`]), and every query attends by itself, page after page from the first
-//! position ([`attention`]). Everything else works on one token at a time.
+//! multiply-adds over `k` in ascending order (`gemm`), and every query attends by itself, page after page from the first
+//! position (`attention`). Everything else works on one token at a time.
 //!
 //! | file | what it is |
 //! |---|---|
-//! | [`device`] | `CpuDevice`: launch, poll, copy |
-//! | [`check`] | validates a plan before anything runs |
-//! | [`forward`] | the pass: layers in order, over reused buffers |
-//! | [`head`] | logits where tokens are chosen |
-//! | [`sampler`] | choosing a token from logits |
-//! | [`weights`] | tensors into panels, embedding rows |
-//! | [`kv`] | the page pool: layout, writes, copies |
-//! | [`attention`] | paged causal attention |
-//! | [`gemm`] | packed matrices and their product |
-//! | [`rmsnorm`], [`rope`], [`swiglu`], [`exp`] | small kernels |
-//! | [`rows`], [`aligned`] | splitting rows over threads; aligned buffers |
+//! | `device` | `CpuDevice`: launch, poll, copy |
+//! | `check` | validates a plan before anything runs |
+//! | `forward` | the pass: layers in order, over reused buffers |
+//! | `head` | logits where tokens are chosen |
+//! | `sampler` | choosing a token from logits |
+//! | `weights` | tensors into panels, embedding rows |
+//! | `kv` | the page pool: layout, writes, copies |
+//! | `attention` | paged causal attention |
+//! | `gemm` | packed matrices and their product |
+//! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
+//! | `bench` | one matrix product, for examples/cpu_bench.rs |
+//! | `rows`, `aligned` | splitting rows over threads; aligned buffers |
 
 mod aligned;
 mod attention;

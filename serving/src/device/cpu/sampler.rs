@@ -26,7 +26,8 @@ pub(super) fn choose(scored: &mut Vec<Scored>, sampling: &Sampling, draw: u32) -
     if sampling.top_k > 0 {
         keep_largest(scored, sampling.top_k as usize);
     }
-    let weight = |logit: f32| if logit.is_nan() { 0.0 } else { (f64::from(logit - max) / f64::from(sampling.temperature)).exp() };
+    let weight =
+        |logit: f32| if logit.is_nan() { 0.0 } else { (f64::from(logit - max) / f64::from(sampling.temperature)).exp() };
     if sampling.top_p < 1.0 {
         keep_largest(scored, usize::MAX);
         let target = f64::from(sampling.top_p) * scored.iter().map(|&(_, logit)| weight(logit)).sum::<f64>();

@@ -68,7 +68,9 @@ impl Weights {
         };
         Ok(Weights {
             embedding,
-            layers: (0..config.layers).map(|layer| LayerWeights::load(arch, config, source, layer)).collect::<Result<_>>()?,
+            layers: (0..config.layers)
+                .map(|layer| LayerWeights::load(arch, config, source, layer))
+                .collect::<Result<_>>()?,
             final_norm: read_vector(source, "model.norm.weight", hidden)?,
             head,
         })
@@ -169,8 +171,12 @@ fn check_bytes(name: &str, tensor: &HostTensor, rows: usize, width: usize) -> Re
 fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         DType::F32 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f32::from_le_bytes(bytes)),
-        DType::F16 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f16::from_le_bytes(bytes).to_f32()),
-        DType::BF16 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = bf16::from_le_bytes(bytes).to_f32()),
+        DType::F16 => {
+            bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f16::from_le_bytes(bytes).to_f32())
+        }
+        DType::BF16 => {
+            bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = bf16::from_le_bytes(bytes).to_f32())
+        }
         DType::Q8_0 => {
             let blocks = bytes.as_chunks::<Q8_BLOCK_BYTES>().0;
             for ([low, high, quants @ ..], out) in blocks.iter().zip(out.as_chunks_mut::<Q8_BLOCK>().0) {
@@ -191,7 +197,9 @@ fn check_config(config: &ModelConfig) -> Result<()> {
         return Err(Error::Invalid(format!("{heads} query heads cannot share {kv_heads} KV heads evenly")));
     }
     if head_dim % 2 != 0 || head_dim > HEAD_DIM_MAX {
-        return Err(Error::Invalid(format!("the CPU device needs an even head_dim of at most {HEAD_DIM_MAX}, not {head_dim}")));
+        return Err(Error::Invalid(format!(
+            "the CPU device needs an even head_dim of at most {HEAD_DIM_MAX}, not {head_dim}"
+        )));
     }
     Ok(())
 }
