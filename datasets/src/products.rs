@@ -25,6 +25,7 @@ pub(crate) struct Product {
     warranty_years: u8,
 }
 
+#[allow(clippy::too_many_arguments, reason = "one argument for each column of the table below")]
 const fn product(
     name: &'static str,
     category: &'static str,
