@@ -67,8 +67,8 @@ pub fn strategy(call: &PhysicalCall) -> Strategy {
     match (&call.call.prompt, call.options.reorder) {
         (_, Reorder::None) => Strategy::None,
         (Prompt::Template(_), _) | (_, Reorder::Rows) => Strategy::Rows,
-        (_, Reorder::Auto) => Strategy::Auto,
-        (_, Reorder::Search) => Strategy::Search,
+        // What `auto` means so far; EXPLAIN names what is done.
+        (_, Reorder::Auto | Reorder::Search) => Strategy::Search,
         (_, Reorder::Ggr) => Strategy::Ggr,
         (_, Reorder::Ophr) => Strategy::Ophr,
     }

@@ -104,7 +104,7 @@ pub struct QueryUsage {
     pub rows: u64,
     /// Distinct questions among them.
     pub distinct: u64,
-    /// Requests to the backend.
+    /// Requests that the backend has completed.
     pub calls: u64,
     /// Rows that were answered without a request of their own.
     pub dedup_saved: u64,
@@ -152,11 +152,11 @@ impl QueryScope {
         let mut usage = QueryUsage::default();
         for node in lock(&self.nodes).iter() {
             let NodeProgress {
-                function: _, rows, distinct, calls, prompt_tokens, cached_tokens, output_tokens, errors, ..
+                function: _, rows, distinct, calls, calls_done, prompt_tokens, cached_tokens, output_tokens, errors, ..
             } = node.progress();
             usage.rows += rows;
             usage.distinct += distinct;
-            usage.calls += calls;
+            usage.calls += calls_done;
             usage.dedup_saved += rows.saturating_sub(calls);
             usage.prompt_tokens += prompt_tokens;
             usage.cached_tokens += cached_tokens;
