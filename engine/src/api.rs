@@ -1,7 +1,6 @@
 //! The embedded API: a session, its queries, and queries that run.
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,9 +24,9 @@ use refrain_udf::Settings;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
-use crate::models::{DeviceOptions, ModelCatalog, ModelInfo, ModelSource};
+use crate::models::{ModelCatalog, ModelInfo, ModelSource};
 use crate::operators::{CallEstimate, Progress, QueryScope, QueryUsage, RowError};
-use crate::planner::{EstimateCosts, llm_operators};
+use crate::planner::{EstimateCosts, device_options, llm_operators};
 use crate::statement::{self, Statement};
 use crate::{desugared, session};
 
@@ -165,7 +164,7 @@ impl Refrain {
                 }
             }
             Statement::LoadModel { name } => {
-                self.load_options();
+                self.models.set_device(device_options(&self.settings()));
                 self.models.backend(&name).await?;
             }
             Statement::ShowModels => return Ok(Some(model_table(&self.models.list())?)),
@@ -187,19 +186,8 @@ impl Refrain {
         Ok(None)
     }
 
-    /// Settings that decide how a model is run take effect when it is loaded.
-    fn load_options(&self) {
-        let settings = self.settings();
-        self.models.set_device(DeviceOptions {
-            threads: settings.threads.and_then(NonZeroUsize::new),
-            kv_cache_bytes: settings.kv_cache_bytes,
-            step_tokens: settings.step_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
-        });
-    }
-
     /// Makes the physical plan of a query in a scope of its own, and runs at once what DataFusion runs while planning.
     async fn physical_plan(&self, plan: LogicalPlan, scope: &Arc<QueryScope>) -> Result<Arc<dyn ExecutionPlan>> {
-        self.load_options();
         // SET and PREPARE change this session, so they must not run in a copy of it; what makes tables may.
         let context = match &plan {
             LogicalPlan::Statement(_) => self.context.clone(),
@@ -362,12 +350,16 @@ pub struct Run {
 
 /// Cancels a running query from elsewhere.
 #[derive(Clone, Debug)]
-pub struct CancelHandle(AbortHandle);
+pub struct CancelHandle {
+    rows: AbortHandle,
+    scope: Arc<QueryScope>,
+}
 
 impl CancelHandle {
     /// Cancels the query: its stream ends with [`Error::Cancelled`], and its model calls stop within one step.
     pub fn cancel(&self) {
-        self.0.abort();
+        self.scope.cancel();
+        self.rows.abort();
     }
 }
 
@@ -396,7 +388,7 @@ impl Run {
 
     /// Returns a handle that cancels the query.
     pub fn cancel_handle(&self) -> CancelHandle {
-        CancelHandle(self.handle.clone())
+        CancelHandle { rows: self.handle.clone(), scope: Arc::clone(&self.scope) }
     }
 
     /// Returns what the query has cost so far.

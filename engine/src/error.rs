@@ -79,6 +79,22 @@ impl From<Error> for DataFusionError {
     }
 }
 
+impl Error {
+    /// Returns a copy of an error of our own; `None` for one of DataFusion's, which cannot be copied.
+    fn copied(&self) -> Option<Error> {
+        Some(match self {
+            Error::Sql(_) => return None,
+            Error::Model(message) => Error::Model(message.clone()),
+            Error::RowErrors { function, failed, rows, limit } => {
+                Error::RowErrors { function: function.clone(), failed: *failed, rows: *rows, limit: *limit }
+            }
+            Error::Budget { which, spent } => Error::Budget { which: which.clone(), spent: spent.clone() },
+            Error::Cancelled => Error::Cancelled,
+            Error::Backend { fatal, message } => Error::Backend { fatal: *fatal, message: message.clone() },
+        })
+    }
+}
+
 /// Finds our own errors inside the layers that DataFusion puts around them.
 fn from_shared(error: DataFusionError) -> Error {
     match error {
@@ -92,7 +108,10 @@ fn from_shared(error: DataFusionError) -> Error {
             Err(shared) => match shared.find_root() {
                 DataFusionError::External(external) => match external.downcast_ref::<refrain_serving::Error>() {
                     Some(error) => error.clone().into(),
-                    None => Error::Sql(DataFusionError::Shared(shared)),
+                    None => match external.downcast_ref::<Error>().and_then(Error::copied) {
+                        Some(own) => own,
+                        None => Error::Sql(DataFusionError::Shared(shared)),
+                    },
                 },
                 _ => Error::Sql(DataFusionError::Shared(shared)),
             },

@@ -1,5 +1,6 @@
 //! From `LlmNode` to `LlmExec`: resolves models and options, and estimates costs where a plan is to be explained.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -11,14 +12,14 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
-use refrain_udf::Settings;
+use refrain_udf::{Cache, Settings};
 
-use crate::models::ModelCatalog;
+use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{CallEstimate, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema};
 
 /// Rows that an estimate looks at.
@@ -40,6 +41,7 @@ impl LlmQueryPlanner {
 #[async_trait]
 impl QueryPlanner for LlmQueryPlanner {
     async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
+        self.models.set_device(device_options(&settings(session)));
         let explained =
             matches!(plan, LogicalPlan::Explain(_)) || session.config().get_extension::<EstimateCosts>().is_some();
         let llm = extension_planner_for(Arc::clone(&self.models), session, explained);
@@ -110,13 +112,14 @@ impl ExtensionPlanner for LlmPlanner {
             None => None,
         };
         let estimates = match self.estimates {
-            true => self.estimate(&calls, logical, input, session).await?,
-            false => vec![],
+            true if !reads_subquery(node)? => self.estimate(&calls, logical, input, session).await?,
+            _ => vec![],
         };
         let shared = Shared {
             models: Arc::clone(&self.models),
             scope: Arc::clone(&self.scope),
-            reorder_window: settings.reorder_window,
+            reorder_window: calls.iter().filter_map(|call| call.options.reorder_window).min(),
+            memo: settings.cache != Cache::Off,
             max_error_ratio: settings.max_error_ratio,
             prefix_cache: settings.prefix_cache,
         };
@@ -155,13 +158,34 @@ impl LlmPlanner {
 }
 
 fn asks_a_model(plan: &LogicalPlan) -> Result<bool> {
-    plan.exists(|node| Ok(LlmNode::from_plan(node).is_some()))
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        found |= LlmNode::from_plan(node).is_some();
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found)
+}
+
+/// Returns whether inputs or guards read a scalar subquery, which has a value only while the query runs.
+fn reads_subquery(node: &LlmNode) -> Result<bool> {
+    let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
+    let exprs = node.calls.iter().flat_map(|call| call.call.inputs.iter().chain(&call.guard));
+    exprs.into_iter().try_fold(false, |found, expr| Ok(found || expr.exists(is_subquery)?))
 }
 
 async fn sample(logical: &LogicalPlan, session: &dyn Session) -> Result<Vec<RecordBatch>> {
     let first_rows = LogicalPlanBuilder::from(logical.clone()).limit(0, Some(SAMPLE_ROWS))?.build()?;
     let plan = session.create_physical_plan(&first_rows).await?;
     collect(plan, session.task_ctx()).await
+}
+
+/// Settings that decide how a model is run; they take effect when it is loaded.
+pub(crate) fn device_options(settings: &Settings) -> DeviceOptions {
+    DeviceOptions {
+        threads: settings.threads.and_then(NonZeroUsize::new),
+        kv_cache_bytes: settings.kv_cache_bytes,
+        step_tokens: settings.step_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
+    }
 }
 
 /// Returns the settings of a session; the defaults where none were installed.

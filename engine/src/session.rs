@@ -18,7 +18,7 @@ pub(crate) fn new_session(models: &Arc<ModelCatalog>, settings: Settings, config
         .with_config(config)
         .with_default_features()
         .with_optimizer_rules(optimizer_rules())
-        .with_analyzer_rule(Arc::new(NameInputs::default()))
+        .with_analyzer_rule(Arc::new(NameInputs))
         .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
         .build();
     let context = SessionContext::new_with_state(state).enable_url_table();
@@ -43,7 +43,7 @@ pub fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<
     let state = SessionStateBuilder::new_from_existing(state)
         .with_config(config)
         .with_optimizer_rules(rules)
-        .with_analyzer_rule(Arc::new(NameInputs::default()))
+        .with_analyzer_rule(Arc::new(NameInputs))
         .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
         .build();
     *context.state_ref().write() = state;

@@ -24,14 +24,19 @@ pub(crate) async fn desugared(context: &SessionContext, mut statement: DataFusio
         let mut find = Find::default();
         let _ = visit(&mut statement, &mut find);
         let Some(probe) = find.found else {
-            let settings = crate::planner::settings(&context.state());
-            desugar(&mut statement, &settings, &mut |_, _| plan_err!("a wildcard in a call needs a FROM clause"))?;
+            fold(context, &mut statement)?;
             return Ok(statement);
         };
         let columns = columns(context, &probe).await?;
         let _ = visit(&mut statement, &mut Replace { columns: Some(columns) });
     }
     plan_err!("more than {WILDCARDS_MAX} wildcards in calls of LLM functions")
+}
+
+/// Folds named arguments. Wildcards that are left cannot be looked up.
+fn fold(context: &SessionContext, statement: &mut DataFusionStatement) -> Result<()> {
+    let settings = crate::planner::settings(&context.state());
+    desugar(statement, &settings, &mut |_, _| plan_err!("the columns of a wildcard in a call cannot be told here; name them"))
 }
 
 fn visit<V: VisitorMut>(statement: &mut DataFusionStatement, visitor: &mut V) -> ControlFlow<V::Break> {
@@ -48,9 +53,10 @@ fn visit<V: VisitorMut>(statement: &mut DataFusionStatement, visitor: &mut V) ->
 
 /// Returns the columns that a query yields, with their qualifiers.
 async fn columns(context: &SessionContext, probe: &str) -> Result<Vec<Expr>> {
-    let Some(statement) = DFParser::parse_sql(probe)?.pop_front() else {
+    let Some(mut statement) = DFParser::parse_sql(probe)?.pop_front() else {
         return plan_err!("cannot look up columns with {probe}");
     };
+    fold(context, &mut statement)?;
     let plan = context.state().statement_to_plan(statement).await?;
     let quoted = |name: &str| Ident::with_quote('"', name);
     let columns = plan.schema().iter().map(|(qualifier, field)| match qualifier {

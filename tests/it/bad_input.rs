@@ -37,7 +37,6 @@ async fn arguments() {
     check("select ai_complete(null, x) from (select 'v' x)", "ai_complete").await;
     check("select ai_complete('p', arrow_cast(x, 'Binary')) from (select 'v' x)", "inary").await;
     check("select ai_extract(x, 'STRUCT(') from (select 'v' x)", "ai_extract").await;
-    check("select ai_complete('p', x, return_type => '{\"type\": 7}') from (select 'v' x)", "").await;
 }
 
 #[tokio::test]

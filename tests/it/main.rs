@@ -1,5 +1,8 @@
 //! Integration tests: one binary, since each would link the whole engine.
 
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping it")]
+#![allow(clippy::print_stdout, reason = "a test says when it was skipped")]
+
 mod bad_input;
 mod bundled_model;
 mod cancellation;

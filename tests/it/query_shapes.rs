@@ -152,6 +152,23 @@ shapes! {
     wildcard: check("select ai_complete('p', u.*) from u where j = 7", &["p(7c)"], 1);
     llm_alias_and_wildcard: check("select LLM('p', u.*) from u where j = 7", &["p(7c)"], 1);
     wildcard_of_a_cte: check("with c as (select w from u where j = 7) select ai_complete('p', *) from c", &["p(c)"], 1);
+    inputs_are_evaluated_where_they_are_asked: check(
+        "select i, case when i <> 2 then ai_complete('p', 100 / (i - 2)) end from t where i < 4", &["1|p(-100)", "2|NULL", "3|p(100)"], 2);
+    guards_are_evaluated_one_after_the_other: check(
+        "select i, case when i = 2 then 'n' when 10 / (i - 2) > 2 then ai_complete('p', s) end from t where i < 4",
+        &["1|NULL", "2|n", "3|p(a)"], 1);
+    scalar_subquery_in_a_filter_under_a_limit: check_count(
+        "select s from t where length(ai_complete('p', s)) > (select min(j) from u) limit 2", 2, 3);
+    scalar_subquery_as_input: check("select ai_complete('p', (select max(j) from u)) from t where i = 1", &["p(7)"], 1);
+    untyped_null: check("select ai_sentiment(null), ai_complete('Say {0}', null)", &["NULL|NULL"], 0);
+    guard_over_the_other_side_of_a_join: check(
+        "select t.i, u.j from t join u on t.i = u.j and 'p(ab)' = case when t.i > 1 then ai_complete('p', u.w) else 'z' end",
+        &["2|2"], 2);
+    wildcard_of_a_cte_with_options: check(
+        "with c as (select ai_complete('q', s, max_tokens => 5) as x from t where i = 1) select LLM('p', c.*) from c", &["p(q(a))"], 2);
+    volatile_filter_stays_below_the_aggregate: check_count(
+        "select s, count(*) from t where ai_filter('a', s) or random() < 2 group by s", 4, 3);
+    huge_limit: check_count("select i from t where ai_filter('a', s) limit 9223372036854775807 offset 1", 1, 3);
     explain_calls_nothing: check_count("explain select ai_complete('p', s) from t where ai_filter('a', s)", 2, 0);
 }
 
@@ -183,4 +200,26 @@ async fn a_selective_join_reaches_the_scan_below_the_call() {
         rows(&db, "select u.j, x from (select i, ai_complete('p', i) x from p) q join u on q.i = u.j").await.unwrap();
     assert_eq!(answer.len(), 3);
     assert_eq!(oracle.calls(), 3, "the join's keys must be pushed through the operator");
+}
+
+#[tokio::test]
+async fn sampled_answers_agree_within_a_query() {
+    let (db, _oracle, _folder) = tables().await;
+    let query = "select ai_filter('x', s, temperature => 1) f from (select 'same' s from big limit 50) where ai_filter('x', s, temperature => 1)";
+    assert!(rows(&db, query).await.unwrap().iter().all(|row| row == "true"));
+}
+
+#[tokio::test]
+async fn explain_does_not_run_a_subquery_that_asks() {
+    let (db, oracle, _folder) = tables().await;
+    rows(&db, "explain select ai_complete('p', s) from t where i > (select min(length(ai_complete('q', s))) from t)").await.unwrap();
+    rows(&db, "explain select ai_complete('p', s, (select max(i) from t)) from t").await.unwrap();
+    assert_eq!(oracle.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_failure_counts_for_each_call_that_meets_it() {
+    let (db, _oracle, _folder) = tables().await;
+    let query = "select ai_complete('p', x), ai_complete('p', x, on_error => 'fail') from (select 'FAIL' x)";
+    assert!(rows(&db, query).await.unwrap_err().to_string().contains("on_error => 'null'"));
 }

@@ -11,28 +11,28 @@ use refrain::{ModelSource, Refrain, Result};
 
 /// Counts what the model was asked.
 #[derive(Clone)]
-pub struct Oracle(pub Arc<MockBackend>);
+pub(crate) struct Oracle(pub Arc<MockBackend>);
 
 impl Oracle {
     /// Returns the number of calls so far.
-    pub fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.0.calls() as usize
     }
 
     /// Returns the prompts so far.
-    pub fn prompts(&self) -> Vec<String> {
+    pub(crate) fn prompts(&self) -> Vec<String> {
         self.0.prompts()
     }
 }
 
 /// A session whose only model answers by rule: a filter is true if the data holds the instruction, free text is the instruction
 /// with the data in parentheses, JSON is `{"n": 1, "b": DATA}`, anything else is the mock's own choice. Data that holds `FAIL` fails.
-pub async fn session(settings: &[(&str, &str)]) -> (Refrain, Oracle) {
+pub(crate) async fn session(settings: &[(&str, &str)]) -> (Refrain, Oracle) {
     session_with(settings, MockBackend::new(1)).await
 }
 
 /// As [`session`], over a mock that has rules of its own, which are asked first.
-pub async fn session_with(settings: &[(&str, &str)], mock: MockBackend) -> (Refrain, Oracle) {
+pub(crate) async fn session_with(settings: &[(&str, &str)], mock: MockBackend) -> (Refrain, Oracle) {
     let oracle = Oracle(Arc::new(mock.answer(reply)));
     let model = Arc::clone(&oracle.0) as Arc<dyn Backend>;
     let mut builder =
@@ -77,7 +77,7 @@ fn values(data: &str) -> String {
 }
 
 /// Runs one statement and returns its rows, cells joined by `|`.
-pub async fn rows(db: &Refrain, sql: &str) -> Result<Vec<String>> {
+pub(crate) async fn rows(db: &Refrain, sql: &str) -> Result<Vec<String>> {
     let batches = db.sql(sql).await?.execute().await?.fetch_all().await?;
     Ok(batches.iter().flat_map(text_rows).collect())
 }
@@ -91,7 +91,7 @@ fn text_rows(batch: &RecordBatch) -> Vec<String> {
 }
 
 /// Returns the folder of real tables, if there is one: `REFRAIN_DATA`, or `shared/data` beside the checkout.
-pub fn data_folder() -> Option<std::path::PathBuf> {
+pub(crate) fn data_folder() -> Option<std::path::PathBuf> {
     let beside = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
     let folder = std::env::var_os("REFRAIN_DATA").map_or(beside, Into::into);
     folder.join("queries/movies.parquet").is_file().then_some(folder)

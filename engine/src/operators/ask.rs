@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::common::{DataFusionError, Result, exec_datafusion_err, internal_datafusion_err};
+use datafusion::common::{DataFusionError, Result, internal_datafusion_err};
 use futures::StreamExt;
 use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, Sampling};
 use refrain_udf::{Dedup, NullInput, OnError, OnOverflow, PromptLayout, ResolvedOptions};
@@ -33,6 +33,8 @@ pub struct Asker {
     pub stats: Arc<NodeStats>,
     /// Whether prompts share the keys and values of common prefixes.
     pub share_prefixes: bool,
+    /// Whether operators of the query answer each other's questions.
+    pub memo: bool,
 }
 
 impl Asker {
@@ -80,8 +82,8 @@ impl Asker {
         call.update(&self.call.call.digest());
         call.update(format!("{:?}", Answering::of(&self.call)).as_bytes());
         call.update(self.backend.capabilities().model_digest.as_bytes());
-        if self.call.options.dedup == Dedup::Off {
-            // Every row pays for itself: no other operator knows these keys.
+        if self.call.options.dedup == Dedup::Off || !self.memo {
+            // No other operator knows these keys.
             call.update(&self.stats.id.to_le_bytes());
         }
         let key = |question: u32| {
@@ -134,13 +136,10 @@ impl Asker {
                 answered += 1;
                 let question = of_request[completion.id.0 as usize];
                 let outcome = self.outcome(completion);
-                if let (Err(failure), OnError::Fail) = (&outcome, self.call.options.on_error) {
-                    return Err(exec_datafusion_err!(
-                        "{} failed for a row ({}): {}; set on_error => 'null' to get NULL for such rows",
-                        self.call.function_name(),
-                        failure.reason,
-                        failure.message
-                    ));
+                if let Err(failure) = &outcome
+                    && self.call.options.on_error == OnError::Fail
+                {
+                    return Err(self.call.failed_row(failure));
                 }
                 claims.publish(keys[question as usize], outcome.clone());
                 outcomes[question as usize] = Some(outcome);

@@ -4,11 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
+use datafusion::arrow::compute::{and, prep_null_mask_filter};
 use datafusion::arrow::datatypes::FieldRef;
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result, exec_datafusion_err};
 use datafusion::common::cast::as_boolean_array;
-use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use refrain_udf::{LlmCall, ResolvedOptions};
+
+use crate::operators::memo::Failure;
 
 /// One call of an [`LlmExec`](super::LlmExec).
 #[derive(Clone, Debug)]
@@ -28,26 +31,61 @@ pub struct PhysicalCall {
 }
 
 impl PhysicalCall {
-    /// Evaluates the inputs for each row of `batch`.
-    pub fn evaluate_inputs(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
-        self.inputs.iter().map(|input| input.evaluate(batch)?.into_array(batch.num_rows())).collect()
+    /// Evaluates the inputs for the rows that need the call, and returns which rows these are; `None` is all of them.
+    ///
+    /// An input is not evaluated for a row that does not need it: in `CASE WHEN x <> 0 THEN ai_complete('…', 100 / x) END` it could fail.
+    pub fn evaluate(&self, batch: &RecordBatch) -> Result<(Vec<ArrayRef>, Option<BooleanArray>)> {
+        let needed = self.evaluate_guard(batch)?;
+        let inputs = self.inputs.iter().map(|input| evaluate_for(input, batch, needed.as_ref())).collect::<Result<_>>()?;
+        Ok((inputs, needed))
     }
 
-    /// Returns for which rows the call is needed; `None` is all of them.
-    pub fn evaluate_guard(&self, batch: &RecordBatch) -> Result<Option<BooleanArray>> {
+    /// Evaluates the guard, each condition for the rows that passed the ones before it.
+    fn evaluate_guard(&self, batch: &RecordBatch) -> Result<Option<BooleanArray>> {
         let Some(guard) = &self.guard else { return Ok(None) };
-        let mask = guard.evaluate(batch)?.into_array(batch.num_rows())?;
-        let mask = as_boolean_array(&mask)?;
-        Ok(Some(match mask.nulls() {
-            Some(nulls) => BooleanArray::new(mask.values() & nulls.inner(), None),
-            None => mask.clone(),
-        }))
+        let mut needed: Option<BooleanArray> = None;
+        for condition in split_conjunction(guard) {
+            let values = evaluate_for(condition, batch, needed.as_ref())?;
+            let passed = without_nulls(as_boolean_array(&values)?);
+            needed = Some(match needed {
+                Some(before) => and(&before, &passed)?,
+                None => passed,
+            });
+        }
+        Ok(needed)
+    }
+
+    /// Returns the error that ends the query at a failed row, under `on_error => 'fail'`.
+    pub fn failed_row(&self, failure: &Failure) -> DataFusionError {
+        exec_datafusion_err!(
+            "{} failed for a row ({}): {}; set on_error => 'null' to get NULL for such rows",
+            self.function_name(),
+            failure.reason,
+            failure.message
+        )
     }
 
     /// Returns the key under which the session counts and shows this call, such as `ai_filter`.
     pub fn function_name(&self) -> &'static str {
         self.call.function.name()
     }
+}
+
+/// Makes NULL false: such a row is not needed.
+fn without_nulls(mask: &BooleanArray) -> BooleanArray {
+    match mask.null_count() {
+        0 => BooleanArray::new(mask.values().clone(), None),
+        _ => prep_null_mask_filter(mask),
+    }
+}
+
+/// Evaluates an expression for some rows of a batch; the result has a value for each row, NULL for the others.
+fn evaluate_for(expr: &Arc<dyn PhysicalExpr>, batch: &RecordBatch, rows: Option<&BooleanArray>) -> Result<ArrayRef> {
+    let values = match rows {
+        Some(rows) => expr.evaluate_selection(batch, rows)?,
+        None => expr.evaluate(batch)?,
+    };
+    values.into_array(batch.num_rows())
 }
 
 impl fmt::Display for PhysicalCall {

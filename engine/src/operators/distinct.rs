@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use datafusion::arrow::array::{ArrayRef, BooleanArray};
+use datafusion::arrow::buffer::NullBuffer;
 use datafusion::common::{HashMap, Result};
 use refrain_udf::{JsonRenderer, NullPolicy};
 
@@ -56,6 +57,31 @@ impl Questions {
         }
     }
 
+    /// Forgets the rows behind the first `rows`, and the questions that only they ask.
+    pub fn truncate(&mut self, rows: usize) {
+        if rows >= self.of_row.len() {
+            return;
+        }
+        self.of_row.truncate(rows);
+        // Questions are numbered in the order of their first row.
+        let asked = self.of_row.iter().filter(|question| **question != NO_QUESTION);
+        let keep = asked.max().map_or(0, |question| question + 1);
+        if self.dedup {
+            self.by_tuple.retain(|_, question| *question < keep);
+        } else {
+            for question in (keep..self.n_questions).rev() {
+                let tuple: Box<[u32]> = self.tuple(question).into();
+                match self.by_tuple.get_mut(&tuple) {
+                    Some(occurrence) if *occurrence > 0 => *occurrence -= 1,
+                    _ => drop(self.by_tuple.remove(&tuple)),
+                }
+            }
+            self.occurrences.truncate(keep as usize);
+        }
+        self.tuples.truncate(keep as usize * self.columns.len());
+        self.n_questions = keep;
+    }
+
     /// Returns the number of distinct questions.
     pub fn len(&self) -> usize {
         self.n_questions as usize
@@ -102,10 +128,12 @@ impl Questions {
         max_questions: usize,
     ) -> Result<usize> {
         let renderers = inputs.iter().map(|input| JsonRenderer::new(input.as_ref())).collect::<Result<Vec<_>>>()?;
+        // NULL as SQL sees it: also untyped, or behind a dictionary key.
+        let null_rows: Vec<_> = inputs.iter().map(|input| input.logical_nulls()).collect();
         let mut text = String::new();
         let mut tuple = vec![0; inputs.len()];
         for row in start..end {
-            let asked = guard.is_none_or(|mask| mask.value(row)) && !skips(nulls, inputs, row);
+            let asked = guard.is_none_or(|mask| mask.value(row)) && !skips(nulls, &null_rows, row);
             if !asked {
                 self.of_row.push(NO_QUESTION);
                 continue;
@@ -150,8 +178,8 @@ impl Questions {
 }
 
 /// Returns whether a row gets NULL without a question.
-fn skips(nulls: NullPolicy, inputs: &[ArrayRef], row: usize) -> bool {
-    let mut is_null = inputs.iter().map(|input| input.is_null(row));
+fn skips(nulls: NullPolicy, null_rows: &[Option<NullBuffer>], row: usize) -> bool {
+    let mut is_null = null_rows.iter().map(|nulls| nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)));
     match nulls {
         NullPolicy::SkipIfAny => is_null.any(|null| null),
         NullPolicy::SkipIfAll => is_null.all(|null| null),
@@ -203,6 +231,20 @@ mod tests {
         assert_eq!(questions.of_row, [0, 1, NO_QUESTION, 2, 3]);
         assert_eq!(questions.tuple(2), questions.tuple(0));
         assert_eq!((questions.occurrence(0), questions.occurrence(2)), ((0, 0), (0, 1)));
+    }
+
+    #[test]
+    fn rows_that_are_cut_leave_no_questions() {
+        for dedup in [true, false] {
+            let mut questions = questions(dedup);
+            questions.truncate(2);
+            assert_eq!((questions.of_row.as_slice(), questions.len()), (&[0, 1][..], 2));
+            let again: ArrayRef = Arc::new(StringArray::from(vec!["a", "x"]));
+            let numbers: ArrayRef = Arc::new(Int64Array::from(vec![2, 2]));
+            questions.push(&[again, numbers], None, NullPolicy::SkipIfAll, 0, 2, usize::MAX).unwrap();
+            assert_eq!(questions.of_row, [0, 1, 2, 3]);
+            assert_eq!(questions.occurrence(2), (0, 0));
+        }
     }
 
     #[test]

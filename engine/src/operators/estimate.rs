@@ -43,7 +43,7 @@ pub fn estimate_call(
     let layout = PromptLayout::new(&call.call, tokenizer)?;
     let mut questions = Questions::new(call.inputs.len(), call.options.dedups(), 0);
     for batch in sample {
-        let (inputs, guard) = (call.evaluate_inputs(batch)?, call.evaluate_guard(batch)?);
+        let (inputs, guard) = call.evaluate(batch)?;
         let nulls = call.call.null_policy(call.options.null_input);
         questions.push(&inputs, guard.as_ref(), nulls, 0, batch.num_rows(), usize::MAX)?;
     }

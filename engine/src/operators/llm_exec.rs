@@ -30,7 +30,7 @@ use datafusion::physical_plan::{
     PlanProperties,
 };
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use refrain_udf::PromptLayout;
+use refrain_udf::{OnError, PromptLayout};
 
 use crate::models::ModelCatalog;
 use crate::operators::ask::Asker;
@@ -76,6 +76,8 @@ pub struct Shared {
     pub scope: Arc<QueryScope>,
     /// Rows considered together; as many as memory allows if not set.
     pub reorder_window: Option<usize>,
+    /// Whether operators of the query answer each other's questions.
+    pub memo: bool,
     /// Share of failed rows above which the query fails.
     pub max_error_ratio: f64,
     /// Whether prompts share the keys and values of common prefixes.
@@ -310,7 +312,7 @@ impl Job {
     fn limit(&self, questions_asked: usize) -> WindowLimit {
         let rows = self.shared.reorder_window.unwrap_or(usize::MAX);
         let questions = match &self.until {
-            Some(until) => questions_asked.max(2 * until.wanted).max(1),
+            Some(until) => questions_asked.max(until.wanted.saturating_mul(2)).max(1),
             None => usize::MAX,
         };
         WindowLimit { rows, questions }
@@ -359,7 +361,13 @@ impl Position {
             // A task of its own, so that another operator that waits for one of these answers does not depend on who polls us.
             let task = (questions.len() > 0).then(|| {
                 let (asker, questions) = (self.askers[idx].clone(), Arc::clone(&questions));
-                SpawnedTask::spawn(async move { asker.ask(questions).await })
+                let scope = Arc::clone(&self.job.shared.scope);
+                SpawnedTask::spawn(async move {
+                    tokio::select! {
+                        outcomes = asker.ask(questions) => outcomes,
+                        () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
+                    }
+                })
             });
             tasks.push((questions, task));
         }
@@ -372,6 +380,9 @@ impl Position {
             answers.push(self.job.settle(idx, &questions, outcomes)?);
         }
         self.job.counters.update(&self.job.stats);
+        if self.ended {
+            self.job.check_error_ratio()?;
+        }
         Ok(answers)
     }
 
@@ -419,6 +430,7 @@ impl Job {
                 scope: Arc::clone(&self.shared.scope),
                 stats: Arc::clone(stats),
                 share_prefixes: self.shared.prefix_cache,
+                memo: self.shared.memo,
             });
         }
         Ok(askers)
@@ -434,6 +446,10 @@ impl Job {
         let mut values = Vec::with_capacity(outcomes.len());
         for (question, outcome) in outcomes.into_iter().enumerate() {
             if let Err(failure) = &outcome {
+                // Also a failure that another call of the query came upon first.
+                if call.options.on_error == OnError::Fail {
+                    return Err(call.failed_row(failure));
+                }
                 stats.add_failed(failure.reason, rows_of[question]);
                 let inputs = (0..call.inputs.len()).map(|input| questions.text(question as u32, input).to_string());
                 self.shared.scope.add_error(RowError {
@@ -445,9 +461,12 @@ impl Job {
                 });
             }
             let outcome = outcome.map_err(|failure| format!("{}: {}", failure.reason, failure.message));
-            values.push(call.call.value(outcome.as_ref().map(Clone::clone).map_err(String::as_str), call.options.on_error));
+            let outcome = match &outcome {
+                Ok(value) => Ok(value.clone()),
+                Err(message) => Err(message.as_str()),
+            };
+            values.push(call.call.value(outcome, call.options.on_error));
         }
-        self.check_error_ratio(call, stats)?;
         let values = match values.is_empty() {
             true => new_null_array(call.output.data_type(), 0),
             false => ScalarValue::iter_to_array(values)?,
@@ -455,7 +474,15 @@ impl Job {
         Ok(Answers { values, questions: Arc::clone(questions) })
     }
 
-    fn check_error_ratio(&self, call: &PhysicalCall, stats: &NodeStats) -> Result<()> {
+    /// Fails if too many rows have failed. Asked at the end of the input: the share in a single window may be far from that of all.
+    fn check_error_ratio(&self) -> Result<()> {
+        for (call, stats) in self.calls.iter().zip(&self.stats) {
+            self.check_error_ratio_of(call, stats)?;
+        }
+        Ok(())
+    }
+
+    fn check_error_ratio_of(&self, call: &PhysicalCall, stats: &NodeStats) -> Result<()> {
         let (failed, rows) = (stats.failed_rows.load(Ordering::Relaxed), stats.rows.load(Ordering::Relaxed));
         if failed >= ERROR_RATIO_ROWS_MIN && failed as f64 > rows as f64 * self.shared.max_error_ratio {
             return Err(DataFusionError::External(Box::new(crate::Error::RowErrors {

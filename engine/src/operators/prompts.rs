@@ -22,8 +22,6 @@ pub struct PlannedRequests {
     pub head_len: u32,
     /// The order of fields, where one order serves all rows.
     pub field_order: Option<Vec<u32>>,
-    /// Prompt tokens that the cells of the schedule save, had the cache room for all; without the head.
-    pub saved_tokens: u64,
 }
 
 /// Orders `asked` and renders its prompts.
@@ -57,7 +55,6 @@ pub fn plan_requests(
         requests,
         questions: in_order,
         head_len: layout.head().len() as u32,
-        saved_tokens: reorder::saved_tokens(&table, &schedule, options.page),
         field_order: field_order(schedule),
     })
 }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use tokio::sync::watch;
+
 use crate::operators::memo::Memo;
 
 /// Failed rows that are kept with their inputs; further ones are counted only.
@@ -16,6 +18,7 @@ pub struct QueryScope {
     pub memo: Arc<Memo>,
     nodes: Mutex<Vec<Arc<NodeStats>>>,
     errors: Mutex<VecDeque<RowError>>,
+    cancelled: watch::Sender<bool>,
 }
 
 /// A failed input.
@@ -121,6 +124,17 @@ pub struct QueryUsage {
 }
 
 impl QueryScope {
+    /// Stops the model calls of the query, also while nobody reads its rows.
+    pub fn cancel(&self) {
+        self.cancelled.send_replace(true);
+    }
+
+    /// Waits until the query is cancelled.
+    pub async fn cancelled(&self) {
+        // The sender is ours, so the wait cannot fail.
+        let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
+    }
+
     /// Adds counters for one call of one operator.
     pub fn add_node(&self, function: &str) -> Arc<NodeStats> {
         let mut nodes = lock(&self.nodes);

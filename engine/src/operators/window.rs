@@ -154,7 +154,7 @@ impl Window {
         let mut end = batch.num_rows().min(room);
         let mut evaluated: Vec<(Vec<ArrayRef>, Option<BooleanArray>)> = Vec::with_capacity(calls.len());
         for call in calls {
-            evaluated.push((call.evaluate_inputs(batch)?, call.evaluate_guard(batch)?));
+            evaluated.push(call.evaluate(batch)?);
         }
         let before: Vec<usize> = self.questions.iter().map(|questions| questions.of_row.len()).collect();
         for ((call, (inputs, guard)), questions) in calls.iter().zip(&evaluated).zip(&mut self.questions) {
@@ -163,7 +163,7 @@ impl Window {
         }
         // A later call may have stopped earlier: rows beyond the common end belong to the next window.
         for (questions, before) in self.questions.iter_mut().zip(before) {
-            questions.of_row.truncate(before + end);
+            questions.truncate(before + end);
         }
         Ok(end)
     }

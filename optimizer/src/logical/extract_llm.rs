@@ -171,20 +171,17 @@ fn lower_side(
     Ok((keys, predicates, input))
 }
 
-/// Returns whether the whole conjunct reads columns of `schema` alone, so that guards computed beside its calls do too.
+/// Returns whether every call of the conjunct, and every condition that may guard one, reads columns of `schema` alone. The rest of
+/// the conjunct may compare across sides: `a.kind = ai_classify(b.text, …)`.
 fn calls_read_only(conjunct: &Expr, schema: &DFSchema) -> Result<bool> {
-    let mut only = conjunct.column_refs().iter().all(|column| schema.has_column(column));
-    if !only {
-        // A comparison across sides may still ask about one side: `a.kind = ai_classify(b.text, …)`.
-        only = !matches!(conjunct, Expr::BinaryExpr(binary) if binary.op.is_logic_operator())
-            && !matches!(conjunct, Expr::Case(_));
-        conjunct.apply(|expr| {
-            if is_llm_call(expr) {
-                only &= expr.column_refs().iter().all(|column| schema.has_column(column));
-            }
-            Ok(TreeNodeRecursion::Continue)
-        })?;
-    }
+    let mut only = true;
+    conjunct.apply(|expr| {
+        let guards = matches!(expr, Expr::BinaryExpr(binary) if binary.op.is_logic_operator()) || matches!(expr, Expr::Case(_));
+        if is_llm_call(expr) || (guards && contains_llm_call(expr)) {
+            only &= expr.column_refs().iter().all(|column| schema.has_column(column));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
     Ok(only)
 }
 

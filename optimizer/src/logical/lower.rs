@@ -15,7 +15,7 @@ use datafusion::arrow::datatypes::Field;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchemaRef, Result, not_impl_err, plan_err};
 use datafusion::logical_expr::expr::{AggregateFunction, Case, ScalarFunction};
-use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator};
+use datafusion::logical_expr::{BinaryExpr, Expr, Filter, LogicalPlan, Operator, Projection};
 use datafusion::optimizer::OptimizerConfig;
 use refrain_udf::{LlmCall, contains_llm_call, is_llm_call};
 
@@ -25,7 +25,7 @@ use crate::node::{LlmNode, NodeCall};
 const MAX_DEPTH: usize = 32;
 
 /// Prefix of the columns that hold answers.
-pub const ANSWER_COLUMN: &str = "__llm";
+pub(super) const ANSWER_COLUMN: &str = "__llm";
 
 /// Replaces every LLM call in `exprs` by a column, and returns the expressions with the plan that provides these columns.
 pub(super) fn lower(
@@ -37,15 +37,14 @@ pub(super) fn lower(
         if !exprs.iter().any(contains_llm_call) {
             return Ok((exprs, input));
         }
-        let mut round = Round { calls: vec![], schema: Arc::clone(input.schema()), config };
+        let mut round = Round { calls: vec![], reused: false, schema: Arc::clone(input.schema()), input, config };
         exprs = exprs.into_iter().map(|expr| round.expr(expr, None)).collect::<Result<_>>()?;
-        if round.calls.is_empty() {
-            return not_impl_err!(
-                "an LLM call inside {}",
-                exprs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            );
+        let Round { calls, reused, input: below, .. } = round;
+        if calls.is_empty() && !reused {
+            let shown: Vec<String> = exprs.iter().map(ToString::to_string).collect();
+            return not_impl_err!("an LLM call inside {}", shown.join(", "));
         }
-        input = LlmNode::try_new(input, round.calls, None)?.into_plan();
+        input = if calls.is_empty() { below } else { LlmNode::try_new(below, calls, None)?.into_plan() };
     }
     plan_err!("LLM calls are nested more than {MAX_DEPTH} deep; split the query")
 }
@@ -53,6 +52,9 @@ pub(super) fn lower(
 /// One pass over the expressions of an operator: collects the calls that can be made now.
 struct Round<'a> {
     calls: Vec<NodeCall>,
+    /// The plan below, which may come to hand on answers that it has already.
+    input: LogicalPlan,
+    reused: bool,
     schema: DFSchemaRef,
     config: &'a dyn OptimizerConfig,
 }
@@ -104,6 +106,11 @@ impl Round<'_> {
                 _ => None,
             };
             return Ok(Expr::Column(Column::new_unqualified(same.output.name())));
+        }
+        if let Some((input, column)) = answered(&self.input, &call)? {
+            self.input = input;
+            self.reused = true;
+            return Ok(Expr::Column(Column::new_unqualified(column)));
         }
         let name = self.config.alias_generator().next(ANSWER_COLUMN);
         let output = Arc::new(Field::new(&name, call.output_type(), true));
@@ -164,6 +171,35 @@ impl Round<'_> {
     }
 }
 
+/// Finds the answers of an equal call in the plan below, and returns the plan that hands them on with the name of their column:
+/// `SELECT f(x) … WHERE f(x)` asks once, also where answers are drawn at random. A call with a guard has not answered every row.
+fn answered(plan: &LogicalPlan, call: &LlmCall) -> Result<Option<(LogicalPlan, String)>> {
+    if let Some(node) = LlmNode::from_plan(plan) {
+        if let Some(same) = node.calls.iter().find(|below| below.guard.is_none() && below.call == *call) {
+            return Ok(Some((plan.clone(), same.output.name().clone())));
+        }
+        let Some((input, column)) = answered(&node.input, call)? else { return Ok(None) };
+        return Ok(Some((LlmNode::try_new(input, node.calls.clone(), node.until.clone())?.into_plan(), column)));
+    }
+    match plan {
+        LogicalPlan::Filter(filter) => {
+            let Some((input, column)) = answered(&filter.input, call)? else { return Ok(None) };
+            let filter = Filter::try_new(filter.predicate.clone(), Arc::new(input))?;
+            Ok(Some((LogicalPlan::Filter(filter), column)))
+        }
+        LogicalPlan::Projection(projection) if projection.expr.iter().all(|expr| matches!(expr, Expr::Column(_))) => {
+            let Some((input, column)) = answered(&projection.input, call)? else { return Ok(None) };
+            let mut columns = projection.expr.clone();
+            let answer = Expr::Column(Column::new_unqualified(&column));
+            if !columns.contains(&answer) {
+                columns.push(answer);
+            }
+            Ok(Some((LogicalPlan::Projection(Projection::try_new(columns, Arc::new(input))?), column)))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Adds a condition to a guard. A volatile condition must not be evaluated a second time, so it does not guard: its calls are
 /// made for more rows than needed.
 fn and(guard: &Option<Expr>, condition: Expr) -> Option<Expr> {
@@ -177,7 +213,7 @@ fn and(guard: &Option<Expr>, condition: Expr) -> Option<Expr> {
 }
 
 /// Returns whether the expression is volatile for another reason than an LLM call, which is replaced by a column in time.
-fn is_volatile_apart_from_calls(expr: &Expr) -> bool {
+pub(super) fn is_volatile_apart_from_calls(expr: &Expr) -> bool {
     if is_llm_call(expr) {
         return false;
     }

@@ -20,6 +20,9 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::contains_llm_call;
 
+use super::lower::is_volatile_apart_from_calls;
+
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct PullLlmFilterAboveAggregate;
@@ -38,8 +41,11 @@ impl OptimizerRule for PullLlmFilterAboveAggregate {
         let LogicalPlan::Filter(filter) = aggregate.input.as_ref() else {
             return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate)));
         };
-        let over_groups =
-            |conjunct: &Expr| contains_llm_call(conjunct) && reads_groups_only(conjunct, &aggregate.group_expr);
+        let over_groups = |conjunct: &Expr| {
+            contains_llm_call(conjunct)
+                && !is_volatile_apart_from_calls(conjunct)
+                && reads_groups_only(conjunct, &aggregate.group_expr)
+        };
         let conjuncts = split_conjunction_owned(filter.predicate.clone());
         let (above, below): (Vec<_>, Vec<_>) = conjuncts.into_iter().partition(over_groups);
         let Some(above) = conjunction(above) else { return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate))) };

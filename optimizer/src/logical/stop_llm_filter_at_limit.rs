@@ -72,7 +72,9 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
 /// Puts a filter into the node below it.
 fn fused(predicate: &Expr, input: &LogicalPlan, wanted: usize, stops: bool) -> Result<Option<LogicalPlan>> {
     let Some(node) = LlmNode::from_plan(input) else { return Ok(None) };
-    if node.until.is_some() || predicate.is_volatile() {
+    // A scalar subquery is planned where it stands in an expression that the planner sees.
+    let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
+    if node.until.is_some() || predicate.is_volatile() || predicate.exists(is_subquery)? {
         return Ok(None);
     }
     let until = FilterUntil { predicate: predicate.clone(), wanted, stops };
