@@ -30,7 +30,7 @@ pub(crate) fn new_session(models: &Arc<ModelCatalog>, settings: Settings, config
 ///
 /// The session's own optimizer rules stay; its query planner is replaced, so a program that has one of its own composes it with
 /// [`extension_planner`](crate::planner::extension_planner) instead.
-pub fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<()> {
+pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<()> {
     add_functions(context, models);
     let state = context.state();
     let mut rules = state.optimizers().to_vec();

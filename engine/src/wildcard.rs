@@ -36,7 +36,9 @@ pub(crate) async fn desugared(context: &SessionContext, mut statement: DataFusio
 /// Folds named arguments. Wildcards that are left cannot be looked up.
 fn fold(context: &SessionContext, statement: &mut DataFusionStatement) -> Result<()> {
     let settings = crate::planner::settings(&context.state());
-    desugar(statement, &settings, &mut |_, _| plan_err!("the columns of a wildcard in a call cannot be told here; name them"))
+    desugar(statement, &settings, &mut |_, _| {
+        plan_err!("the columns of a wildcard in a call cannot be told here; name them")
+    })
 }
 
 fn visit<V: VisitorMut>(statement: &mut DataFusionStatement, visitor: &mut V) -> ControlFlow<V::Break> {

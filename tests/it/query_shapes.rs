@@ -212,7 +212,9 @@ async fn sampled_answers_agree_within_a_query() {
 #[tokio::test]
 async fn explain_does_not_run_a_subquery_that_asks() {
     let (db, oracle, _folder) = tables().await;
-    rows(&db, "explain select ai_complete('p', s) from t where i > (select min(length(ai_complete('q', s))) from t)").await.unwrap();
+    rows(&db, "explain select ai_complete('p', s) from t where i > (select min(length(ai_complete('q', s))) from t)")
+        .await
+        .unwrap();
     rows(&db, "explain select ai_complete('p', s, (select max(i) from t)) from t").await.unwrap();
     assert_eq!(oracle.calls(), 0);
 }

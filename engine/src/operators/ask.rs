@@ -20,7 +20,7 @@ const BATCH_REQUESTS: usize = 8192;
 
 /// Everything that asking needs to know about one call.
 #[derive(Clone, Debug)]
-pub struct Asker {
+pub(super) struct Asker {
     /// The call.
     pub call: Arc<PhysicalCall>,
     /// The model's backend.
@@ -41,7 +41,7 @@ impl Asker {
     /// Returns the outcome of each question, in the order of their numbers.
     ///
     /// Fails if the backend does, or at the first failed row where the call says so. Dropping the future cancels its requests.
-    pub async fn ask(&self, questions: Arc<Questions>) -> Result<Vec<Outcome>> {
+    pub(super) async fn ask(&self, questions: Arc<Questions>) -> Result<Vec<Outcome>> {
         let mut outcomes: Vec<Option<Outcome>> = vec![None; questions.len()];
         let mut open: Vec<u32> = (0..questions.len() as u32).collect();
         let keys = self.keys(&questions);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
 use datafusion::arrow::compute::{and, prep_null_mask_filter};
 use datafusion::arrow::datatypes::FieldRef;
-use datafusion::common::{DataFusionError, Result, exec_datafusion_err};
 use datafusion::common::cast::as_boolean_array;
+use datafusion::common::{DataFusionError, Result, exec_datafusion_err};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use refrain_udf::{LlmCall, ResolvedOptions};
 

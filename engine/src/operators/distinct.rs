@@ -13,11 +13,11 @@ use datafusion::common::{HashMap, Result};
 use refrain_udf::{JsonRenderer, NullPolicy};
 
 /// Marks a row without a question.
-pub const NO_QUESTION: u32 = u32::MAX;
+pub(super) const NO_QUESTION: u32 = u32::MAX;
 
 /// The distinct questions of one call over a window.
 #[derive(Debug)]
-pub struct Questions {
+pub(super) struct Questions {
     columns: Vec<CellDictionary>,
     /// Codes of all questions, one tuple after the other.
     tuples: Vec<u32>,
@@ -34,7 +34,7 @@ pub struct Questions {
 
 /// The distinct cells of one input.
 #[derive(Debug, Default)]
-pub struct CellDictionary {
+pub(super) struct CellDictionary {
     codes: HashMap<Arc<str>, u32, RandomState>,
     /// The JSON text of each cell, by code.
     pub texts: Vec<Arc<str>>,
@@ -43,7 +43,7 @@ pub struct CellDictionary {
 impl Questions {
     /// Starts an empty window, the `window`-th of its operator, for a call of `n_inputs` inputs. Without `dedup` each row is a
     /// question of its own.
-    pub fn new(n_inputs: usize, dedup: bool, window: u32) -> Self {
+    pub(super) fn new(n_inputs: usize, dedup: bool, window: u32) -> Self {
         Questions {
             columns: (0..n_inputs).map(|_| CellDictionary::default()).collect(),
             tuples: vec![],
@@ -58,7 +58,7 @@ impl Questions {
     }
 
     /// Forgets the rows behind the first `rows`, and the questions that only they ask.
-    pub fn truncate(&mut self, rows: usize) {
+    pub(super) fn truncate(&mut self, rows: usize) {
         if rows >= self.of_row.len() {
             return;
         }
@@ -83,29 +83,29 @@ impl Questions {
     }
 
     /// Returns the number of distinct questions.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.n_questions as usize
     }
 
     /// Returns the codes of one question, one for each input.
-    pub fn tuple(&self, question: u32) -> &[u32] {
+    pub(super) fn tuple(&self, question: u32) -> &[u32] {
         let width = self.columns.len();
         &self.tuples[question as usize * width..][..width]
     }
 
     /// Returns the dictionary of one input.
-    pub fn column(&self, input: usize) -> &CellDictionary {
+    pub(super) fn column(&self, input: usize) -> &CellDictionary {
         &self.columns[input]
     }
 
     /// Returns the JSON text of one cell of a question.
-    pub fn text(&self, question: u32, input: usize) -> &Arc<str> {
+    pub(super) fn text(&self, question: u32, input: usize) -> &Arc<str> {
         &self.columns[input].texts[self.tuple(question)[input] as usize]
     }
 
     /// Returns what tells rows of equal inputs apart: the window, and how many of them came before in it. `(0, 0)` where equal
     /// rows are one question.
-    pub fn occurrence(&self, question: u32) -> (u32, u32) {
+    pub(super) fn occurrence(&self, question: u32) -> (u32, u32) {
         match self.occurrences.get(question as usize) {
             Some(occurrence) => (self.window, *occurrence),
             None => (0, 0),
@@ -113,12 +113,12 @@ impl Questions {
     }
 
     /// Returns about how much memory the dictionaries take.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.bytes + self.of_row.len() * size_of::<u32>()
     }
 
     /// Adds rows of a batch, from row `start` on, until `max_questions` are known or the batch ends. Returns the row it stopped at.
-    pub fn push(
+    pub(super) fn push(
         &mut self,
         inputs: &[ArrayRef],
         guard: Option<&BooleanArray>,

@@ -11,10 +11,10 @@ use datafusion::common::ScalarValue;
 use tokio::sync::Notify;
 
 /// Identity of a question: function, prompt layout, model, options, and inputs as declared.
-pub type Key = [u8; 32];
+pub(super) type Key = [u8; 32];
 
 /// What became of a question: a value, or why there is none.
-pub type Outcome = Result<ScalarValue, Failure>;
+pub(super) type Outcome = Result<ScalarValue, Failure>;
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

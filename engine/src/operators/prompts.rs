@@ -13,7 +13,7 @@ use crate::operators::distinct::Questions;
 
 /// The requests for a list of questions, in the order in which they should run.
 #[derive(Debug)]
-pub struct PlannedRequests {
+pub(super) struct PlannedRequests {
     /// Depth first by shared prefix; request `n` has id `n`.
     pub requests: Vec<Request>,
     /// The question behind each request.
@@ -25,7 +25,7 @@ pub struct PlannedRequests {
 }
 
 /// Orders `asked` and renders its prompts.
-pub fn plan_requests(
+pub(super) fn plan_requests(
     call: &PhysicalCall,
     layout: &PromptLayout,
     tokenizer: &dyn Tokenizer,
@@ -60,7 +60,7 @@ pub fn plan_requests(
 }
 
 /// Returns how rows and fields are ordered for a call. The user has fixed the order of values in a template; only rows may move.
-pub fn strategy(call: &PhysicalCall) -> Strategy {
+pub(super) fn strategy(call: &PhysicalCall) -> Strategy {
     match (&call.call.prompt, call.options.reorder) {
         (_, Reorder::None) => Strategy::None,
         (Prompt::Template(_), _) | (_, Reorder::Rows) => Strategy::Rows,

@@ -166,7 +166,16 @@ impl QueryScope {
         let mut usage = QueryUsage::default();
         for node in lock(&self.nodes).iter() {
             let NodeProgress {
-                function: _, rows, distinct, calls, calls_done, prompt_tokens, cached_tokens, output_tokens, errors, ..
+                function: _,
+                rows,
+                distinct,
+                calls,
+                calls_done,
+                prompt_tokens,
+                cached_tokens,
+                output_tokens,
+                errors,
+                ..
             } = node.progress();
             usage.rows += rows;
             usage.distinct += distinct;

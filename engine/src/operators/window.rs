@@ -17,14 +17,14 @@ use crate::operators::distinct::{NO_QUESTION, Questions};
 
 /// Memory and disk for the rows of one operator.
 #[derive(Debug)]
-pub struct RowStore {
+pub(super) struct RowStore {
     reservation: MemoryReservation,
     spill: SpillManager,
 }
 
 /// How large a window may become.
 #[derive(Clone, Copy, Debug)]
-pub struct WindowLimit {
+pub(super) struct WindowLimit {
     /// Rows.
     pub rows: usize,
     /// Distinct questions of any one call.
@@ -32,7 +32,7 @@ pub struct WindowLimit {
 }
 
 /// Rows that are looked at together.
-pub struct Window {
+pub(super) struct Window {
     batches: Vec<Stored>,
     batch_bytes: usize,
     /// The questions of each call.
@@ -46,7 +46,7 @@ enum Stored {
 }
 
 /// Where filling a window ended.
-pub enum Filled {
+pub(super) enum Filled {
     /// The input has ended.
     InputEnded,
     /// The window is full; the rest of the last batch belongs to the next one.
@@ -55,7 +55,7 @@ pub enum Filled {
 
 impl RowStore {
     /// Registers with the memory pool and the disk manager of the query.
-    pub fn new(context: &TaskContext, partition: usize, schema: SchemaRef, metrics: SpillMetrics) -> Self {
+    pub(super) fn new(context: &TaskContext, partition: usize, schema: SchemaRef, metrics: SpillMetrics) -> Self {
         let consumer = MemoryConsumer::new(format!("LlmExec[{partition}]")).with_can_spill(true);
         RowStore {
             reservation: consumer.register(context.memory_pool()),
@@ -64,7 +64,7 @@ impl RowStore {
     }
 
     /// Fills a window from `pending` and then `input`, up to its limit and as long as the questions fit into memory.
-    pub async fn fill(
+    pub(super) async fn fill(
         &self,
         calls: &[Arc<PhysicalCall>],
         number: u32,
@@ -125,7 +125,7 @@ impl RowStore {
     }
 
     /// Streams the rows of a window in the order in which they came.
-    pub fn read(&self, batches: StoredBatches) -> SendableRecordBatchStream {
+    pub(super) fn read(&self, batches: StoredBatches) -> SendableRecordBatchStream {
         let schema = Arc::clone(self.spill.schema());
         let spill = self.spill.clone();
         let batches = stream::iter(batches.0).flat_map(move |stored| match stored {
@@ -140,11 +140,11 @@ impl RowStore {
 }
 
 /// The rows of a window, apart from its questions.
-pub struct StoredBatches(Vec<Stored>);
+pub(super) struct StoredBatches(Vec<Stored>);
 
 impl Window {
     /// Takes the rows out of the window.
-    pub fn take_batches(&mut self) -> StoredBatches {
+    pub(super) fn take_batches(&mut self) -> StoredBatches {
         StoredBatches(std::mem::take(&mut self.batches))
     }
 
@@ -170,6 +170,6 @@ impl Window {
 }
 
 /// Returns how many rows have a question.
-pub fn rows_with_question(questions: &Questions) -> u64 {
+pub(super) fn rows_with_question(questions: &Questions) -> u64 {
     questions.of_row.iter().filter(|question| **question != NO_QUESTION).count() as u64
 }

@@ -176,7 +176,8 @@ fn lower_side(
 fn calls_read_only(conjunct: &Expr, schema: &DFSchema) -> Result<bool> {
     let mut only = true;
     conjunct.apply(|expr| {
-        let guards = matches!(expr, Expr::BinaryExpr(binary) if binary.op.is_logic_operator()) || matches!(expr, Expr::Case(_));
+        let guards =
+            matches!(expr, Expr::BinaryExpr(binary) if binary.op.is_logic_operator()) || matches!(expr, Expr::Case(_));
         if is_llm_call(expr) || (guards && contains_llm_call(expr)) {
             only &= expr.column_refs().iter().all(|column| schema.has_column(column));
         }

@@ -22,7 +22,6 @@ use refrain_udf::contains_llm_call;
 
 use super::lower::is_volatile_apart_from_calls;
 
-
 /// See the module documentation.
 #[derive(Debug)]
 pub struct PullLlmFilterAboveAggregate;
