@@ -1,13 +1,15 @@
 //! The physical operator that asks the model, and its parts in the order in which a row meets them.
 //!
-//! [`LlmExec`] gathers a window of rows ([`window`]), finds the distinct questions among them ([`distinct`]), looks up what the
-//! query has asked already ([`memo`]), orders the rest so that prompts share prefixes and turns them into requests
-//! ([`prompts`]), asks the backend ([`ask`]), and puts the answers beside the rows.
+//! [`LlmExec`] gathers a window of rows (`window`), finds the distinct questions among them (`distinct`), looks up what the
+//! query has asked already (`memo`), orders the rest so that prompts share prefixes and turns them into requests
+//! (`prompts`), asks the backend (`ask`), and puts the answers beside the rows.
 
 mod ask;
 mod call;
+mod counters;
 mod distinct;
 mod estimate;
+mod job;
 mod llm_exec;
 mod memo;
 mod prompts;

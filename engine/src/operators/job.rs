@@ -1,0 +1,286 @@
+//! One execution of `LlmExec`: window by window, rows become questions, questions become answers, and answers stand beside rows.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
+use datafusion::arrow::compute::{filter_record_batch, take};
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::cast::as_boolean_array;
+use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::{DataFusionError, Result, ScalarValue, internal_datafusion_err};
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::metrics::{BaselineMetrics, RecordOutput};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use refrain_udf::{OnError, PromptLayout};
+
+use crate::operators::ask::Asker;
+use crate::operators::call::PhysicalCall;
+use crate::operators::counters::Counters;
+use crate::operators::distinct::{NO_QUESTION, Questions};
+use crate::operators::llm_exec::{Shared, Until};
+use crate::operators::memo::Outcome;
+use crate::operators::scope::{NodeStats, RowError};
+use crate::operators::window::{Filled, RowStore, StoredBatches, Window, WindowLimit, rows_with_question};
+
+/// Failed rows below which `max_error_ratio` does not end a query, so that small tables do not trip it.
+const ERROR_RATIO_ROWS_MIN: u64 = 10;
+
+/// One execution of the operator.
+pub(crate) struct Job {
+    pub(crate) schema: SchemaRef,
+    pub(crate) calls: Vec<Arc<PhysicalCall>>,
+    pub(crate) stats: Vec<Arc<NodeStats>>,
+    pub(crate) until: Option<Until>,
+    pub(crate) shared: Shared,
+    pub(crate) store: RowStore,
+    pub(crate) counters: Counters,
+    pub(crate) baseline: BaselineMetrics,
+}
+
+/// Where an execution stands between two windows.
+struct Position {
+    job: Arc<Job>,
+    input: SendableRecordBatchStream,
+    /// Rows of the last batch that did not fit into the window.
+    pending: Option<RecordBatch>,
+    askers: Vec<Asker>,
+    window: u32,
+    questions_asked: usize,
+    rows_out: usize,
+    ended: bool,
+}
+
+impl Job {
+    /// Works off the input, window by window.
+    pub(crate) fn run(self, input: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send {
+        let start = Position {
+            job: Arc::new(self),
+            input,
+            pending: None,
+            askers: vec![],
+            window: 0,
+            questions_asked: 0,
+            rows_out: 0,
+            ended: false,
+        };
+        stream::try_unfold(start, |mut position| async move {
+            let rows = position.next_window().await?;
+            Ok::<_, DataFusionError>(rows.map(|rows| (rows, position)))
+        })
+        .try_flatten()
+    }
+
+    /// Returns how much the next window may hold. Below a limit the first holds twice what is wanted, each next one as many
+    /// questions as were asked before, so that at most twice the calls are made that a row at a time would make.
+    fn limit(&self, questions_asked: usize) -> WindowLimit {
+        let rows = self.shared.reorder_window.unwrap_or(usize::MAX);
+        let questions = match &self.until {
+            Some(until) => questions_asked.max(until.wanted.saturating_mul(2)).max(1),
+            None => usize::MAX,
+        };
+        WindowLimit { rows, questions }
+    }
+}
+
+impl Position {
+    /// Works off one window; `None` after the last.
+    async fn next_window(&mut self) -> Result<Option<SendableRecordBatchStream>> {
+        let job = Arc::clone(&self.job);
+        let satisfied = job.until.as_ref().is_some_and(|until| until.stops && self.rows_out >= until.wanted);
+        if self.ended || satisfied {
+            return Ok(None);
+        }
+        let limit = job.limit(self.questions_asked);
+        let pending = self.pending.take();
+        let (mut window, filled) = job.store.fill(&job.calls, self.window, limit, pending, &mut self.input).await?;
+        match filled {
+            Filled::InputEnded => self.ended = true,
+            Filled::Full(rest) => self.pending = rest,
+        }
+        self.window += 1;
+        let batches = window.take_batches();
+        let answers = self.answer(window).await?;
+        let rows = job.rows(batches, answers);
+        if job.until.is_none() {
+            return Ok(Some(rows));
+        }
+        // Below a limit windows are small; the survivors are counted before more is asked.
+        let kept = self.keep(rows).await?;
+        Ok(Some(kept))
+    }
+
+    /// Asks all questions of the window and returns one answer column's worth of values for each call.
+    async fn answer(&mut self, window: Window) -> Result<Vec<Answers>> {
+        if self.askers.is_empty() && window.questions.iter().any(|questions| questions.len() > 0) {
+            self.askers = self.job.askers().await?;
+        }
+        self.questions_asked += window.questions.iter().map(Questions::len).max().unwrap_or(0);
+        let mut tasks = vec![];
+        for (idx, questions) in window.questions.into_iter().enumerate() {
+            let stats = &self.job.stats[idx];
+            stats.rows.fetch_add(rows_with_question(&questions), Ordering::Relaxed);
+            stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
+            let questions = Arc::new(questions);
+            // A task of its own, so that another operator that waits for one of these answers does not depend on who polls us.
+            let task = (questions.len() > 0).then(|| {
+                let (asker, questions) = (self.askers[idx].clone(), Arc::clone(&questions));
+                let scope = Arc::clone(&self.job.shared.scope);
+                SpawnedTask::spawn(async move {
+                    tokio::select! {
+                        outcomes = asker.ask(questions) => outcomes,
+                        () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
+                    }
+                })
+            });
+            tasks.push((questions, task));
+        }
+        let mut answers = vec![];
+        for (idx, (questions, task)) in tasks.into_iter().enumerate() {
+            let outcomes = match task {
+                Some(task) => task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))??,
+                None => vec![],
+            };
+            answers.push(self.job.settle(idx, &questions, outcomes)?);
+        }
+        self.job.counters.update(&self.job.stats);
+        if self.ended {
+            self.job.check_error_ratio()?;
+        }
+        Ok(answers)
+    }
+
+    /// Applies the filter to the rows of a window and cuts them at the limit.
+    async fn keep(&mut self, mut rows: SendableRecordBatchStream) -> Result<SendableRecordBatchStream> {
+        let until = self.job.until.clone().ok_or_else(|| internal_datafusion_err!("no filter to apply"))?;
+        let mut kept = vec![];
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            let mask = until.predicate.evaluate(&batch)?.into_array(batch.num_rows())?;
+            let mut batch = filter_record_batch(&batch, as_boolean_array(&mask)?)?;
+            if until.stops {
+                batch = batch.slice(0, batch.num_rows().min(until.wanted - self.rows_out));
+            }
+            self.rows_out += batch.num_rows();
+            if batch.num_rows() > 0 {
+                kept.push(Ok(batch));
+            }
+            if until.stops && self.rows_out >= until.wanted {
+                break;
+            }
+        }
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.job.schema), stream::iter(kept))))
+    }
+}
+
+/// The answers of one call over a window.
+struct Answers {
+    /// One value for each question.
+    values: ArrayRef,
+    questions: Arc<Questions>,
+}
+
+impl Job {
+    /// Loads the models and lays out the prompts. Called when there is something to ask, so that plain queries load nothing.
+    async fn askers(&self) -> Result<Vec<Asker>> {
+        let mut askers = vec![];
+        for (call, stats) in self.calls.iter().zip(&self.stats) {
+            let backend = self.shared.models.backend(&call.model).await?;
+            let layout = Arc::new(PromptLayout::new(&call.call, backend.tokenizer().as_ref())?);
+            askers.push(Asker {
+                call: Arc::clone(call),
+                backend,
+                layout,
+                scope: Arc::clone(&self.shared.scope),
+                stats: Arc::clone(stats),
+                share_prefixes: self.shared.prefix_cache,
+                memo: self.shared.memo,
+            });
+        }
+        Ok(askers)
+    }
+
+    /// Turns outcomes into values, counts what failed, and fails the query if that is too much.
+    fn settle(&self, idx: usize, questions: &Arc<Questions>, outcomes: Vec<Outcome>) -> Result<Answers> {
+        let (call, stats) = (&self.calls[idx], &self.stats[idx]);
+        let mut rows_of = vec![0_u64; questions.len()];
+        for question in questions.of_row.iter().filter(|question| **question != NO_QUESTION) {
+            rows_of[*question as usize] += 1;
+        }
+        let mut values = Vec::with_capacity(outcomes.len());
+        for (question, outcome) in outcomes.into_iter().enumerate() {
+            if let Err(failure) = &outcome {
+                // Also a failure that another call of the query came upon first.
+                if call.options.on_error == OnError::Fail {
+                    return Err(call.failed_row(failure));
+                }
+                stats.add_failed(failure.reason, rows_of[question]);
+                let inputs = (0..call.inputs.len()).map(|input| questions.text(question as u32, input).to_string());
+                self.shared.scope.add_error(RowError {
+                    function: call.function_name().to_owned(),
+                    reason: failure.reason.to_owned(),
+                    message: failure.message.clone(),
+                    inputs: inputs.collect::<Vec<_>>().join(", "),
+                    rows: rows_of[question],
+                });
+            }
+            let outcome = outcome.map_err(|failure| format!("{}: {}", failure.reason, failure.message));
+            let outcome = match &outcome {
+                Ok(value) => Ok(value.clone()),
+                Err(message) => Err(message.as_str()),
+            };
+            values.push(call.call.value(outcome, call.options.on_error));
+        }
+        let values = match values.is_empty() {
+            true => new_null_array(call.output.data_type(), 0),
+            false => ScalarValue::iter_to_array(values)?,
+        };
+        Ok(Answers { values, questions: Arc::clone(questions) })
+    }
+
+    /// Fails if too many rows have failed. Asked at the end of the input: the share in a single window may be far from that of all.
+    fn check_error_ratio(&self) -> Result<()> {
+        for (call, stats) in self.calls.iter().zip(&self.stats) {
+            self.check_error_ratio_of(call, stats)?;
+        }
+        Ok(())
+    }
+
+    fn check_error_ratio_of(&self, call: &PhysicalCall, stats: &NodeStats) -> Result<()> {
+        let (failed, rows) = (stats.failed_rows.load(Ordering::Relaxed), stats.rows.load(Ordering::Relaxed));
+        if failed >= ERROR_RATIO_ROWS_MIN && failed as f64 > rows as f64 * self.shared.max_error_ratio {
+            return Err(DataFusionError::External(Box::new(crate::Error::RowErrors {
+                function: call.function_name().to_owned(),
+                failed,
+                rows,
+                limit: self.shared.max_error_ratio,
+            })));
+        }
+        Ok(())
+    }
+
+    /// Puts the answers beside the rows, in the order in which the rows came.
+    fn rows(self: &Arc<Self>, batches: StoredBatches, answers: Vec<Answers>) -> SendableRecordBatchStream {
+        let job = Arc::clone(self);
+        let mut offset = 0;
+        let with_answers = self.store.read(batches).map(move |batch| {
+            let batch = batch?;
+            let n_rows = batch.num_rows();
+            let mut columns = batch.columns().to_vec();
+            for Answers { values, questions } in &answers {
+                let of_row = &questions.of_row[offset..offset + n_rows];
+                let indices: UInt32Array = of_row.iter().map(|q| (*q != NO_QUESTION).then_some(*q)).collect();
+                columns.push(match values.is_empty() {
+                    true => new_null_array(values.data_type(), n_rows),
+                    false => take(values, &indices, None)?,
+                });
+            }
+            offset += n_rows;
+            let options = RecordBatchOptions::new().with_row_count(Some(n_rows));
+            let batch = RecordBatch::try_new_with_options(Arc::clone(&job.schema), columns, &options)?;
+            Ok(batch.record_output(&job.baseline))
+        });
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), with_answers))
+    }
+}
