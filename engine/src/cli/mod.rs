@@ -15,7 +15,7 @@
 //! | [`output`] | formats, and the place results go to |
 //! | [`progress`], [`closing`], [`numbers`] | what is said about a query on standard error |
 //! | [`interrupt`] | Ctrl-C |
-//! | [`demo`], [`bench`] | `refrain demo`, `refrain bench` |
+//! | [`demo`], [`mod@bench`] | `refrain demo`, `refrain bench` |
 
 mod args;
 mod bench;

@@ -2,7 +2,7 @@
 //!
 //! | part | what it is |
 //! |---|---|
-//! | [`format`] | the formats by name, and the writer of each |
+//! | [`mod@format`] | the formats by name, and the writer of each |
 //! | [`cells`] | the text of a value |
 //! | [`delimited`] | CSV and TSV, batch by batch |
 //! | [`json`] | an array of objects, or an object a line, batch by batch |

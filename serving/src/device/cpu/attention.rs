@@ -36,7 +36,7 @@ pub(super) struct Query {
 pub(super) struct Inputs<'a> {
     /// The tokens that attend, in the order of the output.
     pub(super) queries: &'a [Query],
-    /// Query vectors: row `token` begins with [heads][head_dim].
+    /// Query vectors: row `token` begins with `[heads][head_dim]`.
     pub(super) q: &'a [f32],
     /// Distance of two rows of `q`.
     pub(super) stride: usize,
@@ -52,7 +52,7 @@ pub(super) struct Inputs<'a> {
     pub(super) head_dim: usize,
 }
 
-/// Attends on the rayon pool of the calling thread. Shape of `out`: [kv_heads][queries][group * head_dim].
+/// Attends on the rayon pool of the calling thread. Shape of `out`: `[kv_heads][queries][group * head_dim]`.
 pub(super) fn attention(arch: Arch, inputs: Inputs<'_>, out: &mut [f32]) {
     let width = inputs.group * inputs.head_dim;
     out.par_chunks_mut(inputs.queries.len().max(1) * width).enumerate().for_each(|(kv_head, out)| {
@@ -246,7 +246,7 @@ impl<S: Simd> Walk<'_, S> {
     }
 }
 
-/// Turns scores [keys][lanes] into weights, those of minus infinity into zero; returns what earlier sums are to be multiplied
+/// Turns scores `[keys][lanes]` into weights, those of minus infinity into zero; returns what earlier sums are to be multiplied
 /// with. Each lane takes its keys in order; a lane without keys keeps its state and gets 1.
 ///
 /// Lanes lie side by side, so nothing is reduced within a vector: that took half of the time of attention.

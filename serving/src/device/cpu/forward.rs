@@ -37,9 +37,9 @@ pub(super) struct Buffers {
     pub(super) normed: AlignedVec,
     /// [tokens, (heads + 2 * kv_heads) * head_dim].
     qkv: AlignedVec,
-    /// What attention gives: [kv_heads][queries][group * head_dim].
+    /// What attention gives: `[kv_heads][queries][group * head_dim]`.
     heads: AlignedVec,
-    /// The same as [queries][heads * head_dim].
+    /// The same as `[queries][heads * head_dim]`.
     attended: AlignedVec,
     /// [tokens, 2 * intermediate].
     gate_up: AlignedVec,

@@ -5,7 +5,7 @@
 //! **Order of summation.** `out[i][j]` is one chain of fused multiply-adds over `k` in ascending order, begun at zero or at the
 //! old `out[i][j]`. It depends on neither `m`, nor the tile that a row falls into, nor the number of threads.
 //!
-//! **How.** Weights lie in panels [n / NR][k][NR], NR two vectors wide, padded with zeros. A micro-kernel keeps up to 12 rows by
+//! **How.** Weights lie in panels `[n / NR][k][NR]`, NR two vectors wide, padded with zeros. A micro-kernel keeps up to 12 rows by
 //! NR columns of `out` in registers and walks `KC` steps of `k`, so that the piece of the panel stays in the first-level cache
 //! for all rows of the task; sums are put down and taken up again between pieces, which does not change their bits.
 //! With many rows each task takes a block of rows, with few rows a group of panels.
@@ -213,7 +213,7 @@ macro_rules! with_height {
     };
 }
 
-/// Rearranges rows of `a` into tiles [k][height], so that the micro-kernel reads them in order.
+/// Rearranges rows of `a` into tiles `[k][height]`, so that the micro-kernel reads them in order.
 struct Pack<'a> {
     a: &'a [f32],
     k: usize,
@@ -279,7 +279,7 @@ impl WithSimd for Multiply<'_> {
     }
 }
 
-/// Adds `a` [steps][M] times `b` [steps][panel] to M rows of `out`, or overwrites them unless `resume`.
+/// Adds `a` `[steps][M]` times `b` `[steps][panel]` to M rows of `out`, or overwrites them unless `resume`.
 #[inline(always)]
 fn tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, width: usize, resume: bool) {
     let panel = PANEL_VECTORS * S::F32_LANES;

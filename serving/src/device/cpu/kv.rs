@@ -1,7 +1,7 @@
 //! The pool of KV pages.
 //!
-//! Every layer and KV head has a slab, which holds for each page the keys transposed, [head_dim][PAGE_TOKENS], and then the
-//! values, [PAGE_TOKENS][value_width], `value_width` being `head_dim` rounded up to whole vectors. So the scores of a page's 16
+//! Every layer and KV head has a slab, which holds for each page the keys transposed, `[head_dim][PAGE_TOKENS]`, and then the
+//! values, `[PAGE_TOKENS][value_width]`, `value_width` being `head_dim` rounded up to whole vectors. So the scores of a page's 16
 //! keys come from vector multiply-adds without sums across lanes, and values are added row by row.
 
 use rayon::prelude::*;
@@ -24,9 +24,9 @@ pub(super) struct KvPool {
 /// Keys and values of one page, of one layer and KV head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Page<'a> {
-    /// [head_dim][PAGE_TOKENS].
+    /// `[head_dim][PAGE_TOKENS]`.
     pub(super) keys: &'a [f32],
-    /// [PAGE_TOKENS][value_width].
+    /// `[PAGE_TOKENS][value_width]`.
     pub(super) values: &'a [f32],
 }
 

@@ -7,7 +7,7 @@ use super::rows::for_row_blocks;
 /// The sum of squares is kept in this many partial sums on every machine, so that its bits are the same everywhere.
 const LANES: usize = 16;
 
-/// Normalises each row of `x` into `out`. Shapes: `x` and `out` [tokens, channels], `weight` [channels].
+/// Normalises each row of `x` into `out`. Shapes: `x` and `out` `[tokens, channels]`, `weight` `[channels]`.
 pub(super) fn rmsnorm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let channels = weight.len();
     for_row_blocks(out, channels, |first, block| {

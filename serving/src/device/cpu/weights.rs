@@ -23,7 +23,7 @@ pub(super) struct Weights {
     pub(super) embedding: Table,
     /// The decoder layers, first to last.
     pub(super) layers: Vec<LayerWeights>,
-    /// [hidden].
+    /// `[hidden]`.
     pub(super) final_norm: Vec<f32>,
     /// [vocabulary, hidden].
     pub(super) head: PackedMatrix,
@@ -32,7 +32,7 @@ pub(super) struct Weights {
 /// Weights of one decoder layer.
 #[derive(Debug)]
 pub(super) struct LayerWeights {
-    /// [hidden].
+    /// `[hidden]`.
     pub(super) attention_norm: Vec<f32>,
     /// [(heads + 2 * kv_heads) * head_dim, hidden].
     pub(super) qkv: PackedMatrix,
@@ -40,7 +40,7 @@ pub(super) struct LayerWeights {
     pub(super) qkv_bias: Option<Vec<f32>>,
     /// [hidden, heads * head_dim].
     pub(super) output: PackedMatrix,
-    /// [hidden].
+    /// `[hidden]`.
     pub(super) mlp_norm: Vec<f32>,
     /// [2 * intermediate, hidden], the gate first.
     pub(super) gate_up: PackedMatrix,
