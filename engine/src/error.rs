@@ -139,8 +139,9 @@ fn describe(error: &DataFusionError) -> String {
         return describe(inner);
     }
     let message = error.strip_backtrace();
+    let message = message.strip_prefix("Error during planning: ").unwrap_or(&message);
     match message.split_once(".\nThis issue was likely caused by a bug in DataFusion's code.") {
         Some((message, _)) => message.to_owned(),
-        None => message,
+        None => message.to_owned(),
     }
 }
