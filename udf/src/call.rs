@@ -278,9 +278,16 @@ impl Parts<'_> {
 /// Returns what a sentence calls the content: the label of its only field, or `text` if that says nothing.
 fn noun(labels: &[String]) -> &str {
     match labels {
-        [only] if !is_positional(only) => only,
+        [only] if !is_positional(only) && is_plain(only) => only,
         _ => "text",
     }
+}
+
+/// Returns whether a label may stand in the instruction. Names come with the data, from the head of a file for example, and
+/// must not say more than a name does.
+pub(crate) fn is_plain(label: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '-' | ' ');
+    label.len() <= 64 && label.split_whitespace().count() <= 4 && label.chars().all(is_name)
 }
 
 fn is_positional(label: &str) -> bool {

@@ -209,11 +209,19 @@ fn literal_pairs(function: &str, args: &ReturnFieldArgs) -> Result<Map<String, V
         let Some(name) = pair[0].and_then(|name| name.try_as_str().flatten()) else {
             return plan_err!("{function}: names must be string literals");
         };
-        if let Some(value) = pair[1]
-            && known.insert(name.to_lowercase(), scalar_value(value)?).is_some()
-        {
-            return plan_err!("{function}: {name} is given twice");
+        // Fields keep their names and may come without a question; options are named in any case.
+        let is_fields = function == AI_FIELDS;
+        let value = match pair[1] {
+            Some(value) => scalar_value(value)?,
+            None if is_fields => Value::Null,
+            None => continue,
+        };
+        let name = if is_fields { name.to_string() } else { name.to_lowercase() };
+        if known.contains_key(&name) {
+            let what = if is_fields { "ai_extract: field" } else { "option" };
+            return plan_err!("{what} {name} is given twice");
         }
+        known.insert(name, value);
     }
     Ok(known)
 }

@@ -72,8 +72,13 @@ impl<'a> JsonRenderer<'a> {
             }
             DataType::Dictionary(_, _) => {
                 let dictionary = array.as_any_dictionary();
-                let keys = dictionary.normalized_keys();
-                Values::Keyed(Box::new(move |row| keys[row]), Box::new(Self::new(dictionary.values().as_ref())?))
+                if dictionary.values().is_empty() {
+                    // Every key is NULL; there is nothing to look up.
+                    Values::Null
+                } else {
+                    let keys = dictionary.normalized_keys();
+                    Values::Keyed(Box::new(move |row| keys[row]), Box::new(Self::new(dictionary.values().as_ref())?))
+                }
             }
             DataType::RunEndEncoded(ends, _) => match ends.data_type() {
                 DataType::Int16 => runs::<Int16Type>(array)?,

@@ -5,6 +5,7 @@
 
 use datafusion::common::{Result, plan_err};
 
+use crate::call::is_plain;
 use crate::options::suggest;
 
 /// Text with the inputs of a call put in, in the user's order.
@@ -71,7 +72,8 @@ pub(crate) fn refer_to_fields(text: &str, labels: &[String]) -> String {
         match token {
             Token::Text(text) => out.push_str(&text),
             Token::Placeholder(name) => match find(name, labels) {
-                Some(position) => out.extend(["`", &labels[position], "`"]),
+                Some(position) if is_plain(&labels[position]) => out.extend(["`", &labels[position], "`"]),
+                Some(position) => out.push_str(&serde_json::Value::from(labels[position].as_str()).to_string()),
                 None => out.extend(["{", name, "}"]),
             },
         }

@@ -69,12 +69,18 @@ pub(crate) fn nullable(mut schema: Value) -> Value {
     schema
 }
 
+/// Brackets in a type; its parser descends once for each.
+const NESTED_TYPES_MAX: usize = 256;
+
 fn parse_sql_type(subject: &str, text: &str) -> Result<DataType> {
     let wrong = |error: &dyn std::fmt::Display| {
         plan_datafusion_err!(
             "{subject}: cannot read '{text}' as a SQL type such as 'STRUCT(name VARCHAR, age INT)': {error}"
         )
     };
+    if text.matches(['(', '<', '[']).count() > NESTED_TYPES_MAX {
+        return plan_err!("{subject}: the type is nested too deeply");
+    }
     let mut parser = Parser::new(&DuckDbDialect {}).try_with_sql(text).map_err(|error| wrong(&error))?;
     let sql_type = parser.parse_data_type().map_err(|error| wrong(&error))?;
     parser.expect_token(&datafusion::sql::sqlparser::tokenizer::Token::EOF).map_err(|error| wrong(&error))?;
@@ -100,7 +106,10 @@ fn schema_of_type(subject: &str, data_type: &DataType) -> Result<Value> {
         DataType::Boolean => json!({"type": "boolean"}),
         DataType::Date32 => json!({"type": "string", "format": "date"}),
         DataType::Timestamp(_, _) => json!({"type": "string", "format": "date-time"}),
-        integer if integer.is_integer() => json!({"type": "integer"}),
+        integer if integer.is_integer() => {
+            let (minimum, maximum) = integer_range(integer);
+            json!({"type": "integer", "minimum": minimum, "maximum": maximum})
+        }
         number if number.is_numeric() => json!({"type": "number"}),
         DataType::List(item) => {
             json!({"type": "array", "items": schema_of_type(subject, item.data_type())?})
@@ -268,6 +277,21 @@ impl ContextProvider for Types {
     }
 }
 
+/// Returns the range of an integer type, at most 18 digits: more than that a grammar cannot bound.
+fn integer_range(integer: &DataType) -> (i64, i64) {
+    const MOST: i64 = 999_999_999_999_999_999;
+    match integer {
+        DataType::Int8 => (i8::MIN.into(), i8::MAX.into()),
+        DataType::Int16 => (i16::MIN.into(), i16::MAX.into()),
+        DataType::Int32 => (i32::MIN.into(), i32::MAX.into()),
+        DataType::UInt8 => (0, u8::MAX.into()),
+        DataType::UInt16 => (0, u16::MAX.into()),
+        DataType::UInt32 => (0, u32::MAX.into()),
+        DataType::UInt64 => (0, MOST),
+        _ => (-MOST, MOST),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,7 +336,7 @@ mod tests {
             "additionalProperties": false});
         assert_eq!(
             parsed.schema,
-            json!({"type": "object", "properties": {"a": {"type": ["integer", "null"]}, "b": b}, "required": ["a", "b"],
+            json!({"type": "object", "properties": {"a": {"type": ["integer", "null"], "minimum": i32::MIN, "maximum": i32::MAX}, "b": b}, "required": ["a", "b"],
                 "additionalProperties": false})
         );
     }

@@ -29,7 +29,7 @@ pub trait Constraint: Send + fmt::Debug {
     /// Takes one token, sampled or forced, that `next` allowed. The end token is never passed in.
     fn accept(&mut self, token: TokenId) -> Result<()>;
 
-    /// Returns whether the tokens accepted so far are a complete answer, as when the token limit cuts it here.
+    /// Returns whether the tokens accepted so far are a complete answer, though a longer one may exist.
     fn is_complete(&mut self) -> bool;
 }
 

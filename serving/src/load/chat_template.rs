@@ -75,9 +75,13 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
+/// Instructions that a template may take. Real ones take hundreds; one that counts to a billion comes from a hostile file.
+const TEMPLATE_FUEL: u64 = 1_000_000;
+
 /// Jinja as transformers sets it up.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(TEMPLATE_FUEL));
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
@@ -184,6 +188,13 @@ mod tests {
     fn without_a_template_the_form_is_plain() {
         check(json!({}), "be brief", "hi", "be brief\n\nhi\n");
         check(json!({}), "", "hi", "hi\n");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_is_stopped() {
+        let endless = "{% for a in range(100000) %}{% for b in range(100000) %}x{% endfor %}{% endfor %}";
+        let template = ChatTemplate::new(&json!({"chat_template": endless}), None).unwrap();
+        assert!(template.render("", "hi").is_err());
     }
 
     #[test]

@@ -214,8 +214,14 @@ fn build(json: &Value) -> Result<tokenizers::Tokenizer> {
 }
 
 fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Vec<TokenId> {
-    // Encoding fails only where a model has no token for a character and no unknown token either: such text has no tokens.
-    tokenizer.encode_fast(text, false).map_or_else(|_| Vec::new(), |encoding| encoding.get_ids().to_vec())
+    // Encoding fails only where a model has no token for a character and no unknown token either: that character is lost.
+    match tokenizer.encode_fast(text, false) {
+        Ok(encoding) => encoding.get_ids().to_vec(),
+        Err(_) if text.chars().nth(1).is_some() => {
+            text.chars().flat_map(|character| ids(tokenizer, character.encode_utf8(&mut [0; 4]))).collect()
+        }
+        Err(_) => Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ pub(super) struct AnswerState {
 pub enum Ending {
     /// The model ended it, or nothing was left to decide.
     Stop,
-    /// It reached its limit, and what there is may stand.
+    /// It reached its limit; free text may stand as it is.
     Length,
     /// It reached its limit before it was complete, or left its shape.
     Incomplete,
@@ -86,14 +86,16 @@ impl AnswerState {
                 Ok(Next::Finish(tokens) | Next::Forced(tokens)) => {
                     for token in tokens {
                         if self.room() == 0 {
-                            return Some(self.cut());
+                            return Some(Ending::Incomplete);
                         }
                         if let Some(ending) = self.push(token) {
                             return Some(ending);
                         }
                     }
                 }
-                Ok(_) if self.room() == 0 => return Some(self.cut()),
+                Ok(Next::Free) if self.room() == 0 => return Some(Ending::Length),
+                // A number or a label that could go on is not the answer, even if it could end here: 8 of 87 is wrong.
+                Ok(_) if self.room() == 0 => return Some(Ending::Incomplete),
                 Ok(choice) => {
                     self.allowed = choice;
                     return None;
@@ -131,10 +133,6 @@ impl AnswerState {
     fn push(&mut self, token: TokenId) -> Option<Ending> {
         self.tokens.push(token);
         self.constraint.accept(token).err().map(|_| Ending::Incomplete)
-    }
-
-    fn cut(&mut self) -> Ending {
-        if self.constraint.is_complete() { Ending::Length } else { Ending::Incomplete }
     }
 }
 
@@ -182,8 +180,8 @@ mod tests {
         check(shape(), 1, &[], (&[1], Some(Ending::Incomplete)));
         check(shape(), 2, &[], (&[1, 2], Some(Ending::Incomplete)));
         check(shape(), 3, &[3], (&[1, 2, 3], Some(Ending::Incomplete)));
-        // One label is the beginning of the other: it may stand.
-        check(labels(&[&[1], &[1, 2]], true), 1, &[], (&[1], Some(Ending::Length)));
+        // One label is the beginning of the other, and does not stand for it.
+        check(labels(&[&[1], &[1, 2]], true), 1, &[], (&[1], Some(Ending::Incomplete)));
         check(labels(&[&[1], &[1, 2]], true), 2, &[END], (&[1], Some(Ending::Stop)));
     }
 }

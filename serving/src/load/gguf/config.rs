@@ -58,7 +58,10 @@ fn end_tokens(file: &Contents) -> Result<Vec<TokenId>, String> {
 
 /// Reads the rotary scaling: either named in the metadata, or Llama 3.1's, which stands in a tensor of factors.
 fn rope_scaling(file: &Contents, head_dim: usize, rope_theta: f32) -> Result<Option<RopeScaling>, String> {
-    if file.shape("rope_freqs.weight").is_some_and(|shape| shape.iter().product::<usize>() == head_dim / 2) {
+    if file
+        .shape("rope_freqs.weight")
+        .is_some_and(|shape| shape.iter().try_fold(1_usize, |n, size| n.checked_mul(*size)) == Some(head_dim / 2))
+    {
         let factors = file.floats("rope_freqs.weight").map_err(|error| error.to_string())?;
         return llama3_scaling(&factors, head_dim, rope_theta).map(Some);
     }
