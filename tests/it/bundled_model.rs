@@ -94,12 +94,11 @@ async fn control_tokens_in_rows_stay_data() {
 
 #[tokio::test]
 async fn real_tables_where_they_are_present() {
-    let Some(folder) = crate::support::data_folder() else {
+    let Some(table) = crate::support::real_table("movies") else {
         println!("skipped: neither REFRAIN_DATA nor ../shared/data is there");
         return;
     };
     let db = session().await;
-    let table = folder.join("queries/movies.parquet");
     let query = format!("select reviewtype, ai_sentiment(reviewcontent) from '{}' limit 40", table.display());
     let answer = rows(&db, &query).await.unwrap();
     assert_eq!(answer.len(), 40);

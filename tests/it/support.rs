@@ -1,5 +1,6 @@
 //! Sessions over a scripted model, and their rows as text.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
@@ -90,9 +91,10 @@ fn text_rows(batch: &RecordBatch) -> Vec<String> {
     (0..batch.num_rows()).map(row).collect()
 }
 
-/// Returns the folder of real tables, if there is one: `REFRAIN_DATA`, or `shared/data` beside the checkout.
-pub(crate) fn data_folder() -> Option<std::path::PathBuf> {
-    let beside = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let folder = std::env::var_os("REFRAIN_DATA").map_or(beside, Into::into);
-    folder.join("queries/movies.parquet").is_file().then_some(folder)
+/// Returns the file of a real table, if it is there: in `REFRAIN_DATA`, or in `shared/data` beside the checkout.
+pub(crate) fn real_table(name: &str) -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    let named = std::env::var_os("REFRAIN_DATA").map(PathBuf::from);
+    let folders: Vec<PathBuf> = named.into_iter().chain([beside]).map(|folder| folder.join("queries")).collect();
+    refrain_datasets::local::find(name, &folders)
 }

@@ -97,7 +97,7 @@ pub fn constraint(shape: &OutputShape, tokenizer: &Arc<dyn Tokenizer>) -> Result
 
 /// Any text.
 #[derive(Debug)]
-struct FreeText;
+pub(crate) struct FreeText;
 
 impl Constraint for FreeText {
     fn next(&mut self) -> Result<Next> {

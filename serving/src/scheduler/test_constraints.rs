@@ -4,26 +4,10 @@ use std::sync::Arc;
 
 use super::fake_device::{END, VOCAB};
 use super::waiting::OpenConstraint;
+use crate::constraint::compile::FreeText;
 use crate::constraint::{Constraint, Next};
 use crate::error::Result;
 use crate::request::TokenId;
-
-#[derive(Debug)]
-pub(crate) struct AnyText;
-
-impl Constraint for AnyText {
-    fn next(&mut self) -> Result<Next> {
-        Ok(Next::Free)
-    }
-
-    fn accept(&mut self, _token: TokenId) -> Result<()> {
-        Ok(())
-    }
-
-    fn is_complete(&mut self) -> bool {
-        true
-    }
-}
 
 /// One of these sequences.
 #[derive(Debug)]
@@ -71,7 +55,7 @@ impl Constraint for Labels {
 }
 
 pub(crate) fn any_text() -> OpenConstraint {
-    Arc::new(|| Box::new(AnyText))
+    Arc::new(|| Box::new(FreeText))
 }
 
 pub(crate) fn labels(labels: &[&[TokenId]], masked: bool) -> OpenConstraint {
