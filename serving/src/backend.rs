@@ -35,7 +35,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
 pub struct BatchId(pub u64);
 
 /// What a backend can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Capabilities {
     /// Where and on what it runs, in a few words for people, such as `cpu, 2 threads`.
     pub device: String,
@@ -45,6 +45,23 @@ pub struct Capabilities {
     pub prefix_granularity: usize,
     /// Digest of weights, tokenizer and configuration: the identity of the model in caches.
     pub model_digest: String,
+    /// What the model makes of a prompt.
+    pub kind: ModelKind,
+    /// What one token of [`Backend::tokenizer`] counts for in the model's own tokens: 1, or an estimate where prompts are not
+    /// tokenised here, such as 0.25 for bytes.
+    pub token_scale: f64,
+}
+
+/// What a model makes of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelKind {
+    /// Text.
+    Completion,
+    /// A vector.
+    Embedding {
+        /// Its length; `None` where only the first answer tells.
+        dimensions: Option<u32>,
+    },
 }
 
 /// Counters since the backend was started.

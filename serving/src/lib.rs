@@ -31,9 +31,10 @@ pub mod scheduler;
 pub mod step;
 pub mod tokenizer;
 
-pub use backend::{Backend, BatchId, Capabilities, CompletionStream, Stats};
+pub use backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 pub use error::{Error, Result};
 pub use request::{
-    Answer, Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling, Segment, TokenId, Usage,
+    Answer, Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling, Segment, TokenId,
+    TokenLogprobs, Usage,
 };
 pub use tokenizer::Tokenizer;

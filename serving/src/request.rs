@@ -52,9 +52,19 @@ pub struct Request {
     pub sampling: Sampling,
     /// The longest answer, in tokens.
     pub max_tokens: u32,
+    /// The answer ends before the first of these strings, which does not belong to it. None of them is empty.
+    pub stop: Arc<[String]>,
+    /// How many of the most probable tokens are reported for each token of the answer, with the logarithms of their
+    /// probabilities; `None` reports nothing.
+    pub logprobs: Option<u32>,
 }
 
 impl Request {
+    /// Makes a request that ends by itself or after `max_tokens`, and reports no probabilities.
+    pub fn new(id: RequestId, prompt: Vec<Segment>, shape: Arc<OutputShape>, sampling: Sampling, max_tokens: u32) -> Self {
+        Request { id, prompt, shape, sampling, max_tokens, stop: Arc::from([]), logprobs: None }
+    }
+
     /// Returns the number of prompt tokens.
     pub fn prompt_len(&self) -> usize {
         self.prompt.iter().map(|segment| segment.len()).sum()
@@ -81,6 +91,11 @@ pub enum OutputShape {
     Json(serde_json::Value),
     /// Text that matches this regular expression as a whole.
     Regex(String),
+    /// No text but a vector of unit length, made from the prompt by an embedding model.
+    Embedding {
+        /// Keep this many leading dimensions; `None` keeps all.
+        dimensions: Option<u32>,
+    },
 }
 
 /// How a token is chosen from its distribution.
@@ -121,6 +136,26 @@ pub struct Answer {
     pub tokens: Vec<TokenId>,
     /// Why the answer ended.
     pub finish: FinishReason,
+    /// For each token of `tokens` what was asked for with [`Request::logprobs`]; empty otherwise.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// The vector that [`OutputShape::Embedding`] asks for; text and tokens are empty then.
+    pub embedding: Option<Vec<f32>>,
+}
+
+impl Answer {
+    /// Makes an answer of text alone.
+    pub fn text(text: String, tokens: Vec<TokenId>, finish: FinishReason) -> Self {
+        Answer { text, tokens, finish, logprobs: Vec::new(), embedding: None }
+    }
+}
+
+/// How probable one token of an answer was, and what might have stood in its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Natural logarithm of the token's probability, before temperature and restriction.
+    pub logprob: f32,
+    /// The most probable tokens with their logarithms, in descending order.
+    pub top: Vec<(TokenId, f32)>,
 }
 
 /// Why an answer ended.
@@ -191,4 +226,6 @@ pub struct Usage {
     pub drafted: u32,
     /// Proposed tokens that were kept.
     pub accepted: u32,
+    /// Attempts after the first, for a backend that is reached over a network.
+    pub retries: u32,
 }

@@ -52,7 +52,7 @@ fn batch(tokenizer: &dyn Tokenizer, share_prefixes: bool) -> Batch {
             let temperature = if id.is_multiple_of(4) { 1.0 } else { 0.0 };
             let sampling = Sampling { temperature, seed: u64::from(id), ..Sampling::GREEDY };
             let prompt = vec![prompt.as_slice().into()];
-            requests.push(Request { id: RequestId(id), prompt, shape: Arc::clone(&shape), sampling, max_tokens: 24 });
+            requests.push(Request::new(RequestId(id), prompt, Arc::clone(&shape), sampling, 24));
         }
     }
     Batch { requests, share_prefixes, keep_prefix: 8, ..Batch::default() }
@@ -111,6 +111,7 @@ fn answers_have_their_shapes() {
             }
             OutputShape::Regex(_) => assert!(text.split(' ').all(|word| (3..=8).contains(&word.len()))),
             OutputShape::Text => {}
+            OutputShape::Embedding { .. } => unreachable!("no vector was asked for"),
         }
     }
 }

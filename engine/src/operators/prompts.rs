@@ -79,13 +79,8 @@ fn field_order(schedule: Schedule) -> Option<Vec<u32>> {
 }
 
 fn request(call: &PhysicalCall, id: u32, prompt: Vec<Segment>, shape: &Arc<OutputShape>, seed: u64) -> Request {
-    Request {
-        id: RequestId(id),
-        prompt,
-        shape: Arc::clone(shape),
-        sampling: Sampling { seed, ..call.options.sampling },
-        max_tokens: call.options.max_tokens,
-    }
+    let sampling = Sampling { seed, ..call.options.sampling };
+    Request::new(RequestId(id), prompt, Arc::clone(shape), sampling, call.options.max_tokens)
 }
 
 /// Derives the seed of a question from its inputs, so that a sampled answer does not depend on the order of rows, and the same

@@ -44,6 +44,9 @@ impl ConstraintCompiler {
             }
             OutputShape::Json(schema) => Compiled::Grammar(Box::new(self.grammars()?.json(schema)?)),
             OutputShape::Regex(expression) => Compiled::Grammar(Box::new(self.grammars()?.regex(expression)?)),
+            OutputShape::Embedding { .. } => {
+                return Err(Error::Invalid("a vector was asked of a model that writes text".to_string()));
+            }
         };
         Ok(ConstraintFactory { compiled })
     }

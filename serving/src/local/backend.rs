@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::engine::{Command, CompileShape, Engine, EngineThread};
-use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, Stats};
+use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 use crate::constraint::ConstraintCompiler;
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -114,6 +114,8 @@ impl LocalBackend {
             max_context: config.scheduler.max_context,
             prefix_granularity: 1,
             model_digest: config.model_digest,
+            kind: ModelKind::Completion,
+            token_scale: 1.0,
         };
         let (commands, thread, next_id) = (Some(commands), Some(thread), AtomicU64::new(0));
         Ok(LocalBackend { commands, thread, shared, tokenizer, capabilities, next_id })

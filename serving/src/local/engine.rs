@@ -203,8 +203,8 @@ impl Engine {
             Outcome::Answer { tokens, ending } => {
                 let text = self.tokenizer.decode(&tokens);
                 match ending {
-                    Ending::Stop => Ok(Answer { text, tokens, finish: FinishReason::Stop }),
-                    Ending::Length => Ok(Answer { text, tokens, finish: FinishReason::Length }),
+                    Ending::Stop => Ok(Answer::text(text, tokens, FinishReason::Stop)),
+                    Ending::Length => Ok(Answer::text(text, tokens, FinishReason::Length)),
                     Ending::Incomplete => Err(RowFailure::Schema(text)),
                 }
             }

@@ -108,12 +108,9 @@ fn start(device: GatedDevice) -> LocalBackend {
 
 fn batch(count: u32, shape: OutputShape, max_tokens: u32) -> Batch {
     let shape = Arc::new(shape);
-    let request = |id: u32| Request {
-        id: RequestId(id),
-        prompt: vec![Digits.encode("12345671234567123456").into(), Digits.encode(&format!("{:o}", id + 8)).into()],
-        shape: Arc::clone(&shape),
-        sampling: Sampling::GREEDY,
-        max_tokens,
+    let request = |id: u32| {
+        let prompt = vec![Digits.encode("12345671234567123456").into(), Digits.encode(&format!("{:o}", id + 8)).into()];
+        Request::new(RequestId(id), prompt, Arc::clone(&shape), Sampling::GREEDY, max_tokens)
     };
     Batch { requests: (0..count).map(request).collect(), ..Batch::default() }
 }

@@ -61,6 +61,7 @@ pub(super) fn answer(shape: &OutputShape, draws: &mut Draws) -> Option<String> {
             matching(&regex_syntax::parse(pattern).ok()?, draws, 0, &mut text)?;
             Some(text)
         }
+        OutputShape::Embedding { .. } => None,
     }
 }
 

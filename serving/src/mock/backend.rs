@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::answer::{Draws, answer};
 use super::script::{Gate, MockReply, Release};
 use super::tokenizer::ByteTokenizer;
-use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, Stats};
+use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 use crate::error::{Error, Result};
 use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, Request, RowFailure, TokenId, Usage};
 use crate::tokenizer::Tokenizer;
@@ -179,12 +179,12 @@ impl MockBackend {
         let limit = (request.max_tokens as usize).min(self.max_context - request.prompt_len());
         let mut tokens = self.tokenizer.encode(text);
         if tokens.len() <= limit {
-            return Ok(Answer { text: text.to_string(), tokens, finish: FinishReason::Stop });
+            return Ok(Answer::text(text.to_string(), tokens, FinishReason::Stop));
         }
         tokens.truncate(limit);
         let text = self.tokenizer.decode(&tokens);
         match *request.shape {
-            OutputShape::Text => Ok(Answer { text, tokens, finish: FinishReason::Length }),
+            OutputShape::Text => Ok(Answer::text(text, tokens, FinishReason::Length)),
             _ => Err(RowFailure::Schema(text)),
         }
     }
@@ -197,6 +197,8 @@ impl Backend for MockBackend {
             max_context: self.max_context,
             prefix_granularity: 1,
             model_digest: format!("mock-{}", self.seed),
+            kind: ModelKind::Completion,
+            token_scale: 1.0,
         }
     }
 
@@ -311,12 +313,9 @@ mod tests {
     fn batch(mock: &MockBackend, users: &[&str], shape: OutputShape, max_tokens: u32) -> Batch {
         let shape = Arc::new(shape);
         let tokenizer = mock.tokenizer();
-        let request = |(id, user): (u32, &&str)| Request {
-            id: RequestId(id),
-            prompt: vec![tokenizer.encode_control(&tokenizer.render_chat("s", user).unwrap()).into()],
-            shape: Arc::clone(&shape),
-            sampling: Sampling::GREEDY,
-            max_tokens,
+        let request = |(id, user): (u32, &&str)| {
+            let prompt = vec![tokenizer.encode_control(&tokenizer.render_chat("s", user).unwrap()).into()];
+            Request::new(RequestId(id), prompt, Arc::clone(&shape), Sampling::GREEDY, max_tokens)
         };
         Batch { requests: (0..).zip(users).map(request).collect(), ..Batch::default() }
     }

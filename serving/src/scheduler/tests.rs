@@ -26,13 +26,9 @@ fn job(id: u32, prompt: &[TokenId], shape: u8, max_tokens: u32) -> Job {
         _ => labels(&[&[5, 6]], false),
     };
     let middle = prompt.len() / 2;
-    let request = Request {
-        id: RequestId(id),
-        prompt: vec![prompt[..middle].into(), prompt[middle..].into()],
-        shape: Arc::new(OutputShape::Text),
-        sampling: Sampling { seed: u64::from(id % 3), ..Sampling::GREEDY },
-        max_tokens,
-    };
+    let prompt = vec![prompt[..middle].into(), prompt[middle..].into()];
+    let sampling = Sampling { seed: u64::from(id % 3), ..Sampling::GREEDY };
+    let request = Request::new(RequestId(id), prompt, Arc::new(OutputShape::Text), sampling, max_tokens);
     Job { request, constraint }
 }
 
