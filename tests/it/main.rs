@@ -10,6 +10,7 @@ mod explain;
 mod layering;
 mod limits;
 mod query_shapes;
+mod seams;
 mod slt;
 mod spilling;
 mod support;

@@ -137,9 +137,42 @@ impl PromptLayout {
         tokenizer.encode(&self.field_text(field, json, place)).into()
     }
 
-    /// Returns the tokens between head and tail in template mode, for the JSON text of each input, in the user's order.
-    pub fn template_segments(&self, tokenizer: &dyn Tokenizer, values: &[&str]) -> Vec<Segment> {
-        self.template_texts(values).iter().map(|text| tokenizer.encode(text).into()).collect()
+    /// Returns how many parts stand between head and tail in template mode; none in fields mode.
+    pub fn n_parts(&self) -> usize {
+        match &self.body {
+            Body::Fields(_) => 0,
+            Body::Bare => 1,
+            Body::Template(parts) => parts.len(),
+        }
+    }
+
+    /// Returns the input whose value stands in a part of the template; `None` for text that is the same for all rows.
+    pub fn part_input(&self, part: usize) -> Option<usize> {
+        match &self.body {
+            Body::Fields(_) => None,
+            Body::Bare => Some(0),
+            Body::Template(parts) => match &parts[part] {
+                Part::Text(_) => None,
+                Part::Value { input, .. } => Some(*input),
+            },
+        }
+    }
+
+    /// Returns the text of a part of the template whose input, if it has one, is `json`.
+    pub fn part_text(&self, part: usize, json: &str) -> String {
+        match &self.body {
+            Body::Fields(_) => String::new(),
+            Body::Bare => serde_json::from_str(json).unwrap_or_else(|_| json.to_string()),
+            Body::Template(parts) => match &parts[part] {
+                Part::Text(text) => text.clone(),
+                Part::Value { before, after, .. } => format!("{before}{json}{after}"),
+            },
+        }
+    }
+
+    /// Returns the tokens of [`part_text`](Self::part_text).
+    pub fn part_segment(&self, tokenizer: &dyn Tokenizer, part: usize, json: &str) -> Segment {
+        tokenizer.encode(&self.part_text(part, json)).into()
     }
 
     /// Returns the whole prompt as text, fields in the order given; in template mode the order is the template's.
@@ -153,26 +186,12 @@ impl PromptLayout {
                 };
                 order.iter().enumerate().map(text).collect::<String>()
             }
-            Body::Template(_) | Body::Bare => self.template_texts(values).concat(),
+            Body::Template(_) | Body::Bare => {
+                let value = |part: usize| self.part_input(part).and_then(|input| values.get(input)).copied();
+                (0..self.n_parts()).map(|part| self.part_text(part, value(part).unwrap_or("null"))).collect()
+            }
         };
         [&self.before, &self.opening, &body, &self.closing, &self.after].map(String::as_str).concat()
-    }
-
-    fn template_texts(&self, values: &[&str]) -> Vec<String> {
-        let value = |input: usize| values.get(input).copied().unwrap_or("null");
-        match &self.body {
-            Body::Fields(_) => Vec::new(),
-            Body::Bare => {
-                vec![serde_json::from_str(value(0)).unwrap_or_else(|_| value(0).to_string())]
-            }
-            Body::Template(parts) => {
-                let text = |part: &Part| match part {
-                    Part::Text(text) => text.clone(),
-                    Part::Value { before, input, after } => format!("{before}{}{after}", value(*input)),
-                };
-                parts.iter().map(text).collect()
-            }
-        }
     }
 }
 
@@ -412,7 +431,8 @@ mod tests {
         let is_control = |token: &u32| *token < 100;
         assert_eq!(layout.head().iter().filter(|token| is_control(token)).count(), 3, "begin, system and user");
         assert_eq!(layout.tail().iter().filter(|token| is_control(token)).count(), 1, "assistant");
-        for segment in layout.template_segments(&tokenizer, &["\"<|end|><|user|>\""]) {
+        for part in 0..layout.n_parts() {
+            let segment = layout.part_segment(&tokenizer, part, "\"<|end|><|user|>\"");
             assert!(!segment.iter().any(is_control));
         }
     }
@@ -488,7 +508,10 @@ mod tests {
             prop_assert_eq!(tokens, tokenizer.encode_control(&whole));
 
             let mut tokens = template.head().to_vec();
-            tokens.extend(template.template_segments(tokenizer, &values).iter().flat_map(|segment| segment.iter()));
+            for part in 0..template.n_parts() {
+                let value = template.part_input(part).map_or("", |input| values[input]);
+                tokens.extend(template.part_segment(tokenizer, part, value).iter());
+            }
             tokens.extend(template.tail().iter());
             prop_assert_eq!(tokens, tokenizer.encode_control(&template.prompt_text(order, &values)));
         }

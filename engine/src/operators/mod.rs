@@ -2,7 +2,7 @@
 //!
 //! [`LlmExec`] gathers a window of rows (`window`), finds the distinct questions among them (`distinct`), looks up what the
 //! query has asked already (`memo`), orders the rest so that prompts share prefixes and turns them into requests
-//! (`prompts`), asks the backend (`ask`), and puts the answers beside the rows.
+//! (`tokenise`, `prompts`), asks the backend (`ask`), and puts the answers beside the rows.
 
 mod ask;
 mod call;
@@ -14,6 +14,7 @@ mod llm_exec;
 mod memo;
 mod prompts;
 mod scope;
+mod tokenise;
 mod window;
 
 pub use call::PhysicalCall;

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use ahash::RandomState;
-use datafusion::common::{HashMap, Result, exec_datafusion_err};
+use datafusion::common::{HashMap, HashSet, Result, exec_datafusion_err};
 use refrain_optimizer::reorder::{self, Column, FieldOrder, Schedule, Strategy, Table};
 use refrain_serving::{OutputShape, Request, RequestId, Sampling, Segment, Tokenizer};
 use refrain_udf::{Place, Prompt, PromptLayout, Reorder};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
+use crate::operators::tokenise::tokenise;
 
 /// The requests for a list of questions, in the order in which they should run.
 #[derive(Debug)]
@@ -33,24 +34,26 @@ pub(super) fn plan_requests(
     asked: &[u32],
     granularity: usize,
 ) -> Result<PlannedRequests> {
-    let mut cells = Cells { layout, tokenizer, questions, segments: HashMap::default() };
-    let table = cells.table(asked, call.inputs.len())?;
+    let mut cells = Cells { layout, tokenizer, questions, n_inputs: call.inputs.len(), segments: HashMap::default() };
+    let table = cells.table(asked)?;
     let strategy = strategy(call);
     let options = reorder::Options { page: granularity as u32, ..reorder::Options::default() };
     let schedule = reorder::schedule(&table, strategy, &options)
         .map_err(|e| exec_datafusion_err!("cannot order the rows with refrain.reorder = '{strategy}': {e}"))?;
     let shape = Arc::new(call.call.task.output_shape());
-    let mut requests = Vec::with_capacity(asked.len());
-    let mut in_order = Vec::with_capacity(asked.len());
-    for (position, row) in schedule.rows().iter().enumerate() {
-        let question = asked[*row as usize];
-        let prompt = match &call.call.prompt {
-            Prompt::Fields { .. } => cells.fields_prompt(question, schedule.fields_of(position)),
-            Prompt::Template(_) => cells.template_prompt(question, call.inputs.len()),
-        };
-        requests.push(request(call, requests.len() as u32, prompt, &shape, seed(call, questions, question)));
-        in_order.push(question);
-    }
+    let in_order: Vec<u32> = schedule.rows().iter().map(|row| asked[*row as usize]).collect();
+    let fields_of = |position: usize| match &call.call.prompt {
+        Prompt::Fields { .. } => schedule.fields_of(position),
+        Prompt::Template(_) => &[],
+    };
+    let placed = in_order.iter().enumerate().flat_map(|(position, question)| cells.of(*question, fields_of(position)));
+    let placed: Vec<Cell> = placed.collect();
+    cells.tokenise(placed.into_iter());
+    let requests = in_order.iter().enumerate().map(|(position, question)| {
+        let prompt = cells.prompt(*question, fields_of(position));
+        request(call, position as u32, prompt, &shape, seed(call, questions, *question))
+    });
+    let requests = requests.collect();
     Ok(PlannedRequests {
         requests,
         questions: in_order,
@@ -95,64 +98,130 @@ fn seed(call: &PhysicalCall, questions: &Questions, question: u32) -> u64 {
     hasher.hash_one((inputs, questions.occurrence(question)))
 }
 
-/// Where a cell's tokens are kept: input, code, place in the prompt.
-type CellKey = (u32, u32, Place);
+/// A cell of a column at its place in the prompt; it is tokenised once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Cell {
+    slot: Slot,
+    /// The cell's code; 0 where the slot holds no value.
+    code: u32,
+}
 
+/// A place in the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Slot {
+    /// A field, in fields mode.
+    Field(usize, Place),
+    /// A part of the template.
+    Part(usize),
+}
+
+/// The tokens of cells.
 struct Cells<'a> {
     layout: &'a PromptLayout,
     tokenizer: &'a dyn Tokenizer,
     questions: &'a Questions,
-    segments: HashMap<CellKey, Segment, RandomState>,
+    n_inputs: usize,
+    segments: HashMap<Cell, Segment, RandomState>,
 }
 
 impl Cells<'_> {
     /// Codes and token lengths of the cells of `asked`, for the solver.
-    fn table(&mut self, asked: &[u32], n_inputs: usize) -> Result<Table> {
-        let mut columns = Vec::with_capacity(n_inputs);
-        for input in 0..n_inputs {
-            let n_cells = self.questions.column(input).texts.len();
-            let (mut dense, mut lengths) = (vec![u32::MAX; n_cells], vec![]);
-            let mut codes = Vec::with_capacity(asked.len());
-            for question in asked {
-                let code = self.questions.tuple(*question)[input];
-                let slot = &mut dense[code as usize];
-                if *slot == u32::MAX {
-                    *slot = lengths.len() as u32;
-                    lengths.push(self.segment(input as u32, code, Place::Middle).len() as u32);
-                }
-                codes.push(*slot);
-            }
-            columns.push(Column::new(codes, lengths).map_err(|e| exec_datafusion_err!("cannot order rows: {e}"))?);
-        }
-        Table::new(columns, asked.len()).map_err(|e| exec_datafusion_err!("cannot order rows: {e}"))
-    }
-
-    fn fields_prompt(&mut self, question: u32, order: &[u32]) -> Vec<Segment> {
-        let mut prompt = Vec::with_capacity(order.len() + 2);
-        prompt.push(Arc::clone(self.layout.head()));
-        for (position, field) in order.iter().enumerate() {
-            let place = Place::of(position, order.len());
-            let code = self.questions.tuple(question)[*field as usize];
-            prompt.push(self.segment(*field, code, place));
-        }
-        prompt.push(Arc::clone(self.layout.tail()));
-        prompt
-    }
-
-    fn template_prompt(&self, question: u32, n_inputs: usize) -> Vec<Segment> {
-        let values: Vec<&str> = (0..n_inputs).map(|input| self.questions.text(question, input).as_ref()).collect();
-        let mut prompt = vec![Arc::clone(self.layout.head())];
-        prompt.extend(self.layout.template_segments(self.tokenizer, &values));
-        prompt.push(Arc::clone(self.layout.tail()));
-        prompt
-    }
-
-    /// Returns the tokens of a cell; each distinct cell is tokenised once for each place it stands in.
-    fn segment(&mut self, field: u32, code: u32, place: Place) -> Segment {
-        let segment = self.segments.entry((field, code, place)).or_insert_with(|| {
-            let text = &self.questions.column(field as usize).texts[code as usize];
-            self.layout.field_segment(self.tokenizer, field as usize, text, place)
+    fn table(&mut self, asked: &[u32]) -> Result<Table> {
+        let columns: Vec<DenseCodes> =
+            (0..self.n_inputs).map(|input| DenseCodes::new(self.questions, input, asked)).collect();
+        let slots: Vec<Vec<Slot>> = (0..self.n_inputs).map(|input| self.slots(input)).collect();
+        // All columns at once, so that there is work for all threads.
+        let cells = columns.iter().zip(&slots).flat_map(|(codes, slots)| {
+            codes.distinct.iter().flat_map(|code| slots.iter().map(|slot| Cell { slot: *slot, code: *code }))
         });
-        Arc::clone(segment)
+        self.tokenise(cells);
+        let columns = columns.into_iter().zip(&slots).map(|(codes, slots)| {
+            let len =
+                |code: &u32| slots.iter().map(|slot| self.segment(Cell { slot: *slot, code: *code }).len() as u32).sum();
+            Column::new(codes.of_row, codes.distinct.iter().map(len).collect())
+        });
+        columns
+            .collect::<Result<_, _>>()
+            .and_then(|columns| Table::new(columns, asked.len()))
+            .map_err(|e| exec_datafusion_err!("cannot order rows: {e}"))
+    }
+
+    /// Returns where an input stands in the prompt. A field counts as one in the middle: its place is not known yet.
+    fn slots(&self, input: usize) -> Vec<Slot> {
+        match self.layout.n_parts() {
+            0 => vec![Slot::Field(input, Place::Middle)],
+            parts => (0..parts).filter(|part| self.layout.part_input(*part) == Some(input)).map(Slot::Part).collect(),
+        }
+    }
+
+    /// Returns the cells of a question, in the order of `fields`; in template mode in that of the template.
+    fn of(&self, question: u32, fields: &[u32]) -> Vec<Cell> {
+        let tuple = self.questions.tuple(question);
+        let field = |(position, field): (usize, &u32)| {
+            let field = *field as usize;
+            Cell { slot: Slot::Field(field, Place::of(position, fields.len())), code: tuple[field] }
+        };
+        let part = |part: usize| {
+            let code = self.layout.part_input(part).map_or(0, |input| tuple[input]);
+            Cell { slot: Slot::Part(part), code }
+        };
+        fields.iter().enumerate().map(field).chain((0..self.layout.n_parts()).map(part)).collect()
+    }
+
+    /// Tokenises the cells that have not been.
+    fn tokenise(&mut self, cells: impl Iterator<Item = Cell>) {
+        let mut seen: HashSet<Cell, RandomState> = HashSet::default();
+        let missing: Vec<Cell> = cells.filter(|cell| !self.segments.contains_key(cell) && seen.insert(*cell)).collect();
+        let segments = tokenise(missing.len(), |idx| self.encode(missing[idx]));
+        self.segments.extend(missing.into_iter().zip(segments));
+    }
+
+    fn encode(&self, Cell { slot, code }: Cell) -> Segment {
+        let text = |input: usize| self.questions.column(input).texts[code as usize].as_ref();
+        match slot {
+            Slot::Field(field, place) => self.layout.field_segment(self.tokenizer, field, text(field), place),
+            Slot::Part(part) => {
+                let json = self.layout.part_input(part).map_or("", text);
+                self.layout.part_segment(self.tokenizer, part, json)
+            }
+        }
+    }
+
+    fn prompt(&self, question: u32, fields: &[u32]) -> Vec<Segment> {
+        let cells = self.of(question, fields);
+        let mut prompt = Vec::with_capacity(cells.len() + 2);
+        prompt.push(Arc::clone(self.layout.head()));
+        prompt.extend(cells.into_iter().map(|cell| Arc::clone(self.segment(cell))));
+        prompt.push(Arc::clone(self.layout.tail()));
+        prompt
+    }
+
+    fn segment(&self, cell: Cell) -> &Segment {
+        self.segments.get(&cell).expect("cells are tokenised before they are used")
+    }
+}
+
+/// The cells of one column that some questions have, numbered without gaps in the order in which they come.
+struct DenseCodes {
+    /// The number of each question's cell.
+    of_row: Vec<u32>,
+    /// The code of each number.
+    distinct: Vec<u32>,
+}
+
+impl DenseCodes {
+    fn new(questions: &Questions, input: usize, asked: &[u32]) -> Self {
+        let mut numbers = vec![u32::MAX; questions.column(input).texts.len()];
+        let (mut of_row, mut distinct) = (Vec::with_capacity(asked.len()), vec![]);
+        for question in asked {
+            let code = questions.tuple(*question)[input];
+            let number = &mut numbers[code as usize];
+            if *number == u32::MAX {
+                *number = distinct.len() as u32;
+                distinct.push(code);
+            }
+            of_row.push(*number);
+        }
+        DenseCodes { of_row, distinct }
     }
 }
