@@ -23,6 +23,7 @@ use futures::{Stream, StreamExt, stream};
 use refrain_udf::Settings;
 use tokio::sync::watch;
 
+use crate::answers::AnswerCache;
 use crate::error::{Error, Result};
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
 use crate::operators::{CallEstimate, Progress, QueryScope, QueryUsage, RowError};
@@ -122,6 +123,11 @@ impl Refrain {
     /// Returns the models, to add to them or to give them to another session.
     pub fn model_catalog(&self) -> &Arc<ModelCatalog> {
         &self.models
+    }
+
+    /// Returns the answers that outlive their query, to look at them or to forget them.
+    pub fn answer_cache(&self) -> Arc<AnswerCache> {
+        self.context.state().config().get_extension::<AnswerCache>().unwrap_or_default()
     }
 
     /// Says in one line which model answers by default.

@@ -12,8 +12,10 @@
 //! | [`models`] | names, weights and backends |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
 //! | [`operators`] | the operator and its parts |
+//! | [`answers`] | answers that outlive their query: cache and checkpoint |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
 
+pub mod answers;
 pub mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -25,6 +27,7 @@ mod session;
 pub mod statement;
 mod wildcard;
 
+pub use answers::{AnswerCache, CacheStats, Tier};
 pub use api::{Builder, CancelHandle, Estimate, Query, Refrain, Run, register, sql};
 pub use datafusion;
 pub use error::{Error, Result};

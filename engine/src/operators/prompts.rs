@@ -11,6 +11,7 @@ use refrain_udf::{Place, Prompt, PromptLayout, Reorder};
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
 use crate::operators::tokenise::tokenise;
+use crate::operators::truncate;
 
 /// The requests for a list of questions, in the order in which they should run.
 #[derive(Debug)]
@@ -23,9 +24,13 @@ pub(super) struct PlannedRequests {
     pub head_len: u32,
     /// The order of fields, where one order serves all rows.
     pub field_order: Option<Vec<u32>>,
+    /// The order of rows and of the fields of each.
+    pub schedule: Schedule,
+    /// How many prompts were cut, since they were too long.
+    pub truncated: u64,
 }
 
-/// Orders `asked` and renders its prompts.
+/// Orders `asked` and renders its prompts; those of more than `limit` tokens are cut.
 pub(super) fn plan_requests(
     call: &PhysicalCall,
     layout: &PromptLayout,
@@ -33,6 +38,7 @@ pub(super) fn plan_requests(
     questions: &Questions,
     asked: &[u32],
     granularity: usize,
+    limit: Option<usize>,
 ) -> Result<PlannedRequests> {
     let mut cells = Cells { layout, tokenizer, questions, n_inputs: call.inputs.len(), segments: HashMap::default() };
     let table = cells.table(asked)?;
@@ -49,8 +55,16 @@ pub(super) fn plan_requests(
     let placed = in_order.iter().enumerate().flat_map(|(position, question)| cells.of(*question, fields_of(position)));
     let placed: Vec<Cell> = placed.collect();
     cells.tokenise(placed.into_iter());
+    let mut truncated = 0;
     let requests = in_order.iter().enumerate().map(|(position, question)| {
-        let prompt = cells.prompt(*question, fields_of(position));
+        let fields = fields_of(position);
+        let mut prompt = cells.prompt(*question, fields);
+        if let Some(limit) = limit.filter(|limit| n_tokens(&prompt) > *limit)
+            && let Some(shorter) = cells.cut_prompt(*question, fields, limit)
+        {
+            prompt = shorter;
+            truncated += 1;
+        }
         request(call, position as u32, prompt, &shape, seed(call, questions, *question))
     });
     let requests = requests.collect();
@@ -58,7 +72,9 @@ pub(super) fn plan_requests(
         requests,
         questions: in_order,
         head_len: layout.head().len() as u32,
-        field_order: field_order(schedule),
+        field_order: field_order(&schedule),
+        schedule,
+        truncated,
     })
 }
 
@@ -74,7 +90,7 @@ pub(super) fn strategy(call: &PhysicalCall) -> Strategy {
     }
 }
 
-fn field_order(schedule: Schedule) -> Option<Vec<u32>> {
+fn field_order(schedule: &Schedule) -> Option<Vec<u32>> {
     match schedule.fields() {
         FieldOrder::Same(order) => Some(order.clone()),
         FieldOrder::PerRow(_) => None,
@@ -96,6 +112,10 @@ fn seed(call: &PhysicalCall, questions: &Questions, question: u32) -> u64 {
     let hasher = RandomState::with_seeds(sampling.seed, 1, 2, 3);
     let inputs: Vec<&str> = (0..call.inputs.len()).map(|input| questions.text(question, input).as_ref()).collect();
     hasher.hash_one((inputs, questions.occurrence(question)))
+}
+
+fn n_tokens(prompt: &[Segment]) -> usize {
+    prompt.iter().map(|segment| segment.len()).sum()
 }
 
 /// A cell of a column at its place in the prompt; it is tokenised once.
@@ -177,21 +197,47 @@ impl Cells<'_> {
     }
 
     fn encode(&self, Cell { slot, code }: Cell) -> Segment {
-        let text = |input: usize| self.questions.column(input).texts[code as usize].as_ref();
+        let json = self.input_of(slot).map_or("", |input| self.questions.column(input).texts[code as usize].as_ref());
+        self.encode_in(slot, json)
+    }
+
+    /// Returns the input whose value stands in a slot.
+    fn input_of(&self, slot: Slot) -> Option<usize> {
         match slot {
-            Slot::Field(field, place) => self.layout.field_segment(self.tokenizer, field, text(field), place),
-            Slot::Part(part) => {
-                let json = self.layout.part_input(part).map_or("", text);
-                self.layout.part_segment(self.tokenizer, part, json)
-            }
+            Slot::Field(field, _) => Some(field),
+            Slot::Part(part) => self.layout.part_input(part),
+        }
+    }
+
+    fn encode_in(&self, slot: Slot, json: &str) -> Segment {
+        match slot {
+            Slot::Field(field, place) => self.layout.field_segment(self.tokenizer, field, json, place),
+            Slot::Part(part) => self.layout.part_segment(self.tokenizer, part, json),
         }
     }
 
     fn prompt(&self, question: u32, fields: &[u32]) -> Vec<Segment> {
         let cells = self.of(question, fields);
-        let mut prompt = Vec::with_capacity(cells.len() + 2);
+        self.between_head_and_tail(cells.into_iter().map(|cell| Arc::clone(self.segment(cell))))
+    }
+
+    /// Returns the prompt of a question with its longest texts cut, `None` if that does not help.
+    fn cut_prompt(&self, question: u32, fields: &[u32], limit: usize) -> Option<Vec<Segment>> {
+        let cells = self.of(question, fields);
+        let prompt_of = |values: &[String]| {
+            let json = |slot: Slot| self.input_of(slot).map_or("", |input| values[input].as_str());
+            self.between_head_and_tail(cells.iter().map(|cell| self.encode_in(cell.slot, json(cell.slot))))
+        };
+        let mut values: Vec<String> =
+            (0..self.n_inputs).map(|input| self.questions.text(question, input).to_string()).collect();
+        let fits = truncate::cut(&mut values, limit, self.tokenizer, |values| n_tokens(&prompt_of(values)));
+        fits.then(|| prompt_of(&values))
+    }
+
+    fn between_head_and_tail(&self, body: impl ExactSizeIterator<Item = Segment>) -> Vec<Segment> {
+        let mut prompt = Vec::with_capacity(body.len() + 2);
         prompt.push(Arc::clone(self.layout.head()));
-        prompt.extend(cells.into_iter().map(|cell| Arc::clone(self.segment(cell))));
+        prompt.extend(body);
         prompt.push(Arc::clone(self.layout.tail()));
         prompt
     }
