@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::catalog::{self, TableName};
 use super::commands::COMMANDS;
-use super::lex::{self, Token, TokenKind};
+use crate::lex::{self, Token, TokenKind};
 use super::output::Format;
 use crate::Refrain;
 use clap::ValueEnum;

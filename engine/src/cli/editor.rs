@@ -8,7 +8,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Context, Helper, Hinter};
 
 use super::complete::{KEYWORDS, Vocabulary};
-use super::lex::{self, TokenKind};
+use crate::lex::{self, TokenKind};
 use super::script;
 
 /// Answers the line editor's questions about the text being typed.
