@@ -10,8 +10,8 @@ use std::time::Duration;
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::config::ExtensionOptions;
-use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::plan_datafusion_err;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -274,19 +274,8 @@ fn own_schema(statement: &Statement) -> SchemaRef {
 
 /// Lists what is known of a model, one property a row.
 fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
-    let ModelInfo {
-        name,
-        kind,
-        model_type,
-        location,
-        max_context,
-        dimensions,
-        digest,
-        state,
-        device,
-        loaded,
-        credential,
-    } = model.clone();
+    let ModelInfo { name, kind, model_type, location, max_context, dimensions, digest, state, device, loaded, credential } =
+        model.clone();
     let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
     let weight_bytes = loaded.as_ref().map(|facts| facts.weight_bytes.to_string());
     let rows = [
@@ -313,8 +302,7 @@ fn secret_table(secrets: &[SecretInfo]) -> datafusion::common::Result<RecordBatc
     let column = |value: fn(&SecretInfo) -> String| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(secrets.iter().map(value)))
     };
-    let columns =
-        vec![column(|s| s.name.clone()), column(|s| s.kind.clone()), column(|s| s.persistent.to_string())];
+    let columns = vec![column(|s| s.name.clone()), column(|s| s.kind.clone()), column(|s| s.persistent.to_string())];
     Ok(RecordBatch::try_new(own_schema(&Statement::ShowSecrets), columns)?)
 }
 

@@ -247,7 +247,10 @@ mod tests {
         assert_eq!(credential.as_deref(), Some("k"));
         assert_eq!((config.requests_per_minute, config.tokens_per_minute), (Some(30), Some(2000)));
         assert_eq!((config.max_concurrency, config.max_context, config.max_retries), (3, 4096, 0));
-        assert_eq!((config.request_timeout, config.connect_timeout), (Duration::from_millis(500), Duration::from_millis(500)));
+        assert_eq!(
+            (config.request_timeout, config.connect_timeout),
+            (Duration::from_millis(500), Duration::from_millis(500))
+        );
         assert_eq!((config.structured_output, config.streaming), (StructuredOutput::Guided, true));
         assert_eq!(config.extra_body["top_k"], 5);
         assert!(config.credential.is_none());
@@ -257,7 +260,10 @@ mod tests {
     fn the_type_chooses_the_interface() {
         let format = |options: &[(&str, &str)]| external(options).map(|model| model.config.api_format);
         assert_eq!(format(&[]), Ok(ApiFormat::Chat));
-        assert_eq!(format(&[("api_format", "openai"), ("type", "embedding"), ("dimensions", "8")]), Ok(ApiFormat::Embeddings));
+        assert_eq!(
+            format(&[("api_format", "openai"), ("type", "embedding"), ("dimensions", "8")]),
+            Ok(ApiFormat::Embeddings)
+        );
         assert_eq!(format(&[("api_format", "completions")]), Ok(ApiFormat::Completions));
         refused(&[("api_format", "chat"), ("type", "embedding")], "contradict each other");
         refused(&[("dimensions", "8")], "belongs to a model of type = 'embedding'");

@@ -439,9 +439,7 @@ fn unknown(name: &str, models: &BTreeMap<String, Arc<Model>>) -> DataFusionError
 fn check_path(name: &str, path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            Err(Error::Model(format!("cannot find model {name:?} at {}: {error}", path.display())).into())
-        }
+        Err(error) => Err(Error::Model(format!("cannot find model {name:?} at {}: {error}", path.display())).into()),
     }
 }
 

@@ -104,7 +104,10 @@ mod tests {
     #[test]
     fn all_that_follows_the_name_is_hidden() {
         check("CREATE SECRET k (TYPE openai, API_KEY 'sk-1')", "CREATE SECRET k ***");
-        check("create or replace persistent secret if not exists \"k\" (x); select 1", "create or replace persistent secret if not exists \"k\" ***; select 1");
+        check(
+            "create or replace persistent secret if not exists \"k\" (x); select 1",
+            "create or replace persistent secret if not exists \"k\" ***; select 1",
+        );
         check("create secret k type openai api_key sk_live", "create secret k ***");
         check("create secret 'sk-1'", "create secret ***");
         check("create secret k (api_key 'sk-1", "create secret k ***");
@@ -123,7 +126,10 @@ mod tests {
     #[test]
     fn messages_lose_the_hidden_values() {
         let sql = "CREATE SECRET k (TYPE openai, API_KEY 'sk-1', sk_live_abcdef)";
-        assert_eq!(message(sql, "k: API_KEY of openai: found 'sk-1', sk_live_abcdef"), "k: API_KEY of openai: found '***', ***");
+        assert_eq!(
+            message(sql, "k: API_KEY of openai: found 'sk-1', sk_live_abcdef"),
+            "k: API_KEY of openai: found '***', ***"
+        );
         assert_eq!(message("select 1", "found 1"), "found 1");
     }
 }

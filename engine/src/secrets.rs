@@ -111,8 +111,11 @@ impl SecretStore {
             Some(secret) => Ok(secret.key.clone()),
             None => {
                 let names: Vec<&str> = memory.keys().chain(file.keys()).map(String::as_str).collect();
-                let known = if names.is_empty() { "there is none".to_owned() } else { format!("known: {}", names.join(", ")) };
-                plan_err!("secret {name:?} is unknown ({known}); make it with CREATE SECRET {name} (TYPE openai, API_KEY '…')")
+                let known =
+                    if names.is_empty() { "there is none".to_owned() } else { format!("known: {}", names.join(", ")) };
+                plan_err!(
+                    "secret {name:?} is unknown ({known}); make it with CREATE SECRET {name} (TYPE openai, API_KEY '…')"
+                )
             }
         }
     }
@@ -155,7 +158,9 @@ impl SecretStore {
 
     fn write_file(&self, secrets: &BTreeMap<String, StoredSecret>) -> Result<()> {
         let (Some(folder), Some(path)) = (&self.folder, self.file()) else {
-            return plan_err!("this session keeps no persistent secrets, as its program named no folder; leave out PERSISTENT");
+            return plan_err!(
+                "this session keeps no persistent secrets, as its program named no folder; leave out PERSISTENT"
+            );
         };
         let entries: Vec<Value> = secrets
             .iter()

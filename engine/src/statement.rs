@@ -290,9 +290,7 @@ impl StatementParser<'_> {
                 let path = self.inner.parser.parse_literal_string()?;
                 Ok(Statement::CreateModel { path, existing, options: self.options(&name)?, name })
             }
-            Created::ExternalModel => {
-                Ok(Statement::CreateExternalModel { existing, options: self.options(&name)?, name })
-            }
+            Created::ExternalModel => Ok(Statement::CreateExternalModel { existing, options: self.options(&name)?, name }),
             Created::Secret { persistent } => {
                 Ok(Statement::CreateSecret { persistent, existing, fields: self.secret_fields(&name)?, name })
             }
