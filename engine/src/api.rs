@@ -23,10 +23,11 @@ use futures::{Stream, StreamExt, stream};
 use refrain_udf::Settings;
 use tokio::sync::watch;
 
+use crate::answers::{AnswerCache, Tier};
 use crate::error::{Error, Result};
 use crate::model_options::{ExternalModel, LocalOptions, ModelType};
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
-use crate::operators::{CallEstimate, Progress, QueryScope, QueryUsage, RowError};
+use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
 use crate::planner::{EstimateCosts, device_options, llm_operators};
 use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
 use crate::secrets::{SecretInfo, SecretStore};
@@ -145,6 +146,11 @@ impl Refrain {
         &self.models
     }
 
+    /// Returns the answers that outlive their query, to look at them or to forget them.
+    pub fn answer_cache(&self) -> Arc<AnswerCache> {
+        self.context.state().config().get_extension::<AnswerCache>().unwrap_or_default()
+    }
+
     /// Says in one line which model answers by default.
     pub fn banner(&self) -> String {
         match self.models.resolve(self.settings().model.as_deref(), ModelType::Completion) {
@@ -210,10 +216,7 @@ impl Refrain {
                     return Err(plan_datafusion_err!("query {id} {message}").into());
                 }
             }
-            Statement::ClearCache { tier } => {
-                let tier = tier.unwrap_or_default();
-                return Err(plan_datafusion_err!("this version keeps no answers between queries {tier}").into());
-            }
+            Statement::ClearCache { tier } => self.clear_cache(tier.as_deref()).await?,
             Statement::Reset { setting } => {
                 let state = self.context.state_ref();
                 let mut state = state.write();
@@ -225,6 +228,31 @@ impl Refrain {
             }
         }
         Ok(None)
+    }
+
+    /// Forgets the answers of one tier, or of all that the settings name.
+    async fn clear_cache(&self, tier: Option<&str>) -> Result<()> {
+        let settings = self.settings();
+        let all = [
+            (Tier::Session, true),
+            (Tier::Persistent, settings.cache_dir.is_some()),
+            (Tier::Checkpoint, settings.checkpoint.is_some()),
+        ];
+        let named: Vec<Tier> = match tier {
+            None => all.into_iter().filter(|(_, is_there)| *is_there).map(|(tier, _)| tier).collect(),
+            Some(name) => match all.into_iter().find(|(tier, _)| tier.name() == name) {
+                Some((tier, _)) => vec![tier],
+                None => {
+                    let known = "known: session, persistent, checkpoint";
+                    return Err(plan_datafusion_err!("there is no tier {name} of the answer cache; {known}").into());
+                }
+            },
+        };
+        let cache = self.answer_cache();
+        for tier in named {
+            cache.clear(tier, &settings).await?;
+        }
+        Ok(())
     }
 
     /// Makes the physical plan of a query in a scope of its own, and runs at once what DataFusion runs while planning.
@@ -358,21 +386,19 @@ impl Query {
     /// Starts the query. Rows come as they are finished; dropping the result cancels the rest.
     pub async fn execute(self) -> Result<Run> {
         let Query { db, kind, sql } = self;
-        let scope = Arc::new(QueryScope::default());
         let (handle, registration) = AbortHandle::new_pair();
-        let cancel = CancelHandle::new(handle, Arc::clone(&scope));
         let settings = db.settings();
         let limits = HistoryLimits { queries: settings.query_history, errors: settings.error_history };
-        let record = db.queries.begin(&sql, &db.context.session_id(), &scope, cancel.clone(), limits);
+        let query = db.queries.begin(&sql, &db.context.session_id(), handle, Limits::of(&settings), limits);
         // Planning runs what DataFusion runs while it plans, such as CREATE TABLE AS.
         let started = tokio::select! {
-            started = start(&db, kind, &scope) => started,
-            () = scope.cancelled() => Err(Error::Cancelled),
+            started = start(&db, kind, &query.scope) => started,
+            () = query.scope.cancelled() => Err(Error::Cancelled),
         };
-        let rows = started.inspect_err(|error| record.end(end_state(error)))?;
+        let rows = started.inspect_err(|error| query.end(end_state(error)))?;
         let schema = rows.schema();
         let rows = Box::pin(Abortable::new(rows, registration));
-        Ok(Run { schema, rows: Some(rows), cancel, scope, record, progress: None })
+        Ok(Run { schema, rows: Some(rows), query, progress: None })
     }
 }
 
@@ -427,9 +453,7 @@ impl fmt::Display for Estimate {
 pub struct Run {
     schema: SchemaRef,
     rows: Option<Pin<Box<Abortable<SendableRecordBatchStream>>>>,
-    cancel: CancelHandle,
-    scope: Arc<QueryScope>,
-    record: RunningQuery,
+    query: RunningQuery,
     progress: Option<(watch::Receiver<Progress>, SpawnedTask<()>)>,
 }
 
@@ -460,7 +484,7 @@ impl Run {
 
     /// Returns how far the query is, ten times a second. Must be called within a tokio runtime.
     pub fn progress(&mut self) -> watch::Receiver<Progress> {
-        let scope = Arc::clone(&self.scope);
+        let scope = Arc::clone(&self.query.scope);
         let (receiver, _) = self.progress.get_or_insert_with(|| {
             let (sender, receiver) = watch::channel(scope.progress());
             let task = SpawnedTask::spawn(async move {
@@ -477,22 +501,22 @@ impl Run {
 
     /// Returns a handle that cancels the query.
     pub fn cancel_handle(&self) -> CancelHandle {
-        self.cancel.clone()
+        self.query.cancel.clone()
     }
 
     /// Returns the number of the query, by which `ai_queries()` lists it and `KILL QUERY` ends it.
     pub fn query_id(&self) -> u64 {
-        self.record.id()
+        self.query.id()
     }
 
     /// Returns what the query has cost so far.
     pub fn usage(&self) -> QueryUsage {
-        self.scope.usage()
+        self.query.scope.usage()
     }
 
     /// Returns the inputs that failed so far, at most a thousand.
     pub fn row_errors(&self) -> Vec<RowError> {
-        self.scope.row_errors()
+        self.query.scope.row_errors()
     }
 
     /// Runs the query to its end and returns all rows.
@@ -513,20 +537,20 @@ impl Stream for Run {
         match rows.as_mut().poll_next(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Some(Ok(batch))) => {
-                self.record.add_rows(batch.num_rows());
+                self.query.add_rows(batch.num_rows());
                 Poll::Ready(Some(Ok(batch)))
             }
             Poll::Ready(Some(Err(error))) => {
                 self.rows = None;
                 let error = Error::from(error);
-                self.record.end(end_state(&error));
+                self.query.end(end_state(&error));
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
                 // Dropping the operators is what stops their model calls.
                 let cancelled = rows.is_aborted();
                 self.rows = None;
-                self.record.end(if cancelled { QueryState::Cancelled } else { QueryState::Finished });
+                self.query.end(if cancelled { QueryState::Cancelled } else { QueryState::Finished });
                 Poll::Ready(cancelled.then_some(Err(Error::Cancelled)))
             }
         }

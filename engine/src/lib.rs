@@ -14,8 +14,10 @@
 //! | `queries`, `system_tables` | the queries of the session, and the tables that show them |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
 //! | [`operators`] | the operator and its parts |
+//! | [`answers`] | answers that outlive their query: cache and checkpoint |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
 
+pub mod answers;
 pub mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -34,6 +36,7 @@ pub mod statement;
 mod system_tables;
 mod wildcard;
 
+pub use answers::{AnswerCache, CacheStats, Tier};
 pub use api::{Builder, CancelHandle, Estimate, Query, Refrain, Run, register, sql};
 pub use datafusion;
 pub use error::{Error, Result};

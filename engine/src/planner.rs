@@ -19,9 +19,12 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 use refrain_optimizer::LlmNode;
 use refrain_udf::{Cache, Settings};
 
+use crate::answers::{AnswerCache, AnswerSettings};
 use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
-use crate::operators::{CallEstimate, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema};
+use crate::operators::{
+    Budget, CallEstimate, Limits, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema,
+};
 
 /// Rows that an estimate looks at.
 const SAMPLE_ROWS: usize = 4096;
@@ -123,6 +126,9 @@ impl ExtensionPlanner for LlmPlanner {
             scope: Arc::clone(&self.scope),
             reorder_window: calls.iter().filter_map(|call| call.options.reorder_window).min(),
             memo: settings.cache != Cache::Off,
+            answers: session.config().get_extension::<AnswerCache>().unwrap_or_default(),
+            answer_settings: AnswerSettings::new(&settings)?,
+            budget: Budget { limits: Limits::of(&settings), ledger: Arc::clone(&self.scope.ledger) },
             max_error_ratio: settings.max_error_ratio,
             prefix_cache: settings.prefix_cache,
         };

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::future::AbortHandle;
+
 use crate::api::CancelHandle;
-use crate::operators::{NodeStats, QueryScope, RowError};
+use crate::operators::{Ledger, Limits, NodeStats, QueryScope, RowError};
 
 /// The longest text of a statement that is kept, in bytes.
 const SQL_BYTES_MAX: usize = 16 << 10;
@@ -37,6 +39,8 @@ pub(crate) struct QueryRecord {
     pub(crate) sql: String,
     pub(crate) started_at: SystemTime,
     started: Instant,
+    budget: Limits,
+    ledger: Arc<Ledger>,
     rows_out: AtomicU64,
     work: Mutex<Work>,
 }
@@ -77,28 +81,33 @@ impl QueryState {
 }
 
 impl QueryLog {
-    /// Enters a query that starts now. `sql` holds no secret any more.
+    /// Enters a query that starts now. `sql` holds no secret any more; `rows` ends the stream of its rows.
     pub(crate) fn begin(
         &self,
         sql: &str,
         session_id: &str,
-        scope: &Arc<QueryScope>,
-        cancel: CancelHandle,
+        rows: AbortHandle,
+        budget: Limits,
         limits: HistoryLimits,
     ) -> RunningQuery {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let scope = Arc::new(QueryScope::new(id));
+        let cancel = CancelHandle::new(rows, Arc::clone(&scope));
         let record = Arc::new(QueryRecord {
-            id: self.last_id.fetch_add(1, Ordering::Relaxed) + 1,
+            id,
             session_id: session_id.to_owned(),
             sql: shortened(sql),
             started_at: SystemTime::now(),
             started: Instant::now(),
+            budget,
+            ledger: Arc::clone(&scope.ledger),
             rows_out: AtomicU64::new(0),
-            work: Mutex::new(Work::Running { scope: Arc::clone(scope), cancel }),
+            work: Mutex::new(Work::Running { scope: Arc::clone(&scope), cancel: cancel.clone() }),
         });
         let mut queries = self.lock();
         forget(&mut queries, limits);
         queries.push_back(Arc::clone(&record));
-        RunningQuery { record }
+        RunningQuery { record, scope, cancel }
     }
 
     /// Returns all queries that are remembered, oldest first.
@@ -151,6 +160,19 @@ impl QueryRecord {
         }
     }
 
+    /// Returns the share that is spent of the limit nearest to its end; `None` without limits.
+    pub(crate) fn budget_spent(&self) -> Option<f64> {
+        let spent = self.ledger.spent();
+        let share = |spent: u64, limit: Option<u64>| limit.map(|limit| spent as f64 / limit as f64);
+        let shares = [
+            share(spent.calls, self.budget.calls),
+            share(spent.input_tokens, self.budget.input_tokens),
+            share(spent.output_tokens, self.budget.output_tokens),
+            self.budget.time.map(|limit| self.elapsed().as_secs_f64() / limit.as_secs_f64()),
+        ];
+        shares.into_iter().flatten().reduce(f64::max)
+    }
+
     /// Returns how many rows the query has given.
     pub(crate) fn rows_out(&self) -> u64 {
         self.rows_out.load(Ordering::Relaxed)
@@ -192,6 +214,10 @@ impl QueryRecord {
 #[derive(Debug)]
 pub(crate) struct RunningQuery {
     record: Arc<QueryRecord>,
+    /// What its operators have in common.
+    pub(crate) scope: Arc<QueryScope>,
+    /// Cancels it from elsewhere.
+    pub(crate) cancel: CancelHandle,
 }
 
 impl RunningQuery {
@@ -230,14 +256,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use futures::future::AbortHandle;
-
     use super::*;
 
-    fn begin(log: &QueryLog, sql: &str, limits: HistoryLimits) -> (RunningQuery, Arc<QueryScope>) {
-        let scope = Arc::new(QueryScope::default());
-        let cancel = CancelHandle::new(AbortHandle::new_pair().0, Arc::clone(&scope));
-        (log.begin(sql, "s", &scope, cancel, limits), scope)
+    fn begin(log: &QueryLog, sql: &str, limits: HistoryLimits) -> RunningQuery {
+        log.begin(sql, "s", AbortHandle::new_pair().0, Limits::default(), limits)
+    }
+
+    fn failed_input() -> RowError {
+        RowError {
+            node_id: 0,
+            function: String::new(),
+            model: String::new(),
+            reason: String::new(),
+            message: String::new(),
+            inputs: String::new(),
+            rendered_prompt: None,
+            output_text: None,
+            attempts: 1,
+            rows: 1,
+            failed_at: SystemTime::now(),
+        }
     }
 
     fn texts(log: &QueryLog) -> Vec<String> {
@@ -247,15 +285,14 @@ mod tests {
     #[test]
     fn running_queries_are_kept_and_the_oldest_ended_are_forgotten() {
         let (log, limits) = (QueryLog::default(), HistoryLimits { queries: 1, errors: 10 });
-        let (a, _) = begin(&log, "a", limits);
+        let a = begin(&log, "a", limits);
         for name in ["b", "c"] {
-            let (query, _) = begin(&log, name, limits);
-            query.end(QueryState::Finished);
+            begin(&log, name, limits).end(QueryState::Finished);
         }
         drop(begin(&log, "d", limits));
         assert_eq!(texts(&log), ["a running", "c finished", "d cancelled"]);
         a.end(QueryState::Failed);
-        let (e, _) = begin(&log, "e", HistoryLimits { queries: 0, errors: 0 });
+        let e = begin(&log, "e", HistoryLimits { queries: 0, errors: 0 });
         assert_eq!(texts(&log), ["e running"]);
         assert_eq!(e.id(), 5);
     }
@@ -264,23 +301,34 @@ mod tests {
     fn failed_inputs_of_the_oldest_are_forgotten_first() {
         let (log, limits) = (QueryLog::default(), HistoryLimits { queries: 9, errors: 3 });
         for _ in 0..2 {
-            let (query, scope) = begin(&log, "q", limits);
+            let query = begin(&log, "q", limits);
             for _ in 0..2 {
-                scope.add_error(RowError::default());
+                query.scope.add_error(failed_input());
             }
             query.end(QueryState::Finished);
         }
-        begin(&log, "next", limits).0.end(QueryState::Finished);
+        begin(&log, "next", limits).end(QueryState::Finished);
         assert_eq!(log.list().iter().map(|query| query.errors().len()).collect::<Vec<_>>(), [1, 2, 0]);
     }
 
     #[test]
     fn only_running_queries_can_be_killed() {
         let (log, limits) = (QueryLog::default(), HistoryLimits { queries: 9, errors: 9 });
-        let (query, _scope) = begin(&log, "a", limits);
+        let query = begin(&log, "a", limits);
         assert!(log.kill(query.id()));
         query.end(QueryState::Cancelled);
         assert!(!log.kill(query.id()) && !log.kill(99));
+    }
+
+    #[test]
+    fn the_budget_is_that_of_the_limit_nearest_to_its_end() {
+        let log = QueryLog::default();
+        let budget =
+            |limits| log.begin("q", "s", AbortHandle::new_pair().0, limits, HistoryLimits { queries: 9, errors: 9 });
+        assert_eq!(budget(Limits::default()).record.budget_spent(), None);
+        let limits = Limits { calls: Some(10), time: Some(Duration::from_secs(3600)), ..Limits::default() };
+        let spent = budget(limits).record.budget_spent().unwrap();
+        assert!(spent > 0.0 && spent < 0.1, "{spent}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use refrain_optimizer::rules::{llm_rules, optimizer_rules};
 use refrain_udf::{NameInputs, Settings, TokenizerSource, aggregate_functions, scalar_functions};
 
+use crate::answers::AnswerCache;
 use crate::models::ModelCatalog;
 use crate::planner::LlmQueryPlanner;
 use crate::queries::QueryLog;
@@ -20,7 +21,7 @@ pub(crate) fn new_session(
     settings: Settings,
     config: SessionConfig,
 ) -> Result<SessionContext> {
-    let config = config.with_information_schema(true).with_option_extension(settings);
+    let config = with_answer_cache(config.with_information_schema(true).with_option_extension(settings));
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_default_features()
@@ -48,6 +49,7 @@ pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> 
     if !has_settings {
         config = config.with_option_extension(Settings::default());
     }
+    config = with_answer_cache(config);
     let state = SessionStateBuilder::new_from_existing(state)
         .with_config(config)
         .with_optimizer_rules(rules)
@@ -56,6 +58,14 @@ pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> 
         .build();
     *context.state_ref().write() = state;
     Ok(())
+}
+
+/// Gives a session a place for answers that outlive their query, unless the program has given it one.
+fn with_answer_cache(config: SessionConfig) -> SessionConfig {
+    match config.get_extension::<AnswerCache>() {
+        Some(_) => config,
+        None => config.with_extension(Arc::new(AnswerCache::default())),
+    }
 }
 
 fn add_functions(context: &SessionContext, models: &Arc<ModelCatalog>) {

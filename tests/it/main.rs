@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping it")]
 #![allow(clippy::print_stdout, reason = "a test says when it was skipped")]
 
+mod answer_cache;
 mod bad_input;
+mod budgets;
 mod bundled_model;
 mod cancellation;
 mod chat_server;
+mod checkpoint;
 mod explain;
 mod external_models;
 mod layering;

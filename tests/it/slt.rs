@@ -12,12 +12,15 @@ use crate::support::session;
 
 /// Settings that change cost and must not change answers.
 const OPTIMIZED: &[(&str, &str)] = &[];
-const BASELINE: &[(&str, &str)] = &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false")];
-const ROWS_ONLY: &[(&str, &str)] = &[("reorder", "rows"), ("reorder_window", "2")];
+const BASELINE: &[(&str, &str)] = &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false"), ("cache", "off")];
+const ROWS_ONLY: &[(&str, &str)] = &[("reorder", "rows"), ("reorder_window", "2"), ("cache", "session")];
 
 async fn run(file: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("slt").join(file);
-    for settings in [OPTIMIZED, BASELINE, ROWS_ONLY] {
+    let folder = tempfile::tempdir().unwrap();
+    let persistent = [("cache", "persistent"), ("cache_dir", folder.path().to_str().unwrap())];
+    // The second time all answers are those of the first.
+    for settings in [OPTIMIZED, BASELINE, ROWS_ONLY, &persistent, &persistent] {
         let mut runner = Runner::new(|| async { Ok(Database { db: session(settings).await.0 }) });
         if let Err(error) = runner.run_file_async(&path).await {
             panic!("{file} with {settings:?}: {error}");
@@ -29,7 +32,7 @@ macro_rules! files {
     ($($name:ident)+) => { $(#[tokio::test] async fn $name() { run(concat!(stringify!($name), ".slt")).await; })+ };
 }
 
-files! { functions modes nulls options errors models secrets system_tables }
+files! { functions modes nulls options cache errors models secrets system_tables }
 
 /// Every file in the folder is run.
 #[test]

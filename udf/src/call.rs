@@ -139,7 +139,7 @@ impl LlmCall {
     }
 
     /// Returns the identity of the question: calls of equal digest, asked of one model under equal settings, give equal
-    /// answers for equal inputs. Inputs and model are left out.
+    /// answers for equal inputs, taken in [`key_order`](Self::key_order). Inputs and model are left out.
     pub fn digest(&self) -> [u8; 32] {
         let LlmCall { function, task, prompt, options, inputs: _ } = self;
         // Destructured in full, so that a new option is a decision here: does it change answers?
@@ -159,6 +159,13 @@ impl LlmCall {
             dedup: _,
         } = options;
         let Task { instruction, answer_form, shape, shown: _ } = task;
+        let prompt = match prompt {
+            Prompt::Fields { labels } => {
+                let sorted = self.key_order().into_iter().map(|input| labels[input].clone());
+                Prompt::Fields { labels: sorted.collect() }
+            }
+            template => template.clone(),
+        };
         let mut text = String::new();
         // Debug output quotes strings, so parts cannot run into each other.
         write!(
@@ -168,6 +175,16 @@ impl LlmCall {
         )
         .expect("writing to a string cannot fail");
         *blake3::hash(text.as_bytes()).as_bytes()
+    }
+
+    /// Returns the inputs in the order in which they identify a question: by label in fields mode, where the order of fields is
+    /// not part of it, and as declared in template mode.
+    pub fn key_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.inputs.len()).collect();
+        if let Prompt::Fields { labels } = &self.prompt {
+            order.sort_by(|a, b| labels[*a].cmp(&labels[*b]));
+        }
+        order
     }
 }
 
@@ -519,6 +536,7 @@ mod tests {
         let base = digest("ai_filter('p', body)").await;
         assert_eq!(digest("ai_filter('p', body, model => 'm', reorder => 'none', on_error => 'fail')").await, base);
         assert_eq!(digest("ai_if('p', named_struct('body', title))").await, base, "inputs do not count, labels do");
+        assert_eq!(digest("ai_filter('p', title, body)").await, digest("ai_filter('p', body, title)").await);
         assert_ne!(digest("ai_filter('p', title)").await, base);
         assert_ne!(digest("ai_filter('q', body)").await, base);
         assert_ne!(digest("ai_filter('p', body, seed => 1)").await, base);

@@ -229,11 +229,14 @@ impl Keyword for OnError {
 pub enum OnOverflow {
     /// The row fails.
     Error,
+    /// The longest text is cut until the prompt leaves room for the answer.
+    Truncate,
 }
 
 impl Keyword for OnOverflow {
-    const VALUES: &'static [(&'static str, OnOverflow)] = &[("error", OnOverflow::Error)];
-    const LATER: &'static [&'static str] = &["truncate", "chunk"];
+    const VALUES: &'static [(&'static str, OnOverflow)] =
+        &[("error", OnOverflow::Error), ("truncate", OnOverflow::Truncate)];
+    const LATER: &'static [&'static str] = &["chunk"];
 }
 
 /// What a NULL in a template does.
@@ -404,8 +407,8 @@ mod tests {
         check(json!({"model": 5}), Err("model must be a string that is not empty, not 5"));
         check(json!({"mode": "json"}), Err("mode must be 'auto', 'fields' or 'template', not 'json'"));
         check(
-            json!({"on_overflow": "truncate"}),
-            Err("on_overflow = 'truncate' is not available in this version; use 'error'"),
+            json!({"on_overflow": "chunk"}),
+            Err("on_overflow = 'chunk' is not available in this version; use 'error' or 'truncate'"),
         );
     }
 

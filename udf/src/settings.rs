@@ -6,7 +6,8 @@ use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions}
 use datafusion::common::{Result, plan_err};
 
 use crate::options::{
-    Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, share, suggest, temperature, top_p, whole,
+    Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, number, share, suggest, temperature, top_p,
+    whole,
 };
 
 /// The settings of a session. An option of a call wins over the setting of the same name.
@@ -50,6 +51,20 @@ pub struct Settings {
     pub dedup: Dedup,
     /// How long answers are remembered.
     pub cache: Cache,
+    /// The directory of the persistent cache.
+    pub cache_dir: Option<String>,
+    /// Seconds after which a cached answer is asked for again; `None` means never.
+    pub cache_ttl: Option<u64>,
+    /// The file that keeps finished calls, so that a rerun pays only for the rest; `None` keeps none.
+    pub checkpoint: Option<String>,
+    /// Prompt tokens that a query may send; 0 means no limit, here and below.
+    pub max_input_tokens: u64,
+    /// Tokens that the answers of a query may have together.
+    pub max_output_tokens_total: u64,
+    /// Calls that a query may make.
+    pub max_calls: u64,
+    /// Seconds after its start within which a query may ask.
+    pub max_seconds: f64,
     /// Whether cheaper, weaker answers are allowed.
     pub optimization_mode: OptimizationMode,
     /// Where models run.
@@ -86,6 +101,13 @@ impl Default for Settings {
             reorder_window: None,
             dedup: Dedup::Auto,
             cache: Cache::Query,
+            cache_dir: None,
+            cache_ttl: None,
+            checkpoint: None,
+            max_input_tokens: 0,
+            max_output_tokens_total: 0,
+            max_calls: 0,
+            max_seconds: 0.0,
             optimization_mode: OptimizationMode::Exact,
             device: DeviceChoice::Auto,
             kv_cache_bytes: None,
@@ -103,11 +125,15 @@ pub enum Cache {
     Off,
     /// For one query.
     Query,
+    /// As long as the session, in memory.
+    Session,
+    /// In a file, for later sessions.
+    Persistent,
 }
 
 impl Keyword for Cache {
-    const VALUES: &'static [(&'static str, Cache)] = &[("off", Cache::Off), ("query", Cache::Query)];
-    const LATER: &'static [&'static str] = &["session", "persistent"];
+    const VALUES: &'static [(&'static str, Cache)] =
+        &[("off", Cache::Off), ("query", Cache::Query), ("session", Cache::Session), ("persistent", Cache::Persistent)];
 }
 
 /// Whether cheaper, weaker answers are allowed.
@@ -150,12 +176,19 @@ const SETTINGS: &[(&str, &str)] = &[
     ("mode", "how instruction and inputs become a prompt: auto, fields or template"),
     ("on_error", "what a failed row gives: null, fail or capture"),
     ("max_error_ratio", "share of failed rows above which a query fails"),
-    ("on_overflow", "what happens to an input longer than the context: error"),
+    ("on_overflow", "what happens to an input longer than the context: error or truncate"),
     ("null_input", "what a NULL in a template does: skip or text"),
     ("reorder", "how rows and fields are ordered: auto, none, rows, search, ggr or ophr"),
     ("reorder_window", "rows that are ordered together"),
     ("dedup", "whether equal inputs are one call: auto, always or off"),
-    ("cache", "how long answers are remembered: off or query"),
+    ("cache", "how long answers are remembered: off, query, session or persistent"),
+    ("cache_dir", "directory of the persistent cache"),
+    ("cache_ttl", "time after which a cached answer is asked for again, such as 90s, 15m, 12h or 7d"),
+    ("checkpoint", "file that keeps finished calls, so that a rerun pays only for the rest; off keeps none"),
+    ("max_input_tokens", "prompt tokens that a query may send; 0 is no limit"),
+    ("max_output_tokens_total", "tokens that the answers of a query may have together; 0 is no limit"),
+    ("max_calls", "calls that a query may make; 0 is no limit"),
+    ("max_seconds", "seconds after its start within which a query may ask; 0 is no limit"),
     ("optimization_mode", "whether weaker answers are allowed: exact"),
     ("device", "where models run: auto or cpu"),
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
@@ -201,6 +234,13 @@ impl Settings {
             "reorder_window" => self.reorder_window.map(|rows| rows.to_string()),
             "dedup" => Some(self.dedup.name().into()),
             "cache" => Some(self.cache.name().into()),
+            "cache_dir" => self.cache_dir.clone(),
+            "cache_ttl" => self.cache_ttl.map(|seconds| format!("{seconds}s")),
+            "checkpoint" => self.checkpoint.clone(),
+            "max_input_tokens" => Some(self.max_input_tokens.to_string()),
+            "max_output_tokens_total" => Some(self.max_output_tokens_total.to_string()),
+            "max_calls" => Some(self.max_calls.to_string()),
+            "max_seconds" => Some(self.max_seconds.to_string()),
             "optimization_mode" => Some(self.optimization_mode.name().into()),
             "device" => Some(self.device.name().into()),
             "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
@@ -218,6 +258,9 @@ impl Settings {
             "embedding_model" => self.embedding_model = None,
             "allowed_hosts" => self.allowed_hosts = None,
             "reorder_window" => self.reorder_window = None,
+            "cache_dir" => self.cache_dir = None,
+            "cache_ttl" => self.cache_ttl = None,
+            "checkpoint" => self.checkpoint = None,
             "kv_cache_bytes" => self.kv_cache_bytes = None,
             "step_tokens" => self.step_tokens = None,
             "threads" => self.threads = None,
@@ -255,6 +298,30 @@ fn bytes(subject: &str, text: &str) -> Result<usize> {
         Some(bytes) => Ok(bytes),
         None => plan_err!("{subject} must be a number of bytes such as 512MB or 4GB, not '{text}'"),
     }
+}
+
+/// Reads a time in whole seconds: a whole number above 0, with one of the units s, m, h, d or none.
+fn duration_s(subject: &str, text: &str) -> Result<u64> {
+    let lower = text.trim().to_lowercase();
+    let digits = lower.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit_s = match lower[digits.len()..].trim() {
+        "" | "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(60 * 60),
+        "d" => Some(24 * 60 * 60),
+        _ => None,
+    };
+    let count = digits.parse::<u64>().ok().filter(|count| *count > 0);
+    match count.zip(unit_s).and_then(|(count, unit_s)| count.checked_mul(unit_s)) {
+        Some(seconds) => Ok(seconds),
+        None => plan_err!("{subject} must be a time such as 90s, 15m, 12h or 7d, not '{text}'"),
+    }
+}
+
+/// Reads a number of seconds that is not negative; a part of one is allowed.
+fn seconds(subject: &str, text: &str) -> Result<f64> {
+    let value = number(subject, text)?;
+    if value < 0.0 { plan_err!("{subject} must not be negative, got {text}") } else { Ok(value) }
 }
 
 impl ConfigExtension for Settings {
@@ -300,6 +367,13 @@ impl ExtensionOptions for Settings {
             "reorder_window" => self.reorder_window = Some(whole(&subject, value, 1)?),
             "dedup" => self.dedup = Dedup::parse(&subject, value)?,
             "cache" => self.cache = Cache::parse(&subject, value)?,
+            "cache_dir" => self.cache_dir = Some(value.to_string()),
+            "cache_ttl" => self.cache_ttl = Some(duration_s(&subject, value)?),
+            "checkpoint" => self.checkpoint = (!value.trim().eq_ignore_ascii_case("off")).then(|| value.to_string()),
+            "max_input_tokens" => self.max_input_tokens = whole(&subject, value, 0)?,
+            "max_output_tokens_total" => self.max_output_tokens_total = whole(&subject, value, 0)?,
+            "max_calls" => self.max_calls = whole(&subject, value, 0)?,
+            "max_seconds" => self.max_seconds = seconds(&subject, value)?,
             "optimization_mode" => self.optimization_mode = OptimizationMode::parse(&subject, value)?,
             "device" => self.device = DeviceChoice::parse(&subject, value)?,
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
@@ -351,13 +425,24 @@ mod tests {
         check("kv_cache_bytes", "512 mb", Ok("536870912"));
         check("prefix_cache", "off", Ok("false"));
         check("cache", "off", Ok("off"));
+        check("cache", "Persistent", Ok("persistent"));
+        check("cache_dir", "/tmp/Answers", Ok("/tmp/Answers"));
+        check("cache_ttl", "12h", Ok("43200s"));
+        check("cache_ttl", "90", Ok("90s"));
+        check("checkpoint", "run.answers", Ok("run.answers"));
+        check("max_calls", "5", Ok("5"));
+        check("max_seconds", "0.5", Ok("0.5"));
     }
 
     #[test]
     fn refuses_with_what_is_valid() {
         check("temprature", "1", Err("there is no setting refrain.temprature; did you mean temperature?"));
         check("dedup", "maybe", Err("refrain.dedup must be 'auto', 'always' or 'off', not 'maybe'"));
-        check("cache", "session", Err("refrain.cache = 'session' is not available in this version; use 'off' or 'query'"));
+        check("cache", "forever", Err("refrain.cache must be 'off', 'query', 'session' or 'persistent', not 'forever'"));
+        check("cache_ttl", "soon", Err("refrain.cache_ttl must be a time such as 90s, 15m, 12h or 7d, not 'soon'"));
+        check("cache_ttl", "0s", Err("refrain.cache_ttl must be a time such as 90s, 15m, 12h or 7d, not '0s'"));
+        check("max_calls", "-1", Err("refrain.max_calls must be a whole number of at least 0, not '-1'"));
+        check("max_seconds", "-1", Err("refrain.max_seconds must not be negative, got -1"));
         check(
             "optimization_mode",
             "minimize_cost",

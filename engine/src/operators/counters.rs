@@ -13,6 +13,7 @@ pub(crate) struct Counters {
     distinct: Count,
     calls: Count,
     memo_hits: Count,
+    cache_hits: Count,
     prompt_tokens: Count,
     cached_tokens: Count,
     output_tokens: Count,
@@ -28,6 +29,7 @@ impl Counters {
             distinct: counter("distinct"),
             calls: counter("calls"),
             memo_hits: counter("memo_hits"),
+            cache_hits: counter("cache_hits"),
             prompt_tokens: counter("prompt_tokens"),
             cached_tokens: counter("cached_tokens"),
             output_tokens: counter("output_tokens"),
@@ -45,6 +47,7 @@ impl Counters {
         set(&self.distinct, sum(|n| &n.distinct));
         set(&self.calls, sum(|n| &n.calls));
         set(&self.memo_hits, sum(|n| &n.memo_hits));
+        set(&self.cache_hits, sum(|n| &n.cache_hits));
         set(&self.prompt_tokens, sum(|n| &n.prompt_tokens));
         set(&self.cached_tokens, sum(|n| &n.cached_tokens));
         set(&self.output_tokens, sum(|n| &n.output_tokens));

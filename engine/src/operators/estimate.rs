@@ -48,7 +48,7 @@ pub fn estimate_call(
         questions.push(&inputs, guard.as_ref(), nulls, 0, batch.num_rows(), usize::MAX)?;
     }
     let asked: Vec<u32> = (0..questions.len() as u32).collect();
-    let planned = plan_requests(call, &layout, tokenizer, &questions, &asked, 1)?;
+    let planned = plan_requests(call, &layout, tokenizer, &questions, &asked, 1, None)?;
     let sampled_rows: u64 = sample.iter().map(|batch| batch.num_rows() as u64).sum();
     let asked_rows = crate::operators::window::rows_with_question(&questions);
     let scale = match rows {

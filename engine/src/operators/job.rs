@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use datafusion::arrow::compute::{filter_record_batch, take};
@@ -15,6 +16,7 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use refrain_udf::{OnError, PromptLayout};
 
+use crate::answers::QueryAnswers;
 use crate::operators::ask::Asker;
 use crate::operators::call::PhysicalCall;
 use crate::operators::counters::Counters;
@@ -46,6 +48,8 @@ struct Position {
     /// Rows of the last batch that did not fit into the window.
     pending: Option<RecordBatch>,
     askers: Vec<Asker>,
+    /// The answers that outlive the query; `None` before something is asked.
+    kept: Option<QueryAnswers>,
     window: u32,
     questions_asked: usize,
     rows_out: usize,
@@ -60,13 +64,22 @@ impl Job {
             input,
             pending: None,
             askers: vec![],
+            kept: None,
             window: 0,
             questions_asked: 0,
             rows_out: 0,
             ended: false,
         };
         stream::try_unfold(start, |mut position| async move {
-            let rows = position.next_window().await?;
+            let rows = position.next_window().await;
+            if let (Err(_) | Ok(None), Some(kept)) = (&rows, &position.kept) {
+                // Whatever ends the query, what it has paid for is on disk by then.
+                let flushed = kept.flush().await;
+                if rows.is_ok() {
+                    flushed?;
+                }
+            }
+            let rows = rows?;
             Ok::<_, DataFusionError>(rows.map(|rows| (rows, position)))
         })
         .try_flatten()
@@ -114,7 +127,9 @@ impl Position {
     /// Asks all questions of the window and returns one answer column's worth of values for each call.
     async fn answer(&mut self, window: Window) -> Result<Vec<Answers>> {
         if self.askers.is_empty() && window.questions.iter().any(|questions| questions.len() > 0) {
-            self.askers = self.job.askers().await?;
+            let kept = self.job.shared.answers.open(&self.job.shared.answer_settings).await?;
+            self.askers = self.job.askers(&kept).await?;
+            self.kept = Some(kept);
         }
         self.questions_asked += window.questions.iter().map(Questions::len).max().unwrap_or(0);
         let mut tasks = vec![];
@@ -126,10 +141,11 @@ impl Position {
             // A task of its own, so that another operator that waits for one of these answers does not depend on who polls us.
             let task = (questions.len() > 0).then(|| {
                 let (asker, questions) = (self.askers[idx].clone(), Arc::clone(&questions));
-                let scope = Arc::clone(&self.job.shared.scope);
+                let (scope, budget) = (Arc::clone(&self.job.shared.scope), self.job.shared.budget.clone());
                 SpawnedTask::spawn(async move {
                     tokio::select! {
                         outcomes = asker.ask(questions) => outcomes,
+                        error = budget.time_is_up() => Err(error),
                         () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
                     }
                 })
@@ -183,17 +199,20 @@ struct Answers {
 
 impl Job {
     /// Loads the models and lays out the prompts. Called when there is something to ask, so that plain queries load nothing.
-    async fn askers(&self) -> Result<Vec<Asker>> {
+    async fn askers(&self, kept: &QueryAnswers) -> Result<Vec<Asker>> {
         let mut askers = vec![];
         for (call, stats) in self.calls.iter().zip(&self.stats) {
             let backend = self.shared.models.backend(&call.model).await?;
             let layout = Arc::new(PromptLayout::new(&call.call, backend.tokenizer().as_ref())?);
+            stats.model_digest.get_or_init(|| backend.capabilities().model_digest);
             askers.push(Asker {
                 call: Arc::clone(call),
                 backend,
                 layout,
                 scope: Arc::clone(&self.shared.scope),
                 stats: Arc::clone(stats),
+                budget: self.shared.budget.clone(),
+                kept: kept.clone(),
                 share_prefixes: self.shared.prefix_cache,
                 memo: self.shared.memo,
             });
@@ -218,11 +237,17 @@ impl Job {
                 stats.add_failed(failure.reason, rows_of[question]);
                 let inputs = (0..call.inputs.len()).map(|input| questions.text(question as u32, input).to_string());
                 self.shared.scope.add_error(RowError {
+                    node_id: stats.id,
+                    model: call.model.clone(),
                     function: call.function_name().to_owned(),
                     reason: failure.reason.to_owned(),
                     message: failure.message.clone(),
                     inputs: inputs.collect::<Vec<_>>().join(", "),
+                    rendered_prompt: failure.prompt.clone(),
+                    output_text: failure.output.clone(),
+                    attempts: failure.attempts,
                     rows: rows_of[question],
+                    failed_at: SystemTime::now(),
                 });
             }
             let outcome = outcome.map_err(|failure| format!("{}: {}", failure.reason, failure.message));

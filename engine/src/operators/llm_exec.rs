@@ -23,7 +23,9 @@ use datafusion::physical_plan::{
     PlanProperties,
 };
 
+use crate::answers::{AnswerCache, AnswerSettings};
 use crate::models::ModelCatalog;
+use crate::operators::budget::Budget;
 use crate::operators::call::PhysicalCall;
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
@@ -65,6 +67,12 @@ pub struct Shared {
     pub reorder_window: Option<usize>,
     /// Whether operators of the query answer each other's questions.
     pub memo: bool,
+    /// The answers that outlive their query.
+    pub answers: Arc<AnswerCache>,
+    /// Which of them the query uses.
+    pub answer_settings: AnswerSettings,
+    /// What the query may spend, and has.
+    pub budget: Budget,
     /// Share of failed rows above which the query fails.
     pub max_error_ratio: f64,
     /// Whether prompts share the keys and values of common prefixes.
@@ -238,7 +246,7 @@ impl ExecutionPlan for LlmExec {
         let job = Job {
             schema: Arc::clone(&schema),
             calls: self.calls.clone(),
-            stats: self.calls.iter().map(|call| self.shared.scope.add_node(call.function_name())).collect(),
+            stats: self.calls.iter().map(|call| self.shared.scope.add_node(call.function_name(), &call.model)).collect(),
             until: self.until.clone(),
             shared: self.shared.clone(),
             store: RowStore::new(&context, partition, self.input.schema(), spills),

@@ -10,8 +10,7 @@ use ahash::RandomState;
 use datafusion::common::ScalarValue;
 use tokio::sync::Notify;
 
-/// Identity of a question: function, prompt layout, model, options, and inputs as declared.
-pub(super) type Key = [u8; 32];
+use crate::answers::Key;
 
 /// What became of a question: a value, or why there is none.
 pub(super) type Outcome = Result<ScalarValue, Failure>;
@@ -23,6 +22,12 @@ pub struct Failure {
     pub reason: &'static str,
     /// For people.
     pub message: String,
+    /// The prompt, of the first failures of a query.
+    pub prompt: Option<Arc<str>>,
+    /// What the model wrote, if it did.
+    pub output: Option<Arc<str>>,
+    /// How often the backend tried.
+    pub attempts: u32,
 }
 
 /// The questions that a query has asked.

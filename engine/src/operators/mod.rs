@@ -1,10 +1,12 @@
 //! The physical operator that asks the model, and its parts in the order in which a row meets them.
 //!
 //! [`LlmExec`] gathers a window of rows (`window`), finds the distinct questions among them (`distinct`), looks up what the
-//! query has asked already (`memo`), orders the rest so that prompts share prefixes and turns them into requests
-//! (`prompts`), asks the backend (`ask`), and puts the answers beside the rows.
+//! query has asked already (`memo`) and what earlier ones have ([`answers`](crate::answers)), orders the rest so that prompts
+//! share prefixes and turns them into requests (`prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
+//! answers beside the rows.
 
 mod ask;
+mod budget;
 mod call;
 mod counters;
 mod distinct;
@@ -14,11 +16,13 @@ mod llm_exec;
 mod memo;
 mod prompts;
 mod scope;
+mod truncate;
 mod window;
 
+pub use budget::{Budget, Ledger, Limits, Spent};
 pub use call::PhysicalCall;
 pub use estimate::{CallEstimate, estimate_call};
 pub(crate) use llm_exec::output_schema;
 pub use llm_exec::{LlmExec, Shared, Until};
 pub use memo::Memo;
-pub use scope::{NodeProgress, NodeStats, Progress, QueryScope, QueryUsage, RowError};
+pub use scope::{NodeProgress, NodeStats, NodeTimes, Progress, QueryScope, QueryUsage, RowError};

@@ -10,6 +10,7 @@ use refrain_udf::{Place, Prompt, PromptLayout, Reorder};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
+use crate::operators::truncate;
 
 /// The requests for a list of questions, in the order in which they should run.
 #[derive(Debug)]
@@ -22,9 +23,13 @@ pub(super) struct PlannedRequests {
     pub head_len: u32,
     /// The order of fields, where one order serves all rows.
     pub field_order: Option<Vec<u32>>,
+    /// The order of rows and of the fields of each.
+    pub schedule: Schedule,
+    /// How many prompts were cut, since they were too long.
+    pub truncated: u64,
 }
 
-/// Orders `asked` and renders its prompts.
+/// Orders `asked` and renders its prompts; those of more than `limit` tokens are cut.
 pub(super) fn plan_requests(
     call: &PhysicalCall,
     layout: &PromptLayout,
@@ -32,6 +37,7 @@ pub(super) fn plan_requests(
     questions: &Questions,
     asked: &[u32],
     granularity: usize,
+    limit: Option<usize>,
 ) -> Result<PlannedRequests> {
     let mut cells = Cells { layout, tokenizer, questions, segments: HashMap::default() };
     let table = cells.table(asked, call.inputs.len())?;
@@ -42,12 +48,19 @@ pub(super) fn plan_requests(
     let shape = Arc::new(call.call.task.output_shape());
     let mut requests = Vec::with_capacity(asked.len());
     let mut in_order = Vec::with_capacity(asked.len());
+    let mut truncated = 0;
     for (position, row) in schedule.rows().iter().enumerate() {
         let question = asked[*row as usize];
-        let prompt = match &call.call.prompt {
+        let mut prompt = match &call.call.prompt {
             Prompt::Fields { .. } => cells.fields_prompt(question, schedule.fields_of(position)),
             Prompt::Template(_) => cells.template_prompt(question, call.inputs.len()),
         };
+        if let Some(limit) = limit.filter(|limit| n_tokens(&prompt) > *limit)
+            && let Some(shorter) = cells.cut_prompt(call, question, schedule.fields_of(position), limit)
+        {
+            prompt = shorter;
+            truncated += 1;
+        }
         requests.push(request(call, requests.len() as u32, prompt, &shape, seed(call, questions, question)));
         in_order.push(question);
     }
@@ -55,7 +68,9 @@ pub(super) fn plan_requests(
         requests,
         questions: in_order,
         head_len: layout.head().len() as u32,
-        field_order: field_order(schedule),
+        field_order: field_order(&schedule),
+        schedule,
+        truncated,
     })
 }
 
@@ -71,7 +86,7 @@ pub(super) fn strategy(call: &PhysicalCall) -> Strategy {
     }
 }
 
-fn field_order(schedule: Schedule) -> Option<Vec<u32>> {
+fn field_order(schedule: &Schedule) -> Option<Vec<u32>> {
     match schedule.fields() {
         FieldOrder::Same(order) => Some(order.clone()),
         FieldOrder::PerRow(_) => None,
@@ -93,6 +108,10 @@ fn seed(call: &PhysicalCall, questions: &Questions, question: u32) -> u64 {
     let hasher = RandomState::with_seeds(sampling.seed, 1, 2, 3);
     let inputs: Vec<&str> = (0..call.inputs.len()).map(|input| questions.text(question, input).as_ref()).collect();
     hasher.hash_one((inputs, questions.occurrence(question)))
+}
+
+fn n_tokens(prompt: &[Segment]) -> usize {
+    prompt.iter().map(|segment| segment.len()).sum()
 }
 
 /// Where a cell's tokens are kept: input, code, place in the prompt.
@@ -143,6 +162,30 @@ impl Cells<'_> {
         let values: Vec<&str> = (0..n_inputs).map(|input| self.questions.text(question, input).as_ref()).collect();
         let mut prompt = vec![Arc::clone(self.layout.head())];
         prompt.extend(self.layout.template_segments(self.tokenizer, &values));
+        prompt.push(Arc::clone(self.layout.tail()));
+        prompt
+    }
+
+    /// Returns the prompt of a question with its longest texts cut, `None` if that does not help.
+    fn cut_prompt(&self, call: &PhysicalCall, question: u32, order: &[u32], limit: usize) -> Option<Vec<Segment>> {
+        let mut values: Vec<String> =
+            (0..call.inputs.len()).map(|input| self.questions.text(question, input).to_string()).collect();
+        let fits =
+            truncate::cut(&mut values, limit, self.tokenizer, |values| n_tokens(&self.prompt_of(call, order, values)));
+        fits.then(|| self.prompt_of(call, order, &values))
+    }
+
+    /// Returns the prompt for values that are not those of a cell.
+    fn prompt_of(&self, call: &PhysicalCall, order: &[u32], values: &[String]) -> Vec<Segment> {
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
+        let mut prompt = vec![Arc::clone(self.layout.head())];
+        match &call.call.prompt {
+            Prompt::Fields { .. } => prompt.extend(order.iter().enumerate().map(|(position, field)| {
+                let (field, place) = (*field as usize, Place::of(position, order.len()));
+                self.layout.field_segment(self.tokenizer, field, values[field], place)
+            })),
+            Prompt::Template(_) => prompt.extend(self.layout.template_segments(self.tokenizer, &values)),
+        }
         prompt.push(Arc::clone(self.layout.tail()));
         prompt
     }

@@ -1,11 +1,13 @@
-//! What the operators of one query have in common: the memo, the counters and the failed rows.
+//! What the operators of one query have in common: the memo, the ledger of its budget, the counters and the failed rows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
+use crate::operators::budget::Ledger;
 use crate::operators::memo::Memo;
 
 /// Failed rows that are kept with their inputs; further ones are counted only.
@@ -14,26 +16,42 @@ const ROW_ERRORS_KEPT: usize = 1000;
 /// Shared by all [`LlmExec`](super::LlmExec)s of one physical plan.
 #[derive(Debug, Default)]
 pub struct QueryScope {
+    /// The number of the query in its session; 0 where nobody counts.
+    pub query_id: u64,
     /// One value for each distinct question.
     pub memo: Arc<Memo>,
+    /// What the query has spent of its budget.
+    pub ledger: Arc<Ledger>,
     nodes: Mutex<Vec<Arc<NodeStats>>>,
     errors: Mutex<VecDeque<RowError>>,
     cancelled: watch::Sender<bool>,
 }
 
 /// A failed input.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowError {
+    /// The node that asked, as in [`NodeStats::id`].
+    pub node_id: u32,
     /// The function, such as `ai_filter`.
     pub function: String,
+    /// The name of the model.
+    pub model: String,
     /// Why: `overflow`, `schema`, `refused`, `rate_limit` or `transport`.
     pub reason: String,
     /// For people.
     pub message: String,
     /// The inputs as they stood in the prompt.
     pub inputs: String,
+    /// The whole prompt as text.
+    pub rendered_prompt: Option<Arc<str>>,
+    /// What the model wrote, if it did.
+    pub output_text: Option<Arc<str>>,
+    /// How often the backend tried.
+    pub attempts: u32,
     /// Rows that had these inputs.
     pub rows: u64,
+    /// When the failure was noted.
+    pub failed_at: SystemTime,
 }
 
 /// Counters of one call of one operator, read while it runs.
@@ -43,12 +61,18 @@ pub struct NodeStats {
     pub id: u32,
     /// The function, such as `ai_filter`.
     pub function: String,
+    /// The name of the model.
+    pub model: String,
+    /// Identity of the model; set when it is first asked.
+    pub model_digest: OnceLock<String>,
     /// Rows that needed an answer.
     pub rows: AtomicU64,
     /// Distinct questions among them, for each window.
     pub distinct: AtomicU64,
     /// Questions whose answer the query knew already.
     pub memo_hits: AtomicU64,
+    /// Questions whose answer an earlier query or run had left in a cache or checkpoint.
+    pub cache_hits: AtomicU64,
     /// Requests submitted.
     pub calls: AtomicU64,
     /// Requests completed.
@@ -61,9 +85,27 @@ pub struct NodeStats {
     pub cached_tokens: AtomicU64,
     /// Tokens of answers.
     pub output_tokens: AtomicU64,
+    /// Attempts of requests after their first.
+    pub retries: AtomicU64,
+    /// Prompts that were cut, since they were too long.
+    pub truncated: AtomicU64,
     /// Rows that failed.
     pub failed_rows: AtomicU64,
     errors: Mutex<BTreeMap<&'static str, u64>>,
+    times: Mutex<NodeTimes>,
+}
+
+/// When a call of an operator asked, and how long it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeTimes {
+    /// When it first had something to ask.
+    pub started_at: Option<SystemTime>,
+    /// When it last had all its answers; `None` while it is asking.
+    pub finished_at: Option<SystemTime>,
+    /// The time it spent asking, summed over windows.
+    pub wall: Duration,
+    /// From its first request to the first answer.
+    pub first_answer: Option<Duration>,
 }
 
 /// How far a query is.
@@ -82,6 +124,8 @@ pub struct NodeProgress {
     pub rows: u64,
     /// Distinct questions among them.
     pub distinct: u64,
+    /// Questions answered by a cache or checkpoint.
+    pub cache_hits: u64,
     /// Requests submitted.
     pub calls: u64,
     /// Requests completed.
@@ -109,7 +153,9 @@ pub struct QueryUsage {
     pub distinct: u64,
     /// Requests that the backend has completed.
     pub calls: u64,
-    /// Rows that were answered without a request of their own.
+    /// Questions answered by a cache or checkpoint, which cost nothing.
+    pub cache_hits: u64,
+    /// Rows that were answered without a request or a cached answer of their own.
     pub dedup_saved: u64,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
@@ -117,6 +163,8 @@ pub struct QueryUsage {
     pub cached_tokens: u64,
     /// Tokens of all answers.
     pub output_tokens: u64,
+    /// Prompts that were cut, since they were too long.
+    pub truncated: u64,
     /// Failed rows by reason.
     pub errors: BTreeMap<String, u64>,
     /// Failed rows.
@@ -124,6 +172,11 @@ pub struct QueryUsage {
 }
 
 impl QueryScope {
+    /// Starts a query of this number.
+    pub fn new(query_id: u64) -> Self {
+        QueryScope { query_id, ..QueryScope::default() }
+    }
+
     /// Stops the model calls of the query, also while nobody reads its rows.
     pub fn cancel(&self) {
         self.cancelled.send_replace(true);
@@ -136,16 +189,26 @@ impl QueryScope {
     }
 
     /// Adds counters for one call of one operator.
-    pub fn add_node(&self, function: &str) -> Arc<NodeStats> {
+    pub fn add_node(&self, function: &str, model: &str) -> Arc<NodeStats> {
         let mut nodes = lock(&self.nodes);
-        let stats = Arc::new(NodeStats { id: nodes.len() as u32, function: function.to_owned(), ..NodeStats::default() });
+        let stats = Arc::new(NodeStats {
+            id: nodes.len() as u32,
+            function: function.to_owned(),
+            model: model.to_owned(),
+            ..NodeStats::default()
+        });
         nodes.push(Arc::clone(&stats));
         stats
     }
 
-    /// Returns the counters of all calls.
+    /// Returns the counters of all calls so far.
     pub fn nodes(&self) -> Vec<Arc<NodeStats>> {
         lock(&self.nodes).clone()
+    }
+
+    /// Returns whether a failed input would still be kept.
+    pub fn keeps_errors(&self) -> bool {
+        lock(&self.errors).len() < ROW_ERRORS_KEPT
     }
 
     /// Keeps a failed input, as long as there is room.
@@ -174,6 +237,7 @@ impl QueryScope {
                 function: _,
                 rows,
                 distinct,
+                cache_hits,
                 calls,
                 calls_done,
                 prompt_tokens,
@@ -185,11 +249,13 @@ impl QueryScope {
             usage.rows += rows;
             usage.distinct += distinct;
             usage.calls += calls_done;
-            usage.dedup_saved += rows.saturating_sub(calls);
+            usage.cache_hits += cache_hits;
+            usage.dedup_saved += rows.saturating_sub(calls + cache_hits);
             usage.prompt_tokens += prompt_tokens;
             usage.cached_tokens += cached_tokens;
             usage.output_tokens += output_tokens;
             usage.failed_rows += errors;
+            usage.truncated += node.truncated.load(Ordering::Relaxed);
             for (reason, rows) in lock(&node.errors).iter() {
                 *usage.errors.entry((*reason).to_owned()).or_default() += rows;
             }
@@ -205,6 +271,35 @@ impl NodeStats {
         *lock(&self.errors).entry(reason).or_default() += rows;
     }
 
+    /// Returns the failed rows by reason.
+    pub fn errors(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.errors).clone()
+    }
+
+    /// Returns when the call asked, and how long it took.
+    pub fn times(&self) -> NodeTimes {
+        *lock(&self.times)
+    }
+
+    /// Notes that the call has something to ask.
+    pub(super) fn started(&self) {
+        let mut times = lock(&self.times);
+        times.started_at.get_or_insert_with(SystemTime::now);
+        times.finished_at = None;
+    }
+
+    /// Notes the time from a request to its answer, of the first.
+    pub(super) fn answered(&self, after: Duration) {
+        lock(&self.times).first_answer.get_or_insert(after);
+    }
+
+    /// Notes that the call has all answers, which took so long.
+    pub(super) fn finished(&self, wall: Duration) {
+        let mut times = lock(&self.times);
+        times.wall += wall;
+        times.finished_at = Some(SystemTime::now());
+    }
+
     /// Returns how far the call is.
     pub fn progress(&self) -> NodeProgress {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -213,6 +308,7 @@ impl NodeStats {
             function: self.function.clone(),
             rows: read(&self.rows),
             distinct: read(&self.distinct),
+            cache_hits: read(&self.cache_hits),
             calls: read(&self.calls),
             calls_done: read(&self.calls_done),
             prompt_tokens,

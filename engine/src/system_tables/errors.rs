@@ -27,10 +27,16 @@ pub(super) fn table(queries: &Arc<QueryLog>) -> Result<SystemTable> {
 fn columns(rows: &[Row]) -> Result<RecordBatch> {
     Columns::of(rows)
         .count("query_id", |(query, _)| Some(*query))
+        .count("node_id", |(_, error)| Some(u64::from(error.node_id)))
         .text("function", |(_, error)| Some(error.function.as_str()))
+        .text("model", |(_, error)| Some(error.model.as_str()))
         .text("reason", |(_, error)| Some(error.reason.as_str()))
         .text("message", |(_, error)| Some(error.message.as_str()))
         .text("inputs", |(_, error)| Some(error.inputs.as_str()))
+        .text("rendered_prompt", |(_, error)| error.rendered_prompt.as_deref())
+        .text("output_text", |(_, error)| error.output_text.as_deref())
+        .count("attempts", |(_, error)| Some(u64::from(error.attempts)))
         .count("row_count", |(_, error)| Some(error.rows))
+        .time("failed_at", |(_, error)| Some(error.failed_at))
         .finish()
 }

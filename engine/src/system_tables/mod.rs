@@ -3,6 +3,7 @@
 //! Each is a table function (`ai_usage()`) and a view of the same rows (`refrain.ai_usage`). Rows are read when the query runs, so
 //! they show what other queries of the session are doing at that moment; planning reads nothing.
 
+mod cache;
 mod columns;
 mod errors;
 mod models;

@@ -45,6 +45,7 @@ fn columns(rows: &[Row]) -> Result<RecordBatch> {
         })
         .count("rows_out", |row| Some(row.query.rows_out()))
         .count("errors", |row| row.spent.as_ref().map(|spent| spent.errors))
+        .number("budget_spent", |row| row.query.budget_spent())
         .finish()
 }
 

@@ -12,7 +12,8 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::streaming::PartitionStream;
-use futures::stream;
+use futures::future::BoxFuture;
+use futures::{FutureExt, stream};
 
 /// A system table.
 #[derive(Clone)]
@@ -26,17 +27,30 @@ pub(super) struct SystemTable {
 }
 
 /// Reads the rows, of one query if there is a number.
-type Read = dyn Fn(Option<u64>) -> Result<RecordBatch> + Send + Sync;
+type Read = dyn Fn(Option<u64>, Arc<TaskContext>) -> BoxFuture<'static, Result<RecordBatch>> + Send + Sync;
 
 impl SystemTable {
     /// Makes a table; `columns` lays out rows, of which there are none when it is asked for the schema, and `rows` finds them.
-    pub(super) fn try_new<R: 'static>(
+    pub(super) fn try_new<R: Send + 'static>(
         name: &'static str,
         columns: fn(&[R]) -> Result<RecordBatch>,
         rows: impl Fn(Option<u64>) -> Vec<R> + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::try_new_async(name, columns, move |query, _| std::future::ready(Ok(rows(query))).boxed())
+    }
+
+    /// As [`try_new`](Self::try_new), with rows that have to be waited for.
+    pub(super) fn try_new_async<R: Send + 'static>(
+        name: &'static str,
+        columns: fn(&[R]) -> Result<RecordBatch>,
+        rows: impl Fn(Option<u64>, Arc<TaskContext>) -> BoxFuture<'static, Result<Vec<R>>> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let schema = columns(&[])?.schema();
-        Ok(SystemTable { name, takes_query: false, schema, read: Arc::new(move |query| columns(&rows(query))) })
+        let read = move |query, context| {
+            let rows = rows(query, context);
+            async move { columns(&rows.await?) }.boxed()
+        };
+        Ok(SystemTable { name, takes_query: false, schema, read: Arc::new(read) })
     }
 
     /// Lets the function take the number of a query.
@@ -69,9 +83,10 @@ impl PartitionStream for Rows {
         &self.table.schema
     }
 
-    fn execute(&self, _context: Arc<TaskContext>) -> SendableRecordBatchStream {
+    fn execute(&self, context: Arc<TaskContext>) -> SendableRecordBatchStream {
         let (read, query) = (Arc::clone(&self.table.read), self.query);
-        let rows = stream::once(async move { read(query) });
+        // In the future, so that rows are read when they are asked for.
+        let rows = stream::once(async move { read(query, context).await });
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.table.schema), rows))
     }
 }
