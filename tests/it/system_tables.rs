@@ -63,6 +63,33 @@ async fn system_tables_ask_no_model() {
     assert_eq!(oracle.calls(), 0);
 }
 
+#[tokio::test]
+async fn kept_answers_are_listed_and_cleared() {
+    let folder = tempfile::tempdir().unwrap();
+    let (db, oracle) = session(&[("cache", "session")]).await;
+    let query = "select count(distinct ai_complete('p', value)) from generate_series(1, 20)";
+    rows(&db, query).await.unwrap();
+    let listed = "select tier, function, entries, hits from ai_cache()";
+    assert_eq!(rows(&db, listed).await.unwrap(), ["session|ai_complete|20|0"]);
+    rows(&db, query).await.unwrap();
+    assert_eq!(rows(&db, "select sum(hits) from ai_cache()").await.unwrap(), ["20"]);
+    let usage = "select calls, cache_hits, dedup_saved from ai_usage() order by query_id desc limit 1";
+    assert_eq!(rows(&db, usage).await.unwrap(), ["0|20|0"]);
+    let wrong = rows(&db, "call ai_cache_clear('disk')").await.unwrap_err().to_string();
+    assert!(wrong.contains("there is no tier disk of the answer cache"), "{wrong}");
+    assert!(rows(&db, "call ai_cache_clear('persistent')").await.is_err(), "there is no folder");
+    rows(&db, &format!("set refrain.cache_dir = '{}'", folder.path().display())).await.unwrap();
+    rows(&db, "set refrain.cache = 'persistent'").await.unwrap();
+    rows(&db, query).await.unwrap();
+    let tiers = "select tier, entries from ai_cache() order by tier";
+    assert_eq!(rows(&db, tiers).await.unwrap(), ["persistent|20", "session|20"]);
+    rows(&db, "call ai_cache_clear('persistent')").await.unwrap();
+    assert_eq!(rows(&db, "select tier from ai_cache() where entries > 0").await.unwrap(), ["session"]);
+    rows(&db, "call ai_cache_clear()").await.unwrap();
+    assert_eq!(rows(&db, "select count(*) from ai_cache() where entries > 0").await.unwrap(), ["0"]);
+    assert_eq!(oracle.calls(), 40);
+}
+
 async fn state(db: &Refrain, model: &str) -> String {
     rows(db, &format!("select state from ai_models() where name = '{model}'")).await.unwrap().remove(0)
 }

@@ -20,26 +20,26 @@ impl<'a, R> Columns<'a, R> {
     }
 
     /// Adds a VARCHAR column.
-    pub(super) fn text<T: Into<String>>(self, name: &str, value: impl Fn(&R) -> Option<T>) -> Self {
+    pub(super) fn text<T: Into<String>>(self, name: &str, value: impl Fn(&'a R) -> Option<T>) -> Self {
         let values: StringArray = self.rows.iter().map(|row| value(row).map(Into::into)).collect();
         self.column(name, Arc::new(values))
     }
 
     /// Adds a BIGINT column.
-    pub(super) fn count(self, name: &str, value: impl Fn(&R) -> Option<u64>) -> Self {
+    pub(super) fn count(self, name: &str, value: impl Fn(&'a R) -> Option<u64>) -> Self {
         let to_signed = |count| i64::try_from(count).unwrap_or(i64::MAX);
         let values: Int64Array = self.rows.iter().map(|row| value(row).map(to_signed)).collect();
         self.column(name, Arc::new(values))
     }
 
     /// Adds a DOUBLE column.
-    pub(super) fn number(self, name: &str, value: impl Fn(&R) -> Option<f64>) -> Self {
+    pub(super) fn number(self, name: &str, value: impl Fn(&'a R) -> Option<f64>) -> Self {
         let values: Float64Array = self.rows.iter().map(value).collect();
         self.column(name, Arc::new(values))
     }
 
     /// Adds a TIMESTAMP column, in UTC.
-    pub(super) fn time(self, name: &str, value: impl Fn(&R) -> Option<SystemTime>) -> Self {
+    pub(super) fn time(self, name: &str, value: impl Fn(&'a R) -> Option<SystemTime>) -> Self {
         let micros = |time: SystemTime| i64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_micros()).ok();
         let values: TimestampMicrosecondArray = self.rows.iter().map(|row| value(row).and_then(micros)).collect();
         self.column(name, Arc::new(values.with_timezone("+00:00")))
