@@ -5,9 +5,23 @@
 //! bounds of concurrency and rate. What comes back is checked against the request's shape.
 
 mod backend;
+mod body;
+mod breaker;
 mod config;
 mod endpoint;
+mod fault;
+mod http;
+mod lead;
+mod logprobs;
+mod rate;
+mod reply;
+mod retry;
+mod run;
 mod secret;
+mod service;
+mod shape;
+mod slots;
+mod sse;
 mod tokenizer;
 
 pub use backend::RemoteBackend;
