@@ -45,6 +45,15 @@ struct Loaded {
     facts: LoadFacts,
 }
 
+/// What stands in the way of unloading.
+enum Unload {
+    /// There is nothing to unload.
+    Nothing,
+    Taken(State),
+    InUse,
+    Loading(watch::Receiver<Option<Result<()>>>),
+}
+
 /// How a model was loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadFacts {
@@ -161,30 +170,32 @@ impl LazyBackend {
         loop {
             let released = self.released.notified();
             tokio::pin!(released);
+            // From here on no release is missed.
             released.as_mut().enable();
-            let loading = {
-                let mut state = self.lock();
-                match &*state {
-                    State::Unloaded => return false,
-                    State::Loading(load) => Some(load.outcome.clone()),
-                    State::Loaded(loaded) if loaded.users > 0 => None,
-                    State::Loaded(_) => {
-                        let unloaded = std::mem::take(&mut *state);
-                        drop(state);
-                        // Waits for the thread of the device.
-                        let _ = spawn_blocking(move || drop(unloaded)).await;
-                        return true;
+            match self.take_unused() {
+                Unload::Nothing => return false,
+                Unload::Taken(state) => {
+                    // Waits for the thread of the device.
+                    let _ = spawn_blocking(move || drop(state)).await;
+                    return true;
+                }
+                Unload::InUse => released.await,
+                Unload::Loading(mut outcome) => {
+                    if outcome.wait_for(Option::is_some).await.is_err() {
+                        return false;
                     }
                 }
-            };
-            match loading {
-                // A load that ends without an outcome is forgotten by whoever asks next.
-                Some(mut outcome) => match outcome.wait_for(Option::is_some).await.is_ok() {
-                    true => {}
-                    false => return false,
-                },
-                None => released.await,
             }
+        }
+    }
+
+    fn take_unused(&self) -> Unload {
+        let mut state = self.lock();
+        match &*state {
+            State::Unloaded => Unload::Nothing,
+            State::Loading(load) => Unload::Loading(load.outcome.clone()),
+            State::Loaded(loaded) if loaded.users > 0 => Unload::InUse,
+            State::Loaded(_) => Unload::Taken(std::mem::take(&mut *state)),
         }
     }
 

@@ -331,7 +331,7 @@ impl StatementParser<'_> {
                 return plan_err!("CREATE SECRET {secret}: a field begins with its name: {form}");
             };
             let key = key.value.to_lowercase();
-            self.inner.parser.consume_token(&Token::Eq);
+            let _ = self.inner.parser.consume_token(&Token::Eq);
             let Some(value) = self.value() else {
                 return plan_err!("CREATE SECRET {secret}: field {key} needs a value in quotes: {form}");
             };

@@ -139,7 +139,8 @@ fn filled(schema: &Value, question: &str) -> Value {
         };
         return labels.iter().find(wanted).unwrap_or(&labels[0]).clone();
     }
-    match schema["type"].as_str() {
+    // A nullable type is a list of the type and null.
+    match schema["type"].as_str().or(schema["type"][0].as_str()) {
         Some("object") => {
             let fields = schema["properties"].as_object().unwrap();
             fields

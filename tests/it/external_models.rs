@@ -37,8 +37,8 @@ async fn functions_are_answered_in_their_types() {
         rows(&db, &format!("select id from {TEXTS} where ai_filter('Is it liked?', body) order by id")).await.unwrap();
     assert_eq!(good, ["1", "3"]);
     let typed = "ai_extract(body, 'STRUCT(title VARCHAR, year INT)')";
-    let fields = rows(&db, &format!("select x['title'], x['year'] + 1 from (select {typed} x from {TEXTS}) limit 1"));
-    assert_eq!(fields.await.unwrap(), ["text|2"]);
+    let fields = format!("select x['title'], x['year'] + 1 from (select {typed} x from {TEXTS}) limit 1");
+    assert_eq!(rows(&db, &fields).await.unwrap(), ["text|2"]);
     for request in server.seen() {
         assert_eq!(request.authorization, format!("Bearer {KEY}"));
         assert_eq!(request.body["model"], "tiny");
