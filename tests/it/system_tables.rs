@@ -90,6 +90,18 @@ async fn kept_answers_are_listed_and_cleared() {
     assert_eq!(oracle.calls(), 40);
 }
 
+#[tokio::test]
+async fn a_schema_that_no_answer_can_have_is_found_before_a_call() {
+    let (db, oracle) = session(&[]).await;
+    for schema in
+        [r#"{"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}"#, r##"{"$ref": "#/$defs/nothing"}"##]
+    {
+        let error = rows(&db, &format!("select ai_complete('p', 'x', return_type => '{schema}')")).await.unwrap_err();
+        assert!(matches!(error, Error::Sql(_)) && error.to_string().starts_with("ai_complete: "), "{error}");
+    }
+    assert_eq!(oracle.calls(), 0);
+}
+
 async fn state(db: &Refrain, model: &str) -> String {
     rows(db, &format!("select state from ai_models() where name = '{model}'")).await.unwrap().remove(0)
 }
