@@ -9,7 +9,7 @@ use datafusion::arrow::datatypes::Schema;
 use datafusion::catalog::Session;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, Result};
+use datafusion::common::{DFSchema, Result, plan_err};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
@@ -17,9 +17,12 @@ use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
-use refrain_udf::{Cache, Settings};
+use refrain_serving::remote::MessageTokenizer;
+use refrain_serving::{OutputShape, Tokenizer, constraint};
+use refrain_udf::{Cache, LlmCall, Settings, Shape};
 
 use crate::answers::{AnswerCache, AnswerSettings};
+use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{
     Budget, CallEstimate, Limits, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema,
@@ -97,11 +100,14 @@ impl ExtensionPlanner for LlmPlanner {
         for node_call in &node.calls {
             let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
             let options = node_call.call.options.resolve(&settings);
+            let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
+            self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
+            check_schema(&node_call.call)?;
             calls.push(Arc::new(PhysicalCall {
                 inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,
                 guard: node_call.guard.as_ref().map(physical).transpose()?,
                 output: Arc::clone(&node_call.output),
-                model: self.models.resolve(options.model.as_deref())?,
+                model,
                 call: Arc::new(node_call.call.clone()),
                 options,
             }));
@@ -160,6 +166,16 @@ impl LlmPlanner {
             estimates.push(estimate_call(call, tokenizer.as_ref(), &sample, rows)?);
         }
         Ok(estimates)
+    }
+}
+
+/// Fails if no answer can have the JSON schema of a call. Over bytes, since that is the same for every vocabulary, and quick.
+fn check_schema(call: &LlmCall) -> Result<()> {
+    let Shape::Json { schema, .. } = &call.task.shape else { return Ok(()) };
+    let bytes: Arc<dyn Tokenizer> = Arc::new(MessageTokenizer);
+    match constraint::check(&OutputShape::Json(schema.clone()), &bytes) {
+        Ok(()) => Ok(()),
+        Err(error) => plan_err!("{}: {error}", call.function.name()),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`request`] | batches, requests, completions |
 //! | [`backend`] | the trait that the embedded engine, remote endpoints and the mock implement |
 //! | [`local`] | the embedded engine: one thread for each device |
+//! | [`remote`] | models behind an OpenAI-compatible endpoint |
 //! | [`mock`] | a deterministic, scriptable backend for tests |
 //! | [`scheduler`] | which tokens run in the next step; the prefix tree and the KV pool |
 //! | [`constraint`] | which tokens an answer may consist of |
@@ -26,6 +27,7 @@ pub mod load;
 pub mod local;
 pub mod mock;
 pub mod model;
+pub mod remote;
 pub mod request;
 pub mod scheduler;
 pub mod step;

@@ -52,10 +52,14 @@ pub struct Request {
     pub sampling: Sampling,
     /// The longest answer, in tokens.
     pub max_tokens: u32,
-    /// The answer ends before the first of these strings, which does not belong to it. None of them is empty.
+    /// The answer ends before the first of these strings, which does not belong to it. None of them is empty. An answer of
+    /// another shape than text is not of its shape when it ends like this.
     pub stop: Arc<[String]>,
     /// How many of the most probable tokens are reported for each token of the answer, with the logarithms of their
     /// probabilities; `None` reports nothing.
+    ///
+    /// Probabilities are of the whole vocabulary. With 0, where the shape leaves a short list of tokens, as a choice always
+    /// does, they are those among the tokens of the list: what a score needs, at the price of the list alone.
     pub logprobs: Option<u32>,
 }
 
@@ -152,7 +156,8 @@ impl Answer {
 /// How probable one token of an answer was, and what might have stood in its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
-    /// Natural logarithm of the token's probability, before temperature and restriction.
+    /// Natural logarithm of the token's probability, before temperature and restriction (see [`Request::logprobs`]); 0 for a
+    /// token that the shape left no choice of.
     pub logprob: f32,
     /// The most probable tokens with their logarithms, in descending order.
     pub top: Vec<(TokenId, f32)>,

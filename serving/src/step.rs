@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::request::{Sampling, TokenId};
+use crate::request::{Sampling, TokenId, TokenLogprobs};
 
 /// Tokens that one KV page holds.
 pub const PAGE_TOKENS: usize = 16;
@@ -94,6 +94,10 @@ pub struct SampleRow {
     pub draw: u32,
     /// Also return this many of the largest logits, before restriction and temperature.
     pub top_logits: u32,
+    /// Also return the logarithm of the chosen token's probability and those of this many of the most probable tokens, before
+    /// temperature. Probabilities are of the whole vocabulary, save that 0 of `Allowed::Candidates` means those among the
+    /// candidates, since then no other logit is computed.
+    pub logprobs: Option<u32>,
 }
 
 /// Which tokens may be chosen.
@@ -125,4 +129,6 @@ pub struct StepResult {
     pub sampled: Vec<TokenId>,
     /// For each sample the largest logits asked for, in descending order.
     pub top_logits: Vec<Vec<(TokenId, f32)>>,
+    /// For each sample the probabilities asked for.
+    pub logprobs: Vec<Option<TokenLogprobs>>,
 }

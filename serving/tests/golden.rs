@@ -44,6 +44,7 @@ fn add_row(plan: &mut StepPlan, tokens: &[TokenSource], position: usize, pages: 
         sampling: Sampling::GREEDY,
         draw: 0,
         top_logits,
+        logprobs: None,
     });
     plan.rows.push(RowSpan { tokens: first as u32..end, pages: table..plan.block_tables.len() as u32 });
 }

@@ -300,7 +300,8 @@ impl NodeStats {
         times.finished_at = Some(SystemTime::now());
     }
 
-    fn progress(&self) -> NodeProgress {
+    /// Returns how far the call is.
+    pub fn progress(&self) -> NodeProgress {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let prompt_tokens = read(&self.prompt_tokens);
         NodeProgress {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use super::choice::{Choice, LabelTrie};
-use super::grammar::{Grammar, GrammarCompiler};
+use super::grammar::{GrammarCompiler, GrammarLanes};
 use super::number::{Number, NumberRange};
 use super::{Constraint, Next};
 use crate::error::{Error, Result};
@@ -17,13 +17,20 @@ const NUMBER_CHOICES_MAX: i128 = 256;
 /// Compiles the shapes of one tokenizer. What all grammars need of the vocabulary is prepared once, when the first one is asked for.
 pub struct ConstraintCompiler {
     tokenizer: Arc<dyn Tokenizer>,
+    lanes: usize,
     grammars: OnceLock<Result<GrammarCompiler>>,
 }
 
 impl ConstraintCompiler {
     /// Starts with nothing compiled.
     pub fn new(tokenizer: Arc<dyn Tokenizer>) -> Self {
-        ConstraintCompiler { tokenizer, grammars: OnceLock::new() }
+        ConstraintCompiler { tokenizer, lanes: 1, grammars: OnceLock::new() }
+    }
+
+    /// Spreads the states of each grammar over so many lanes, for as many threads; see [`Constraint::lane`].
+    pub fn with_lanes(mut self, lanes: usize) -> Self {
+        self.lanes = lanes;
+        self
     }
 
     /// Compiles a shape.
@@ -42,8 +49,8 @@ impl ConstraintCompiler {
                     None => Compiled::Number(Number::new(range, tokenizer)?),
                 }
             }
-            OutputShape::Json(schema) => Compiled::Grammar(Box::new(self.grammars()?.json(schema)?)),
-            OutputShape::Regex(expression) => Compiled::Grammar(Box::new(self.grammars()?.regex(expression)?)),
+            OutputShape::Json(schema) => Compiled::Grammar(self.grammars()?.json(schema)?),
+            OutputShape::Regex(expression) => Compiled::Grammar(self.grammars()?.regex(expression)?),
             OutputShape::Embedding { .. } => {
                 return Err(Error::Invalid("a vector was asked of a model that writes text".to_string()));
             }
@@ -52,7 +59,7 @@ impl ConstraintCompiler {
     }
 
     fn grammars(&self) -> Result<&GrammarCompiler> {
-        self.grammars.get_or_init(|| GrammarCompiler::new(&self.tokenizer)).as_ref().map_err(Error::clone)
+        self.grammars.get_or_init(|| GrammarCompiler::new(&self.tokenizer, self.lanes)).as_ref().map_err(Error::clone)
     }
 }
 
@@ -73,7 +80,7 @@ enum Compiled {
     Text,
     Choice(Arc<LabelTrie>),
     Number(Number),
-    Grammar(Box<Grammar>),
+    Grammar(GrammarLanes),
 }
 
 impl ConstraintFactory {
@@ -88,7 +95,7 @@ impl ConstraintFactory {
             Compiled::Text => Box::new(FreeText),
             Compiled::Choice(trie) => Box::new(Choice::new(Arc::clone(trie))),
             Compiled::Number(number) => Box::new(number.clone()),
-            Compiled::Grammar(grammar) => grammar.clone(),
+            Compiled::Grammar(grammar) => Box::new(grammar.open()),
         }
     }
 }
@@ -96,6 +103,13 @@ impl ConstraintFactory {
 /// Compiles a shape for a single request.
 pub fn constraint(shape: &OutputShape, tokenizer: &Arc<dyn Tokenizer>) -> Result<Box<dyn Constraint>> {
     Ok(ConstraintFactory::new(shape, tokenizer)?.state())
+}
+
+/// Fails if no answer can have the shape, or if it is not one that can be enforced: for planners, which have no row yet.
+///
+/// To check several shapes for one tokenizer, keep a [`ConstraintCompiler`].
+pub fn check(shape: &OutputShape, tokenizer: &Arc<dyn Tokenizer>) -> Result<()> {
+    ConstraintFactory::new(shape, tokenizer).map(drop)
 }
 
 /// Any text.

@@ -1,12 +1,13 @@
 //! JSON under a schema, and text under a regular expression, by llguidance.
 //!
-//! A grammar is compiled once into a parser; each request gets a copy, and all copies share the lexer's tables, which grow as
-//! they are used. What the grammar forces is written in the tokenizer's own tokens. JSON is written as `{"a": 1, "b": [2, 3]}`,
+//! A grammar is compiled once into a parser; each request gets a copy. The lexer's tables grow as they are used, behind a lock
+//! that is held while a mask is computed: there is one set for each lane, shared by the lane's copies. What the grammar forces is written in the tokenizer's own tokens. JSON is written as `{"a": 1, "b": [2, 3]}`,
 //! with these spaces and no others: white space without end is the one thing in JSON that a model can write forever.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::earley::SlicedBiasComputer;
@@ -14,7 +15,7 @@ use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, Tok
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use super::{Constraint, Next};
+use super::{Constraint, Next, schema};
 use crate::error::{Error, Result};
 use crate::request::TokenId;
 use crate::tokenizer::Tokenizer;
@@ -22,10 +23,18 @@ use crate::tokenizer::Tokenizer;
 /// Up to this many allowed tokens are listed, so that the device computes their logits alone.
 const LISTED_MAX: usize = 64;
 
+/// States of the lexer, of 1 to 2 KiB each, that one lane of a grammar may have.
+const LEXER_STATES_MAX: usize = 50_000;
+/// Bytes of a regular expression.
+const EXPRESSION_MAX: usize = 1 << 16;
+/// Tokens that may follow without a choice. A constant of a schema may be long; more than a context holds is a mistake.
+const FORCED_MAX: usize = 1 << 16;
+
 /// Compiles the grammars of one tokenizer.
 pub(super) struct GrammarCompiler {
     factory: ParserFactory,
     vocabulary: Vocabulary,
+    lanes: usize,
 }
 
 /// What a state needs to know of the tokenizer.
@@ -37,20 +46,23 @@ struct Vocabulary {
 
 impl GrammarCompiler {
     /// Sorts the vocabulary into llguidance's trie. Fails if no token ends an answer.
-    pub(super) fn new(tokenizer: &Arc<dyn Tokenizer>) -> Result<Self> {
+    pub(super) fn new(tokenizer: &Arc<dyn Tokenizer>, lanes: usize) -> Result<Self> {
         let environment: TokEnv = Arc::new(Environment::new(tokenizer)?);
         let capabilities = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
         let slices = SlicedBiasComputer::general_slices();
         let mut factory =
             ParserFactory::new(&environment, capabilities, &slices).map_err(|error| invalid("the tokenizer", &error))?;
         factory.quiet();
-        factory.limits_mut().verbose_errors = false;
+        let limits = factory.limits_mut();
+        limits.verbose_errors = false;
+        limits.max_lexer_states = LEXER_STATES_MAX;
         let vocabulary = Vocabulary { size: tokenizer.vocab_size(), end_tokens: tokenizer.end_tokens().into() };
-        Ok(GrammarCompiler { factory, vocabulary })
+        Ok(GrammarCompiler { factory, vocabulary, lanes: lanes.max(1) })
     }
 
     /// Compiles a JSON schema. Fails if it is not one, or has parts that cannot be enforced.
-    pub(super) fn json(&self, schema: &Value) -> Result<Grammar> {
+    pub(super) fn json(&self, schema: &Value) -> Result<GrammarLanes> {
+        schema::check(schema)?;
         let mut schema = match schema {
             Value::Object(_) => schema.clone(),
             Value::Bool(true) => json!({}),
@@ -64,12 +76,17 @@ impl GrammarCompiler {
             whitespace_flexible: false,
             ..JsonCompileOptions::default()
         };
+        schema::clamp(&mut schema);
         options.apply_to(&mut schema);
         self.compile(TopLevelGrammar::from_json_schema(schema), "the JSON schema")
     }
 
     /// Compiles a regular expression that the whole answer matches. Fails if it is not one.
-    pub(super) fn regex(&self, expression: &str) -> Result<Grammar> {
+    pub(super) fn regex(&self, expression: &str) -> Result<GrammarLanes> {
+        if expression.len() > EXPRESSION_MAX {
+            let reason = format!("it has more than {EXPRESSION_MAX} bytes; name the labels one by one as a choice");
+            return Err(invalid("the regular expression", &reason));
+        }
         // llguidance would drop a last backslash in silence.
         if !trailing_backslashes(expression).is_multiple_of(2) {
             return Err(invalid("the regular expression", &"it ends with a backslash that escapes nothing"));
@@ -77,17 +94,19 @@ impl GrammarCompiler {
         self.compile(TopLevelGrammar::from_regex(without_anchors(expression)), "the regular expression")
     }
 
-    fn compile(&self, grammar: TopLevelGrammar, what: &str) -> Result<Grammar> {
+    fn compile(&self, grammar: TopLevelGrammar, what: &str) -> Result<GrammarLanes> {
         let parser = self.factory.create_parser(grammar).map_err(|error| invalid(what, &error))?;
         let mut grammar = Grammar {
             matcher: Matcher::new(Ok(parser)),
             vocabulary: self.vocabulary.clone(),
             pending: VecDeque::new(),
             after: None,
+            lane: 0,
         };
         // The first decision is the same for every request: made here, it is copied with the state.
         grammar.next()?;
-        Ok(grammar)
+        let lanes = (0..self.lanes).map(|lane| Grammar { lane, matcher: grammar.matcher.deep_clone(), ..grammar.clone() });
+        Ok(GrammarLanes { lanes: lanes.collect(), opened: AtomicUsize::new(0) })
     }
 }
 
@@ -105,7 +124,10 @@ fn trailing_backslashes(text: &str) -> usize {
 }
 
 fn invalid(what: &str, error: &dyn fmt::Display) -> Error {
-    Error::Invalid(format!("{what} cannot be used: {}", error.to_string().trim_end_matches("\n<non-verbose/>")))
+    let error = error.to_string();
+    // What llguidance adds for its own developers.
+    let reason = error.split("\n<").next().unwrap_or(&error);
+    Error::Invalid(format!("{what} cannot be used: {reason}"))
 }
 
 /// Our tokenizer as llguidance sees it.
@@ -137,6 +159,20 @@ impl TokenizerEnv for Environment {
     }
 }
 
+/// A compiled grammar: a first state for each lane, with lexer tables of the lane's own.
+#[derive(Debug)]
+pub(super) struct GrammarLanes {
+    lanes: Vec<Grammar>,
+    opened: AtomicUsize,
+}
+
+impl GrammarLanes {
+    /// Returns a fresh state; lanes take turns.
+    pub(super) fn open(&self) -> Grammar {
+        self.lanes[self.opened.fetch_add(1, Ordering::Relaxed) % self.lanes.len()].clone()
+    }
+}
+
 /// How far one request has come in its grammar.
 #[derive(Clone)]
 pub(super) struct Grammar {
@@ -147,6 +183,7 @@ pub(super) struct Grammar {
     pending: VecDeque<TokenId>,
     /// What comes after the pending tokens, once that is known: a choice, or the end.
     after: Option<After>,
+    lane: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -171,6 +208,9 @@ impl Grammar {
                     self.matcher.compute_mask().map_err(|error| invalid("the grammar", &error))?.as_slice().to_vec();
                 words.resize(self.vocabulary.size.div_ceil(32), 0);
                 let tokens = first_tokens(&words);
+                if tokens.is_empty() {
+                    return Err(invalid("the grammar", &"nothing may follow, and the answer is not complete"));
+                }
                 if tokens.iter().all(|token| self.vocabulary.end_tokens.contains(token)) {
                     return Ok(After::End);
                 }
@@ -182,6 +222,9 @@ impl Grammar {
             }
             self.matcher.consume_tokens(&forced).map_err(|error| invalid("the grammar", &error))?;
             self.pending.extend(forced);
+            if self.pending.len() > FORCED_MAX {
+                return Err(invalid("the grammar", &format!("it forces more than {FORCED_MAX} tokens")));
+            }
         }
     }
 }
@@ -225,6 +268,10 @@ impl Constraint for Grammar {
         }
     }
 
+    fn lane(&self) -> usize {
+        self.lane
+    }
+
     fn is_complete(&mut self) -> bool {
         // A matcher that stopped well has seen a whole answer.
         let stopped = self.matcher.is_stopped() && self.matcher.stop_reason().is_ok();
@@ -253,8 +300,8 @@ mod tests {
     use super::*;
     use crate::constraint::compile::tests::{MINI, write};
 
-    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| GrammarCompiler::new(&MINI).unwrap());
-    static EXTRACTION: LazyLock<Grammar> = LazyLock::new(|| COMPILER.json(&extraction()).unwrap());
+    static COMPILER: LazyLock<GrammarCompiler> = LazyLock::new(|| GrammarCompiler::new(&MINI, 1).unwrap());
+    static EXTRACTION: LazyLock<Grammar> = LazyLock::new(|| COMPILER.json(&extraction()).unwrap().open());
 
     /// Whether the text can be written in the tokenizer's own tokens, as a whole.
     fn accepts(grammar: &Grammar, text: &str) -> bool {
@@ -300,7 +347,7 @@ mod tests {
         let mut grammar = EXTRACTION.clone();
         let Next::Forced(tokens) = grammar.next().unwrap() else { panic!("the first key is forced") };
         assert!(MINI.decode(&tokens).starts_with("{\"name"));
-        let constant = COMPILER.json(&json!({"const": {"a": [1, 2]}})).unwrap().next().unwrap();
+        let constant = COMPILER.json(&json!({"const": {"a": [1, 2]}})).unwrap().open().next().unwrap();
         assert!(matches!(constant, Next::Finish(tokens) if MINI.decode(&tokens) == "{\"a\": [1, 2]}"));
     }
 
@@ -310,7 +357,7 @@ mod tests {
             "$defs": {"letter": {"type": "string", "pattern": "^[ab]$"}},
             "type": "object", "properties": {"x": {"$ref": "#/$defs/letter"}}, "required": ["x"], "additionalProperties": false,
         });
-        let mut grammar = COMPILER.json(&schema).unwrap();
+        let mut grammar = COMPILER.json(&schema).unwrap().open();
         let text = write(&mut grammar, 50, |allowed| allowed[0]).unwrap();
         assert!([r#"{"x": "a"}"#, r#"{"x": "b"}"#].contains(&text.as_str()), "{text}");
     }
@@ -327,20 +374,20 @@ mod tests {
     #[test]
     fn regular_expressions_match_the_whole_answer() {
         for expression in ["[0-9]{2,3}(/[a-z]+)?", "^[0-9]{2,3}(/[a-z]+)?$"] {
-            let grammar = COMPILER.regex(expression).unwrap();
+            let grammar = COMPILER.regex(expression).unwrap().open();
             for (text, expected) in
                 [("12", true), ("123/abc", true), ("1", false), ("1234", false), ("12/", false), ("x12", false)]
             {
                 assert_eq!(accepts(&grammar, text), expected, "{expression} {text}");
             }
         }
-        assert!(accepts(&COMPILER.regex(r"a\$").unwrap(), "a$"));
-        assert!(accepts(&COMPILER.regex("é+|日本").unwrap(), "日本"));
+        assert!(accepts(&COMPILER.regex(r"a\$").unwrap().open(), "a$"));
+        assert!(accepts(&COMPILER.regex("é+|日本").unwrap().open(), "日本"));
     }
 
     #[test]
     fn an_answer_is_complete_where_it_may_end() {
-        let mut grammar = COMPILER.regex("ab?").unwrap();
+        let mut grammar = COMPILER.regex("ab?").unwrap().open();
         assert!(!grammar.is_complete());
         grammar.accept(MINI.encode("a")[0]).unwrap();
         assert!(grammar.is_complete());
@@ -363,6 +410,165 @@ mod tests {
             assert!(message.starts_with("the regular expression cannot be used"), "{message}");
         }
         assert!(COMPILER.json(&json!({"type": "string", "minLength": 3, "maxLength": 2})).is_err());
+    }
+
+    #[test]
+    fn schemas_without_an_answer_are_refused() {
+        for schema in [
+            json!({"enum": []}),
+            json!({"$ref": "#"}),
+            json!({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}),
+            json!({"type": "array", "items": false, "minItems": 1}),
+            json!({"type": "integer", "minimum": 3, "maximum": 2}),
+            json!({"allOf": [{"type": "string"}, {"type": "integer"}]}),
+            json!({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"], "additionalProperties": false}),
+        ] {
+            assert!(matches!(COMPILER.json(&schema), Err(Error::Invalid(_))), "{schema}");
+        }
+        assert!(COMPILER.regex(&"a".repeat(EXPRESSION_MAX + 1)).is_err());
+        let tree = json!({
+            "type": "object", "properties": {"value": {"type": "boolean"}, "next": {"$ref": "#"}},
+            "required": ["value"], "additionalProperties": false,
+        });
+        assert!(COMPILER.json(&tree).is_ok(), "a way back that is optional may be followed for ever, and need not be");
+    }
+
+    #[test]
+    fn large_schemas_compile() {
+        let labels: Vec<String> = (0..3000).map(|i| format!("category {i}")).collect();
+        let fields: serde_json::Map<String, Value> =
+            (0..300).map(|i| (format!("f{i}"), json!({"enum": labels[i..i + 5]}))).collect();
+        let required: Vec<&String> = fields.keys().collect();
+        for schema in [
+            json!({"enum": labels}),
+            json!({"type": "object", "properties": fields, "required": required, "additionalProperties": false}),
+        ] {
+            let mut grammar = COMPILER.json(&schema).unwrap().open();
+            let text = write(&mut grammar, 20_000, |allowed| allowed[allowed.len() / 2]).unwrap();
+            assert!(is_valid(&schema, &serde_json::from_str(&text).unwrap()));
+        }
+    }
+
+    /// Schemas of the kinds that SQL types make: leaves that may be null, structs, lists, enums, ranges, fields left out.
+    fn any_schema() -> impl Strategy<Value = Value> {
+        let nullable = |name: &str, null: bool| if null { json!([name, "null"]) } else { json!(name) };
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(move |null| json!({"type": nullable("boolean", null)})),
+            any::<bool>().prop_map(move |null| json!({"type": nullable("string", null)})),
+            (0..6_u32).prop_map(|max| json!({"type": "string", "maxLength": max})),
+            (-300..300_i64, 0..400_i64)
+                .prop_map(|(min, more)| json!({"type": "integer", "minimum": min, "maximum": min + more})),
+            Just(json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX})),
+            Just(json!({"type": "number"})),
+            Just(json!({"type": "string", "format": "date"})),
+            prop::collection::vec("[a-cA-Z é]{1,6}", 1..4).prop_map(|labels| json!({"enum": labels})),
+            Just(json!({"enum": ["x", 1, null, [true]]})),
+            Just(json!({"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$"})),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            let fields = prop::collection::vec(("[a-z_ ]{1,5}", inner.clone(), any::<bool>()), 0..4);
+            prop_oneof![
+                (inner.clone(), 0..3_u32, 0..3_u32).prop_map(
+                    |(items, min, more)| json!({"type": "array", "items": items, "minItems": min, "maxItems": min + more})
+                ),
+                inner.prop_map(|items| json!({"type": "array", "items": items})),
+                fields.prop_map(|fields| {
+                    let properties: serde_json::Map<String, Value> =
+                        fields.iter().map(|(name, schema, _)| (name.clone(), schema.clone())).collect();
+                    let mut required: Vec<&String> = fields.iter().filter(|field| field.2).map(|field| &field.0).collect();
+                    required.dedup();
+                    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+                }),
+            ]
+        })
+    }
+
+    /// Validates what [`any_schema`] can say, without the grammar.
+    fn is_valid(schema: &Value, value: &Value) -> bool {
+        if let Some(values) = schema["enum"].as_array() {
+            return values.contains(value);
+        }
+        let (name, null) = match &schema["type"] {
+            Value::Array(names) => (names[0].as_str().unwrap(), true),
+            name => (name.as_str().unwrap(), false),
+        };
+        match (name, value) {
+            (_, Value::Null) => null,
+            ("boolean", Value::Bool(_)) | ("number", Value::Number(_)) => true,
+            ("string", Value::String(text)) => {
+                let length = schema["maxLength"].as_u64().is_none_or(|max| text.chars().count() as u64 <= max);
+                let date = schema["format"].is_null() || text.len() == 10 && text.split('-').count() == 3;
+                let digits = text.get(3..).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()));
+                length && date && (schema["pattern"].is_null() || text.as_bytes()[2] == b'-' && digits)
+            }
+            ("integer", Value::Number(number)) => {
+                let (min, max) = (schema["minimum"].as_f64().unwrap(), schema["maximum"].as_f64().unwrap());
+                number.as_f64().is_some_and(|number| number.fract() == 0.0 && (min..=max).contains(&number))
+            }
+            ("array", Value::Array(items)) => {
+                let count = items.len() as u64;
+                schema["minItems"].as_u64().is_none_or(|min| min <= count)
+                    && schema["maxItems"].as_u64().is_none_or(|max| count <= max)
+                    && items.iter().all(|item| is_valid(&schema["items"], item))
+            }
+            ("object", Value::Object(fields)) => {
+                let required = schema["required"].as_array().unwrap();
+                fields
+                    .iter()
+                    .all(|(name, value)| schema["properties"].get(name).is_some_and(|schema| is_valid(schema, value)))
+                    && required.iter().all(|name| fields.contains_key(name.as_str().unwrap()))
+            }
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        /// Whatever a model prefers, its answer is valid as soon as it ends; one that wants to go on for ever is cut.
+        #[test]
+        fn answers_under_any_schema_are_valid(schema in any_schema(), picks in prop::collection::vec(any::<prop::sample::Index>(), 300)) {
+            let mut picks = picks.iter();
+            let mut grammar = COMPILER.json(&schema).unwrap().open();
+            let text = write(&mut grammar, 300, |allowed| match picks.next() {
+                Some(pick) => allowed[pick.index(allowed.len())],
+                None => allowed[0],
+            });
+            if let Some(text) = text {
+                let value: Value = serde_json::from_str(&text).unwrap();
+                prop_assert!(is_valid(&schema, &value), "{} under {}", text, schema);
+                prop_assert_eq!(text.trim(), &text, "nothing follows the end");
+            }
+        }
+
+        /// A model that ends wherever it may comes to an end.
+        #[test]
+        fn an_answer_ends_when_nothing_more_is_wanted(schema in any_schema()) {
+            let mut grammar = COMPILER.json(&schema).unwrap().open();
+            let closes = |token: &&TokenId| {
+                let bytes = MINI.token_bytes(**token);
+                **token == 2 || !bytes.is_empty() && bytes.iter().all(|byte| b"\"]}".contains(byte))
+            };
+            let text =
+                write(&mut grammar, 2000, |allowed| *allowed.iter().find(closes).unwrap_or(&allowed[allowed.len() / 2]));
+            prop_assert!(text.is_some_and(|text| is_valid(&schema, &serde_json::from_str(&text).unwrap())));
+        }
+
+        #[test]
+        fn answers_under_an_expression_match_it(
+            expression in prop::sample::select(vec!["[0-9]{1,3}(\\.[0-9]{2})?", "(yes|no|not [a-z]{2,5})!?", "[A-Z][a-z]*( [A-Z][a-z]*){0,2}"]),
+            picks in prop::collection::vec(any::<prop::sample::Index>(), 60),
+        ) {
+            let mut picks = picks.iter();
+            let grammar = COMPILER.regex(expression).unwrap().open();
+            let mut state = grammar.clone();
+            if let Some(text) = write(&mut state, 60, |allowed| picks.next().map_or(allowed[0], |pick| allowed[pick.index(allowed.len())])) {
+                let mut fresh = grammar.clone();
+                fresh.matcher.reset().unwrap();
+                let tokens = MINI.encode(&text);
+                prop_assert_eq!(fresh.matcher.validate_tokens(&tokens).unwrap(), tokens.len());
+            }
+        }
     }
 
     proptest! {

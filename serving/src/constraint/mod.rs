@@ -5,16 +5,17 @@
 //! | text | not at all (`compile.rs`) |
 //! | choice | a trie of the labels' tokens (`choice.rs`) |
 //! | number | the decimal numbers of a range (`number.rs`); few whole numbers are a choice |
-//! | JSON, regular expression | token masks of llguidance (`grammar.rs`) |
+//! | JSON, regular expression | token masks of llguidance (`grammar.rs`); a schema is looked at first (`schema.rs`) |
 
 mod choice;
 pub mod compile;
 mod grammar;
 mod number;
+mod schema;
 
 use std::fmt;
 
-pub use compile::{ConstraintCompiler, ConstraintFactory, constraint};
+pub use compile::{ConstraintCompiler, ConstraintFactory, check, constraint};
 
 use crate::error::Result;
 use crate::request::TokenId;
@@ -28,6 +29,12 @@ pub trait Constraint: Send + fmt::Debug {
 
     /// Takes one token, sampled or forced, that `next` allowed. The end token is never passed in.
     fn accept(&mut self, token: TokenId) -> Result<()>;
+
+    /// Returns the lane of the state. States of one lane share tables behind a lock, so it is in vain to ask several of them at
+    /// the same time; those of different lanes share nothing that is written.
+    fn lane(&self) -> usize {
+        0
+    }
 
     /// Returns whether the tokens accepted so far are a complete answer, though a longer one may exist.
     fn is_complete(&mut self) -> bool;

@@ -4,10 +4,12 @@
 //! queue that is never waited for, completions through a channel for each batch that has room for all of them, and counters
 //! through a lock that is held only to copy them.
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use rayon::ThreadPoolBuilder;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::engine::{Command, CompileShape, Engine, EngineThread};
@@ -28,13 +30,15 @@ pub struct LocalConfig {
     pub model_digest: String,
     /// Most batches that may be submitted between two steps; further ones fail at once.
     pub queued_batches: usize,
+    /// Threads that work out between two steps what each row may say next; `None` takes as many as the process may run at once.
+    pub threads: Option<NonZeroUsize>,
 }
 
 impl LocalConfig {
     /// Returns the usual configuration for a model.
     pub fn new(max_context: usize, model_digest: impl Into<String>) -> Self {
         let (scheduler, model_digest) = (SchedulerConfig::new(max_context), model_digest.into());
-        LocalConfig { scheduler, model_digest, queued_batches: 4096 }
+        LocalConfig { scheduler, model_digest, queued_batches: 4096, threads: None }
     }
 }
 
@@ -70,7 +74,8 @@ impl LocalBackend {
         tokenizer: Arc<dyn Tokenizer>,
         config: LocalConfig,
     ) -> Result<Self> {
-        let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer));
+        let lanes = worker_threads(&config);
+        let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer)).with_lanes(lanes);
         let compile = move |shape: &OutputShape| {
             let factory = compiler.compile(shape)?;
             Ok(Arc::new(move || factory.state()) as OpenConstraint)
@@ -90,6 +95,8 @@ impl LocalBackend {
         let (opened, opening) = std::sync::mpsc::sync_channel(1);
         let shared = Arc::new(Shared::default());
         let engine_thread = EngineThread::new(receiver, Arc::clone(&shared));
+        let workers = ThreadPoolBuilder::new().num_threads(worker_threads(&config)).build();
+        let workers = workers.map_err(|error| Error::Device(format!("cannot start threads: {error}")))?;
         let (engine_tokenizer, scheduler) = (Arc::clone(&tokenizer), config.scheduler);
         let thread = thread::Builder::new()
             .name("refrain-device".to_string())
@@ -97,7 +104,7 @@ impl LocalBackend {
                 engine_thread.run(|| {
                     let device = open()?;
                     let description = device.describe();
-                    let engine = Engine::new(device, scheduler, engine_tokenizer, compile)?;
+                    let engine = Engine::new(device, scheduler, engine_tokenizer, compile, workers)?;
                     // A caller that does not wait for this any more has dropped the queue as well.
                     let _ = opened.send(description);
                     Ok(engine)
@@ -129,14 +136,17 @@ impl LocalBackend {
         })
     }
 
-    /// Fails if a prompt has a token that the model does not know.
-    fn check_tokens(&self, batch: &Batch) -> Result<()> {
+    /// Fails if a prompt has a token that the model does not know, or if a stop string is empty.
+    fn check(&self, batch: &Batch) -> Result<()> {
         let vocab_size = self.tokenizer.vocab_size();
         for request in &batch.requests {
             let mut tokens = request.prompt.iter().flat_map(|segment| segment.iter());
             if let Some(token) = tokens.find(|token| **token as usize >= vocab_size) {
                 let message = format!("request {} has token {token}, the vocabulary has {vocab_size}", request.id.0);
                 return Err(Error::Invalid(message));
+            }
+            if request.stop.iter().any(String::is_empty) {
+                return Err(Error::Invalid(format!("request {} has an empty stop string; leave it out", request.id.0)));
             }
         }
         Ok(())
@@ -156,9 +166,8 @@ impl Backend for LocalBackend {
         let id = BatchId(self.next_id.fetch_add(1, Ordering::Relaxed));
         // Room for every completion and one error, so that the thread never waits for a reader.
         let (completions, receiver) = mpsc::channel(batch.requests.len() + 1);
-        let sent = self
-            .check_tokens(&batch)
-            .and_then(|()| self.send(Command::Submit { id, batch, completions: completions.clone() }));
+        let sent =
+            self.check(&batch).and_then(|()| self.send(Command::Submit { id, batch, completions: completions.clone() }));
         if let Err(error) = sent {
             let _ = completions.try_send(Err(error));
         }
@@ -206,6 +215,10 @@ impl Shared {
     fn failure(&self) -> Error {
         lock(&self.failure).clone().unwrap_or_else(|| Error::Device("its thread has ended".to_string()))
     }
+}
+
+fn worker_threads(config: &LocalConfig) -> usize {
+    config.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }
 
 /// The values behind these locks are whole at any time, so a panic elsewhere does not spoil them.

@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::thread;
 
 use ahash::AHashMap;
+use rayon::ThreadPool;
+use rayon::prelude::*;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::backend::Shared;
 use crate::backend::BatchId;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, RowFailure};
-use crate::scheduler::{Ending, Finished, Job, OpenConstraint, Outcome, Scheduler, SchedulerConfig, Work};
+use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, RowFailure, TokenId};
+use crate::scheduler::{
+    Decision, Ending, Finished, Job, OpenConstraint, Outcome, Scheduler, SchedulerConfig, StopStrings, Work,
+};
 use crate::step::{StepPlan, StepResult};
 use crate::tokenizer::Tokenizer;
 
@@ -53,6 +57,8 @@ pub(super) struct Engine {
     scheduler: Scheduler,
     tokenizer: Arc<dyn Tokenizer>,
     compile: CompileShape,
+    /// Makes decisions between steps.
+    workers: ThreadPool,
 }
 
 impl EngineThread {
@@ -161,9 +167,10 @@ impl Engine {
         config: SchedulerConfig,
         tokenizer: Arc<dyn Tokenizer>,
         compile: CompileShape,
+        workers: ThreadPool,
     ) -> Result<Self> {
         let scheduler = Scheduler::new(config, device.pool(), tokenizer.end_tokens().to_vec())?;
-        Ok(Engine { device, scheduler, tokenizer, compile })
+        Ok(Engine { device, scheduler, tokenizer, compile, workers })
     }
 
     /// Hands a batch to the scheduler, compiling each of its shapes once.
@@ -182,7 +189,8 @@ impl Engine {
                     constraint
                 }
             };
-            jobs.push(Job { request, constraint });
+            let stop = StopStrings::new(&request.stop, &self.tokenizer);
+            jobs.push(Job { request, constraint, stop });
         }
         self.scheduler.add(id, Work { jobs, share_prefixes, keep_prefix, priority, deadline })
     }
@@ -193,23 +201,45 @@ impl Engine {
         while !self.device.poll(ticket, result)? {
             thread::yield_now();
         }
-        self.scheduler.harvest(result)
+        self.scheduler.harvest(result, |decisions| decide(&self.workers, decisions))
     }
 
     fn completion(&self, finished: Finished) -> Completion {
         let Finished { batch: _, id, outcome, usage } = finished;
         let result = match outcome {
             Outcome::Overflow { tokens, limit } => Err(RowFailure::Overflow { tokens, limit }),
-            Outcome::Answer { tokens, ending } => {
-                let text = self.tokenizer.decode(&tokens);
+            Outcome::Answer { tokens, rest, logprobs, ending } => {
+                let text = self.text(&tokens, &rest);
                 match ending {
-                    Ending::Stop => Ok(Answer::text(text, tokens, FinishReason::Stop)),
-                    Ending::Length => Ok(Answer::text(text, tokens, FinishReason::Length)),
+                    Ending::Stop => Ok(Answer { logprobs, ..Answer::text(text, tokens, FinishReason::Stop) }),
+                    Ending::Length => Ok(Answer { logprobs, ..Answer::text(text, tokens, FinishReason::Length) }),
                     Ending::Incomplete => Err(RowFailure::Schema(text)),
                 }
             }
         };
         Completion { id, result, usage }
+    }
+
+    /// Decodes tokens and the bytes that follow them.
+    fn text(&self, tokens: &[TokenId], rest: &[u8]) -> String {
+        if rest.is_empty() {
+            return self.tokenizer.decode(tokens);
+        }
+        // A character may begin in a token and end in the rest.
+        let bytes: Vec<u8> =
+            tokens.iter().flat_map(|token| self.tokenizer.token_bytes(*token)).chain(rest).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Makes decisions on all threads of the pool, those of a lane on one thread.
+fn decide(workers: &ThreadPool, decisions: &mut [Decision<'_>]) {
+    decisions.sort_by_key(Decision::lane);
+    let mut lanes: Vec<&mut [Decision<'_>]> = decisions.chunk_by_mut(|a, b| a.lane() == b.lane()).collect();
+    match &mut lanes[..] {
+        [] => {}
+        [only] => only.iter_mut().for_each(Decision::make),
+        lanes => workers.install(|| lanes.par_iter_mut().for_each(|lane| lane.iter_mut().for_each(Decision::make))),
     }
 }
 

@@ -11,44 +11,11 @@ use super::{LocalBackend, LocalConfig};
 use crate::backend::{Backend, CompletionStream};
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
-use crate::request::{Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling, TokenId};
-use crate::scheduler::fake_device::{END, FakeDevice, VOCAB};
+use crate::request::{Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling};
+use crate::scheduler::fake_device::{Digits, FakeDevice, VOCAB};
 use crate::scheduler::test_constraints::{any_text, labels};
 use crate::step::{PageCopy, StepPlan, StepResult};
 use crate::tokenizer::Tokenizer;
-
-#[derive(Debug)]
-struct Digits;
-
-impl Tokenizer for Digits {
-    fn encode(&self, text: &str) -> Vec<TokenId> {
-        text.chars().filter_map(|digit| digit.to_digit(VOCAB)).collect()
-    }
-
-    fn encode_control(&self, text: &str) -> Vec<TokenId> {
-        self.encode(text)
-    }
-
-    fn decode(&self, tokens: &[TokenId]) -> String {
-        tokens.iter().map(|token| token.to_string()).collect()
-    }
-
-    fn token_bytes(&self, token: TokenId) -> &[u8] {
-        &b"01234567"[token as usize..][..1]
-    }
-
-    fn vocab_size(&self) -> usize {
-        VOCAB as usize
-    }
-
-    fn end_tokens(&self) -> &[TokenId] {
-        &[END]
-    }
-
-    fn render_chat(&self, system: &str, user: &str) -> Result<String> {
-        Ok(format!("{system}{user}"))
-    }
-}
 
 /// A device whose passes wait for a permit each, until the sender of permits is gone.
 #[derive(Debug)]
@@ -149,6 +116,25 @@ fn answers_that_are_cut_are_text_or_failures() {
     assert!(matches!(cut(choice()), Err(RowFailure::Schema(text)) if text.len() == 1));
     assert!(cut(OutputShape::Text).is_ok());
     assert!(read(backend.submit(Batch::default())).is_empty());
+}
+
+#[test]
+fn stop_strings_and_probabilities_reach_the_answer() {
+    let backend = start(GatedDevice::new(500));
+    let ask = |stop: &[&str]| {
+        let mut batch = batch(1, OutputShape::Text, 30);
+        batch.requests[0].stop = stop.iter().map(|stop| (*stop).to_string()).collect();
+        batch.requests[0].logprobs = Some(1);
+        read(backend.submit(batch)).remove(0)
+    };
+    let whole = ask(&[]).unwrap().result.unwrap();
+    assert_eq!(whole.logprobs.len(), whole.tokens.len());
+    assert!(whole.logprobs.iter().zip(&whole.tokens).all(|(logprobs, token)| logprobs.top[0].0 == *token));
+    let stop = &whole.text[2..4];
+    let end = whole.text.find(stop).unwrap();
+    let cut = ask(&[stop]).unwrap().result.unwrap();
+    assert_eq!((cut.text.as_str(), cut.finish, cut.logprobs.len()), (&whole.text[..end], FinishReason::Stop, end));
+    assert!(matches!(ask(&["1", ""]), Err(Error::Invalid(_))));
 }
 
 #[test]

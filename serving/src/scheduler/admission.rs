@@ -8,8 +8,7 @@ use super::pool::pages_between;
 use super::prefix_tree::NodeId;
 use super::row::{AnswerState, Row};
 use super::scheduler::{Outcome, RowId, Scheduler};
-use super::waiting::{Job, NextRow, WaitingBatch, next_batch};
-use crate::constraint::Next;
+use super::waiting::{NextRow, WaitingBatch, next_batch};
 use crate::request::{RequestId, Usage};
 use crate::step::PAGE_TOKENS;
 
@@ -85,17 +84,7 @@ impl Scheduler {
     /// Starts the next row of a batch, for which there is room, unless its constraint leaves nothing to ask.
     fn start(&mut self, index: usize, limit: usize) -> Started {
         self.take_next(index, |scheduler, next| {
-            let Job { request, constraint } = &next.job;
-            let mut answer = AnswerState {
-                id: request.id,
-                prompt: next.prompt.len(),
-                tokens: std::mem::take(&mut next.prompt),
-                limit,
-                constraint: constraint(),
-                sampling: request.sampling,
-                draws: 0,
-                allowed: Next::Free,
-            };
+            let mut answer = AnswerState::new(&next.job, std::mem::take(&mut next.prompt), limit);
             match answer.advance() {
                 Some(ending) => {
                     let usage = answer.usage();

@@ -4,11 +4,13 @@
 //! through the row's page table, so a wrong page, a missing copy or an overwritten place changes the answer.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
-use crate::request::TokenId;
+use crate::request::{TokenId, TokenLogprobs};
 use crate::step::{Allowed, PAGE_TOKENS, PageCopy, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
+use crate::tokenizer::Tokenizer;
 
 /// Tokens that the device samples from.
 pub(crate) const VOCAB: u32 = 8;
@@ -127,9 +129,12 @@ impl Device for FakeDevice {
         for row in &plan.rows {
             self.check_context(plan, row, &hashes);
         }
-        let sampled = plan.sample.iter().map(|sample| choose_of(plan, sample, hashes[sample.token as usize].hash)).collect();
+        let sampled: Vec<TokenId> =
+            plan.sample.iter().map(|sample| choose_of(plan, sample, hashes[sample.token as usize].hash)).collect();
+        let logprobs = plan.sample.iter().zip(&sampled).map(|(sample, token)| Some(logprobs_of(*token, sample.logprobs?)));
+        let (logprobs, top_logits) = (logprobs.collect(), vec![Vec::new(); plan.sample.len()]);
         let ticket = StepTicket(self.steps);
-        self.results.insert(ticket, StepResult { sampled, top_logits: vec![Vec::new(); plan.sample.len()] });
+        self.results.insert(ticket, StepResult { sampled, top_logits, logprobs });
         Ok(ticket)
     }
 
@@ -144,6 +149,46 @@ impl Device for FakeDevice {
     }
 }
 
+/// A tokenizer whose tokens are the digits.
+#[derive(Debug)]
+pub(crate) struct Digits;
+
+impl Digits {
+    pub(crate) fn shared() -> Arc<dyn Tokenizer> {
+        Arc::new(Digits)
+    }
+}
+
+impl Tokenizer for Digits {
+    fn encode(&self, text: &str) -> Vec<TokenId> {
+        text.chars().filter_map(|digit| digit.to_digit(VOCAB)).collect()
+    }
+
+    fn encode_control(&self, text: &str) -> Vec<TokenId> {
+        self.encode(text)
+    }
+
+    fn decode(&self, tokens: &[TokenId]) -> String {
+        tokens.iter().map(TokenId::to_string).collect()
+    }
+
+    fn token_bytes(&self, token: TokenId) -> &[u8] {
+        &b"01234567"[token as usize..][..1]
+    }
+
+    fn vocab_size(&self) -> usize {
+        VOCAB as usize
+    }
+
+    fn end_tokens(&self) -> &[TokenId] {
+        &[END]
+    }
+
+    fn render_chat(&self, system: &str, user: &str) -> Result<String> {
+        Ok(format!("{system}{user}"))
+    }
+}
+
 fn choose_of(plan: &StepPlan, sample: &SampleRow, hash: u64) -> TokenId {
     let allowed: Vec<TokenId> = match &sample.allowed {
         Allowed::All => (0..VOCAB).collect(),
@@ -151,6 +196,12 @@ fn choose_of(plan: &StepPlan, sample: &SampleRow, hash: u64) -> TokenId {
         Allowed::Mask(range) => set_bits(&plan.masks[range.start as usize..range.end as usize]),
     };
     choose(hash, sample.sampling.seed, sample.draw, &allowed)
+}
+
+/// Probabilities that tell the token and how many were asked for.
+pub(crate) fn logprobs_of(token: TokenId, top: u32) -> TokenLogprobs {
+    let logprob = -1.0 - token as f32;
+    TokenLogprobs { logprob, top: vec![(token, logprob); top as usize] }
 }
 
 /// The token that follows a prefix: what the device samples, and what a test expects.

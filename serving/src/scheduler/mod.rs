@@ -9,12 +9,14 @@ mod run;
 #[allow(clippy::module_inception, reason = "the file bears the name of its type")]
 mod scheduler;
 mod step_builder;
+mod stop;
 mod waiting;
 
 pub use config::SchedulerConfig;
 pub use pool::{KvPool, PageState};
 pub use row::Ending;
-pub use scheduler::{Finished, Outcome, Scheduler};
+pub use scheduler::{Decision, Finished, Outcome, Scheduler};
+pub use stop::StopStrings;
 pub use waiting::{Job, OpenConstraint, Work};
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 use super::prefix_tree::{NodeId, PrefixTree};
 use super::run::Run;
 use super::scheduler::Outcome;
+use super::stop::{Cut, StopState};
+use super::waiting::Job;
 use crate::backend::BatchId;
 use crate::constraint::{Constraint, Next};
-use crate::request::{RequestId, Sampling, TokenId, Usage};
+use crate::request::{RequestId, Sampling, TokenId, TokenLogprobs, Usage};
 use crate::step::{PageId, RowSlot};
 
 /// A running row. Its *known* tokens are the prompt and the answer so far; the scheduler computes them up to the last one,
@@ -59,6 +61,11 @@ pub(super) struct AnswerState {
     pub(super) draws: u32,
     /// What may be sampled after the last known token.
     pub(super) allowed: Next,
+    /// How many probable tokens are reported for each token, and what was reported so far.
+    pub(super) top_logprobs: Option<u32>,
+    logprobs: Vec<TokenLogprobs>,
+    stop: Option<StopState>,
+    cut: Option<Cut>,
 }
 
 /// How an answer ended.
@@ -73,13 +80,33 @@ pub enum Ending {
 }
 
 impl AnswerState {
+    /// Starts the answer to a prompt.
+    pub(super) fn new(job: &Job, prompt: Vec<TokenId>, limit: usize) -> Self {
+        let Job { request, constraint, stop } = job;
+        AnswerState {
+            id: request.id,
+            prompt: prompt.len(),
+            tokens: prompt,
+            limit,
+            constraint: constraint(),
+            sampling: request.sampling,
+            draws: 0,
+            // Nothing until the constraint was asked.
+            allowed: Next::Finish(Vec::new()),
+            top_logprobs: request.logprobs,
+            logprobs: Vec::new(),
+            stop: stop.as_ref().map(StopState::new),
+            cut: None,
+        }
+    }
+
     /// Follows the constraint up to the next choice: appends what is forced, and returns an ending if nothing is to be chosen.
     pub(super) fn advance(&mut self) -> Option<Ending> {
         loop {
             match self.constraint.next() {
                 Ok(Next::Finish(tokens)) if tokens.len() <= self.room() => {
-                    self.tokens.extend_from_slice(&tokens);
-                    return Some(Ending::Stop);
+                    let cut = tokens.into_iter().find_map(|token| self.append(token, None));
+                    return Some(cut.unwrap_or(Ending::Stop));
                 }
                 // An empty list would never lead to a choice.
                 Ok(Next::Forced(tokens)) if tokens.is_empty() => return Some(Ending::Incomplete),
@@ -88,7 +115,7 @@ impl AnswerState {
                         if self.room() == 0 {
                             return Some(Ending::Incomplete);
                         }
-                        if let Some(ending) = self.push(token) {
+                        if let Some(ending) = self.push(token, None) {
                             return Some(ending);
                         }
                     }
@@ -106,12 +133,17 @@ impl AnswerState {
     }
 
     /// Takes a sampled token and follows the constraint.
-    pub(super) fn take(&mut self, token: TokenId, end_tokens: &[TokenId]) -> Option<Ending> {
+    pub(super) fn take(
+        &mut self,
+        token: TokenId,
+        logprobs: Option<TokenLogprobs>,
+        end_tokens: &[TokenId],
+    ) -> Option<Ending> {
         self.draws += 1;
         if end_tokens.contains(&token) {
             return Some(Ending::Stop);
         }
-        self.push(token).or_else(|| self.advance())
+        self.push(token, logprobs).or_else(|| self.advance())
     }
 
     /// Returns what can be said of the cost without knowing what was cached.
@@ -122,7 +154,11 @@ impl AnswerState {
 
     /// Returns the answer.
     pub(super) fn outcome(mut self, ending: Ending) -> Outcome {
-        Outcome::Answer { tokens: self.tokens.split_off(self.prompt), ending }
+        let mut tokens = self.tokens.split_off(self.prompt);
+        let Cut { tokens: kept, rest } = self.cut.unwrap_or_else(|| Cut { tokens: tokens.len(), rest: Vec::new() });
+        tokens.truncate(kept);
+        self.logprobs.truncate(kept);
+        Outcome::Answer { tokens, rest, logprobs: self.logprobs, ending }
     }
 
     fn room(&self) -> usize {
@@ -130,31 +166,54 @@ impl AnswerState {
     }
 
     /// Appends a token that the constraint allowed. One that it then refuses ends the row: the answer is no longer of its shape.
-    fn push(&mut self, token: TokenId) -> Option<Ending> {
+    fn push(&mut self, token: TokenId, logprobs: Option<TokenLogprobs>) -> Option<Ending> {
+        self.append(token, logprobs).or_else(|| self.constraint.accept(token).err().map(|_| Ending::Incomplete))
+    }
+
+    /// Appends a token, which ends the answer if it completes a stop string. Without probabilities it was not chosen.
+    fn append(&mut self, token: TokenId, logprobs: Option<TokenLogprobs>) -> Option<Ending> {
         self.tokens.push(token);
-        self.constraint.accept(token).err().map(|_| Ending::Incomplete)
+        if self.top_logprobs.is_some() {
+            self.logprobs.push(logprobs.unwrap_or(TokenLogprobs { logprob: 0.0, top: Vec::new() }));
+        }
+        self.cut = self.stop.as_mut()?.push(&self.tokens[self.prompt..]);
+        self.cut.as_ref().map(|_| if self.allowed == Next::Free { Ending::Stop } else { Ending::Incomplete })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fake_device::END;
+    use super::super::fake_device::{Digits, END};
+    use std::sync::Arc;
+
+    use super::super::stop::StopStrings;
     use super::super::test_constraints::{any_text, labels};
     use super::super::waiting::OpenConstraint;
     use super::*;
+    use crate::request::{OutputShape, Request};
 
     /// Answers a prompt of one token with these samples and returns the answer and its ending, if there is one.
     #[track_caller]
     fn check(constraint: OpenConstraint, limit: usize, samples: &[TokenId], expected: (&[TokenId], Option<Ending>)) {
-        let (tokens, sampling, allowed) = (vec![9], Sampling::GREEDY, Next::Free);
-        let (id, constraint) = (RequestId(0), constraint());
-        let mut answer = AnswerState { id, tokens, prompt: 1, limit, constraint, sampling, draws: 0, allowed };
+        let (answer, ending) = write(job(constraint, None, None), limit, samples);
+        assert_eq!((&answer.tokens[1..], ending), expected);
+    }
+
+    fn job(constraint: OpenConstraint, stop: Option<Arc<StopStrings>>, logprobs: Option<u32>) -> Job {
+        let shape = Arc::new(OutputShape::Text);
+        let request = Request { logprobs, ..Request::new(RequestId(0), vec![[9].into()], shape, Sampling::GREEDY, 0) };
+        Job { request, constraint, stop }
+    }
+
+    fn write(job: Job, limit: usize, samples: &[TokenId]) -> (AnswerState, Option<Ending>) {
+        let mut answer = AnswerState::new(&job, vec![9], limit);
         let mut ending = answer.advance();
         for sample in samples {
             assert_eq!(ending, None, "nothing is sampled after the end");
-            ending = answer.take(*sample, &[END]);
+            let logprobs = TokenLogprobs { logprob: -1.0, top: vec![(*sample, -1.0)] };
+            ending = answer.take(*sample, Some(logprobs), &[END]);
         }
-        assert_eq!((&answer.tokens[1..], ending), expected);
+        (answer, ending)
     }
 
     #[test]
@@ -183,5 +242,25 @@ mod tests {
         // One label is the beginning of the other, and does not stand for it.
         check(labels(&[&[1], &[1, 2]], true), 1, &[], (&[1], Some(Ending::Incomplete)));
         check(labels(&[&[1], &[1, 2]], true), 2, &[END], (&[1], Some(Ending::Stop)));
+    }
+
+    #[test]
+    fn each_token_of_an_answer_has_its_probability() {
+        let shape = labels(&[&[1, 2, 3, 4], &[1, 2, 5]], false);
+        let (answer, ending) = write(job(shape, None, Some(1)), 4, &[3]);
+        let Outcome::Answer { tokens, logprobs, .. } = answer.outcome(ending.unwrap()) else { panic!("it is an answer") };
+        let logprobs: Vec<_> = logprobs.iter().map(|token| (token.logprob, token.top.len())).collect();
+        assert_eq!((&tokens[..], &logprobs[..]), (&[1, 2, 3, 4][..], &[(0.0, 0), (0.0, 0), (-1.0, 1), (0.0, 0)][..]));
+    }
+
+    #[test]
+    fn a_stop_string_ends_text_and_spoils_other_shapes() {
+        let stop = || StopStrings::new(&["23".to_string()], &Digits::shared());
+        let (answer, ending) = write(job(any_text(), stop(), Some(0)), 9, &[1, 2, 3]);
+        assert_eq!((answer.usage().output, ending), (3, Some(Ending::Stop)));
+        let Outcome::Answer { tokens, rest, logprobs, .. } = answer.outcome(Ending::Stop) else { panic!("it is an answer") };
+        assert_eq!((&tokens[..], &rest[..], logprobs.len()), (&[1][..], &[][..], 1));
+        let (_, ending) = write(job(labels(&[&[1, 2, 3], &[4]], false), stop(), None), 9, &[1]);
+        assert_eq!(ending, Some(Ending::Incomplete));
     }
 }

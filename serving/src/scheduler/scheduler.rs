@@ -17,6 +17,8 @@
 
 use std::collections::BTreeMap;
 
+use ahash::AHashMap;
+
 use super::config::SchedulerConfig;
 use super::pool::KvPool;
 use super::prefix_tree::PrefixTree;
@@ -27,7 +29,7 @@ use super::waiting::{WaitingBatch, Work};
 use crate::backend::{BatchId, Stats};
 use crate::device::PoolSpec;
 use crate::error::{Error, Result};
-use crate::request::{RequestId, TokenId, Usage};
+use crate::request::{RequestId, TokenId, TokenLogprobs, Usage};
 use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
 
 /// Turns batches into step plans and step results into answers. Knows neither device nor model nor threads.
@@ -51,7 +53,7 @@ pub struct Scheduler {
 }
 
 /// A row, in order of admission; never used twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct RowId(pub(super) u64);
 
 /// The step that was planned last.
@@ -64,7 +66,7 @@ pub(super) struct InFlight {
 }
 
 /// A row that came to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
     /// Its batch.
     pub batch: BatchId,
@@ -77,12 +79,16 @@ pub struct Finished {
 }
 
 /// The end of a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The tokens of its answer, and why there are no more.
     Answer {
         /// The answer, without the token that ended it.
         tokens: Vec<TokenId>,
+        /// Bytes that follow them: of a token in whose middle a stop string began, what comes before that.
+        rest: Vec<u8>,
+        /// The probabilities of the tokens, if they were asked for.
+        logprobs: Vec<TokenLogprobs>,
         /// Why it ended.
         ending: Ending,
     },
@@ -93,6 +99,36 @@ pub enum Outcome {
         /// Tokens that there is room for.
         limit: usize,
     },
+}
+
+/// What a sampled token means for its row: whether it ends the answer, and what may come next. Pure computing on one row, so
+/// decisions may be made in any order and on several threads.
+#[derive(Debug)]
+pub struct Decision<'a> {
+    row: RowId,
+    answer: &'a mut AnswerState,
+    token: TokenId,
+    logprobs: Option<TokenLogprobs>,
+    end_tokens: &'a [TokenId],
+    ending: Option<Ending>,
+}
+
+impl Decision<'_> {
+    /// Makes the decision; to be called once.
+    pub fn make(&mut self) {
+        self.ending = self.answer.take(self.token, self.logprobs.take(), self.end_tokens);
+    }
+
+    /// Returns the lane of the row's constraint; decisions of one lane are better made one after the other.
+    pub fn lane(&self) -> usize {
+        self.answer.constraint.lane()
+    }
+}
+
+/// Makes decisions one after the other.
+#[cfg(test)]
+pub(super) fn decide(decisions: &mut [Decision<'_>]) {
+    decisions.iter_mut().for_each(Decision::make);
 }
 
 impl Scheduler {
@@ -169,10 +205,10 @@ impl Scheduler {
         Some(plan)
     }
 
-    /// Takes the result of the step planned last.
+    /// Takes the result of the step planned last, and lets `decide` [make](Decision::make) the decision of each sampled row.
     ///
     /// Fails if the device did not answer every sample of the plan.
-    pub fn harvest(&mut self, result: &StepResult) -> Result<()> {
+    pub fn harvest(&mut self, result: &StepResult, decide: impl FnOnce(&mut [Decision<'_>])) -> Result<()> {
         let Some(InFlight { samples, copies }) = self.in_flight.take() else { return Ok(()) };
         for copy in copies {
             self.pool.unlock(copy.from);
@@ -181,11 +217,20 @@ impl Scheduler {
             let (got, wanted) = (result.sampled.len(), samples.len());
             return Err(Error::Device(format!("the device chose {got} tokens of {wanted}")));
         }
-        for (id, token) in samples.into_iter().zip(&result.sampled) {
-            let Some(row) = self.rows.get_mut(&id) else { continue };
-            if let Some(ending) = row.answer.take(*token, &self.end_tokens) {
-                self.finish(id, ending);
-            }
+        let samples: AHashMap<RowId, usize> = samples.into_iter().zip(0..).collect();
+        let end_tokens = self.end_tokens.as_slice();
+        let mut decisions = Vec::with_capacity(samples.len());
+        for (id, row) in &mut self.rows {
+            let Some(&index) = samples.get(id) else { continue };
+            let (token, logprobs) = (result.sampled[index], result.logprobs.get(index).cloned().flatten());
+            decisions.push(Decision { row: *id, answer: &mut row.answer, token, logprobs, end_tokens, ending: None });
+        }
+        decide(&mut decisions);
+        // In an order that does not depend on who decided first.
+        decisions.sort_unstable_by_key(|decision| decision.row);
+        let ended: Vec<_> = decisions.iter().filter_map(|decision| Some((decision.row, decision.ending?))).collect();
+        for (row, ending) in ended {
+            self.finish(row, ending);
         }
         Ok(())
     }
@@ -232,8 +277,16 @@ impl Scheduler {
         builder.end_row(&row.table, end - 1);
         row.computed_prompt += end.min(row.answer.prompt).saturating_sub(start);
         if end == known {
-            let AnswerState { ref allowed, sampling, draws, .. } = row.answer;
-            let sample = SampleRow { token: 0, slot: row.slot, allowed: Allowed::All, sampling, draw: draws, top_logits: 0 };
+            let AnswerState { ref allowed, sampling, draws, top_logprobs, .. } = row.answer;
+            let sample = SampleRow {
+                token: 0,
+                slot: row.slot,
+                allowed: Allowed::All,
+                sampling,
+                draw: draws,
+                top_logits: 0,
+                logprobs: top_logprobs,
+            };
             builder.sample(allowed, sample);
             samples.push(id);
         }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::fake_device::{END, FakeDevice, VOCAB, choose, extend, set_bits};
+use super::fake_device::{Digits, END, FakeDevice, VOCAB, choose, extend, logprobs_of, set_bits};
 use super::row::AnswerState;
+use super::scheduler::decide;
 use super::test_constraints::{any_text, labels};
 use super::*;
 use crate::backend::BatchId;
@@ -29,7 +30,9 @@ fn job(id: u32, prompt: &[TokenId], shape: u8, max_tokens: u32) -> Job {
     let prompt = vec![prompt[..middle].into(), prompt[middle..].into()];
     let sampling = Sampling { seed: u64::from(id % 3), ..Sampling::GREEDY };
     let request = Request::new(RequestId(id), prompt, Arc::new(OutputShape::Text), sampling, max_tokens);
-    Job { request, constraint }
+    let stop = if id % 4 == 1 { StopStrings::new(&["77".to_string(), "4".to_string()], &Digits::shared()) } else { None };
+    let request = Request { logprobs: (id % 5 == 2).then_some(id % 2), ..request };
+    Job { request, constraint, stop }
 }
 
 fn work(jobs: Vec<Job>) -> Work {
@@ -71,7 +74,7 @@ impl Harness {
         let mut result = StepResult::default();
         let ticket = self.device.launch(plan).unwrap();
         assert!(self.device.poll(ticket, &mut result).unwrap());
-        self.scheduler.harvest(&result).unwrap();
+        self.scheduler.harvest(&result, decide).unwrap();
     }
 
     fn collect(&mut self) {
@@ -104,16 +107,7 @@ fn reference(job: &Job, pages: u32) -> String {
     if prompt - 1 + limit > room {
         return format!("{:?}", Outcome::Overflow { tokens: prompt - 1 + limit, limit: room });
     }
-    let mut answer = AnswerState {
-        id: job.request.id,
-        prompt,
-        tokens,
-        limit,
-        constraint: (job.constraint)(),
-        sampling: job.request.sampling,
-        draws: 0,
-        allowed: Next::Free,
-    };
+    let mut answer = AnswerState::new(job, tokens, limit);
     let mut ending = answer.advance();
     while ending.is_none() {
         let hash = answer.tokens.iter().fold(0, |hash, token| extend(hash, *token));
@@ -123,7 +117,8 @@ fn reference(job: &Job, pages: u32) -> String {
             _ => (0..VOCAB).collect(),
         };
         let token = choose(hash, answer.sampling.seed, answer.draws, &allowed);
-        ending = answer.take(token, &[END]);
+        let logprobs = answer.top_logprobs.map(|top| logprobs_of(token, top));
+        ending = answer.take(token, logprobs, &[END]);
     }
     format!("{:?}", answer.outcome(ending.unwrap()))
 }
@@ -340,7 +335,7 @@ fn an_answer_without_a_choice_needs_no_device() {
     harness.run();
     assert_eq!(harness.scheduler.stats().steps, 0);
     let outcome = &harness.finished[&(BatchId(0), RequestId(0))].outcome;
-    assert!(matches!(outcome, Outcome::Answer { tokens, ending: Ending::Stop } if *tokens == [5, 6]));
+    assert!(matches!(outcome, Outcome::Answer { tokens, ending: Ending::Stop, .. } if *tokens == [5, 6]));
 }
 
 #[test]

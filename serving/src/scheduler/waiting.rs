@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::prefix_tree::NodeId;
+use super::stop::StopStrings;
 use crate::backend::BatchId;
 use crate::constraint::Constraint;
 use crate::request::{Request, TokenId};
@@ -21,6 +22,8 @@ pub struct Job {
     pub request: Request,
     /// What its answer must look like.
     pub constraint: OpenConstraint,
+    /// What ends its answer.
+    pub stop: Option<Arc<StopStrings>>,
 }
 
 impl fmt::Debug for Job {

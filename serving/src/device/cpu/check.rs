@@ -152,6 +152,7 @@ mod tests {
                 sampling: Sampling::GREEDY,
                 draw: 0,
                 top_logits: 0,
+                logprobs: None,
             }],
             candidates: vec![7, 40],
             masks: vec![0, 1 << 8],

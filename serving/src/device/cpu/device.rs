@@ -166,7 +166,7 @@ mod tests {
 
     use super::super::reference::{MemoryTensors, Random, add_row, close, naive_logits, tiny_config};
     use super::*;
-    use crate::request::Sampling;
+    use crate::request::{Sampling, TokenLogprobs};
     use crate::step::{Allowed, PAGE_TOKENS, PageId};
 
     fn device(config: &ModelConfig, threads: usize) -> CpuDevice {
@@ -316,6 +316,68 @@ mod tests {
         for (row, &token) in result.sampled.iter().enumerate() {
             assert_eq!(token as usize / 10, row % 3 + 1);
         }
+    }
+
+    #[test]
+    fn draws_do_not_depend_on_the_batch() {
+        let config = tiny_config();
+        let rows: Vec<_> = (0..8u32).map(|row| tokens(4 + row as usize, u64::from(row))).collect();
+        let sampling = |row: u32| Sampling {
+            temperature: 0.5 + row as f32 / 4.0,
+            top_p: if row % 2 == 0 { 1.0 } else { 0.8 },
+            top_k: row % 3 * 7,
+            seed: u64::from(row / 2),
+        };
+        let add = |plan: &mut StepPlan, row: u32| {
+            add_row(plan, &rows[row as usize], 0, &pages(row..row + 1), 0);
+            let sample = plan.sample.last_mut().unwrap();
+            (sample.sampling, sample.draw, sample.logprobs) = (sampling(row), 3, Some(2));
+        };
+        let mut together = StepPlan::default();
+        (0..8).rev().for_each(|row| add(&mut together, row));
+        let mut together = run(&mut device(&config, 2), &together);
+        together.sampled.reverse();
+        together.logprobs.reverse();
+        for row in 0..8 {
+            let mut alone = StepPlan::default();
+            add(&mut alone, row);
+            let alone = run(&mut device(&config, 1), &alone);
+            assert_eq!(alone.sampled[0], together.sampled[row as usize]);
+            assert_eq!(alone.logprobs[0], together.logprobs[row as usize]);
+        }
+    }
+
+    #[test]
+    fn probabilities_are_of_the_vocabulary_or_of_the_candidates() {
+        let config = tiny_config();
+        let mut plan = StepPlan::default();
+        add_row(&mut plan, &tokens(20, 3), 0, &pages(0..2), config.vocab_size as u32);
+        let logits = run(&mut device(&config, 2), &plan).top_logits.remove(0);
+        let softmax = |token: TokenId, among: &[TokenId]| {
+            let of = |token: TokenId| f64::from(logits.iter().find(|(other, _)| *other == token).unwrap().1).exp();
+            (of(token) / among.iter().map(|token| of(*token)).sum::<f64>()).ln()
+        };
+        let all: Vec<TokenId> = (0..config.vocab_size as TokenId).collect();
+        plan.candidates = vec![5, 9, 70];
+        plan.masks = vec![0; config.vocab_size.div_ceil(32)];
+        plan.candidates.iter().for_each(|&token| plan.masks[token as usize / 32] |= 1 << (token % 32));
+        let (mask, list) = (Allowed::Mask(0..plan.masks.len() as u32), Allowed::Candidates(0..3));
+        let mut check = |allowed: Allowed, top: u32, among: &[TokenId]| {
+            (plan.sample[0].allowed, plan.sample[0].top_logits, plan.sample[0].logprobs) = (allowed, 0, Some(top));
+            let result = run(&mut device(&config, 1), &plan);
+            let TokenLogprobs { logprob, top: listed } = result.logprobs[0].clone().unwrap();
+            assert!((f64::from(logprob) - softmax(result.sampled[0], among)).abs() < 1e-5);
+            assert_eq!(listed.len(), top as usize);
+            for ((token, logprob), (expected, _)) in listed.iter().zip(&logits) {
+                assert!(token == expected && (f64::from(*logprob) - softmax(*token, among)).abs() < 1e-5);
+            }
+        };
+        check(Allowed::All, 0, &all);
+        check(Allowed::All, 4, &all);
+        check(mask.clone(), 0, &all);
+        check(mask, 2, &all);
+        check(list.clone(), 0, &[5, 9, 70]);
+        check(list, 3, &all);
     }
 
     #[test]

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::aligned::AlignedVec;
 use super::forward::{Buffers, Decoder};
 use super::gemm::{GemmScratch, PackedMatrix};
-use super::sampler::{Scored, choose, greedy, keep_largest};
-use crate::request::TokenId;
+use super::sampler::{Scored, choose, greedy, keep_largest, logprobs};
+use crate::request::{TokenId, TokenLogprobs};
 use crate::step::{Allowed, SampleRow, StepPlan, StepResult};
 
 /// Logits that are held at a time: 16 MiB.
@@ -28,12 +28,13 @@ pub(super) struct HeadBuffers {
 /// Chooses a token for every sample of `plan`, after `Decoder::forward` has run it.
 pub(super) fn sample(decoder: &Decoder, plan: &StepPlan, hidden: &mut Buffers, buffers: &mut HeadBuffers) -> StepResult {
     let count = plan.sample.len();
-    let mut result = StepResult { sampled: vec![0; count], top_logits: vec![Vec::new(); count] };
+    let mut result =
+        StepResult { sampled: vec![0; count], top_logits: vec![Vec::new(); count], logprobs: vec![None; count] };
     let HeadBuffers { inputs, logits, whole, restricted } = buffers;
     whole.clear();
     restricted.clear();
     for (i, sample) in plan.sample.iter().enumerate() {
-        let few = matches!(sample.allowed, Allowed::Candidates(_)) && sample.top_logits == 0;
+        let few = matches!(sample.allowed, Allowed::Candidates(_)) && sample.top_logits == 0 && !needs_all(sample);
         if few { restricted.push(i) } else { whole.push(i) }
     }
     let Buffers { normed, live, gemm, .. } = hidden;
@@ -46,6 +47,14 @@ pub(super) fn sample(decoder: &Decoder, plan: &StepPlan, hidden: &mut Buffers, b
         products.run(&decoder.head_of(tokens), Some(tokens), equal, &mut result);
     }
     result
+}
+
+/// Returns whether probabilities of the whole vocabulary are asked for.
+fn needs_all(sample: &SampleRow) -> bool {
+    match sample.allowed {
+        Allowed::Candidates(_) => sample.logprobs.is_some_and(|top| top > 0),
+        Allowed::All | Allowed::Mask(_) => sample.logprobs.is_some(),
+    }
 }
 
 /// The candidates of a sample; none for samples without a list.
@@ -81,21 +90,29 @@ impl Products<'_> {
             self.decoder.logits(self.gemm, self.inputs, head, self.logits);
             let rows = self.logits.par_chunks(head.n()).zip(which);
             let chosen: Vec<_> = rows.map(|(logits, &i)| (i, pick(plan, &plan.sample[i], tokens, logits))).collect();
-            for (i, (token, top)) in chosen {
+            for (i, Pick { token, top_logits, logprobs }) in chosen {
                 result.sampled[i] = token;
-                result.top_logits[i] = top;
+                result.top_logits[i] = top_logits;
+                result.logprobs[i] = logprobs;
             }
         }
     }
 }
 
-/// Chooses a token and lists the largest logits. `logits` belong to `tokens`, or to the whole vocabulary.
-fn pick(plan: &StepPlan, sample: &SampleRow, tokens: Option<&[TokenId]>, logits: &[f32]) -> (TokenId, Vec<Scored>) {
+/// What one sample asked for.
+struct Pick {
+    token: TokenId,
+    top_logits: Vec<Scored>,
+    logprobs: Option<TokenLogprobs>,
+}
+
+/// Chooses a token and says what is asked of its company. `logits` belong to `tokens`, or to the whole vocabulary.
+fn pick(plan: &StepPlan, sample: &SampleRow, tokens: Option<&[TokenId]>, logits: &[f32]) -> Pick {
     let all = || (0..).zip(logits.iter().copied());
-    let mut top = Vec::new();
+    let mut top_logits = Vec::new();
     if sample.top_logits > 0 {
-        top.extend(all());
-        keep_largest(&mut top, sample.top_logits as usize);
+        top_logits.extend(all());
+        keep_largest(&mut top_logits, sample.top_logits as usize);
     }
     let mut allowed: Vec<Scored> = match (&sample.allowed, tokens) {
         (_, Some(tokens)) => tokens.iter().copied().zip(logits.iter().copied()).collect(),
@@ -109,9 +126,12 @@ fn pick(plan: &StepPlan, sample: &SampleRow, tokens: Option<&[TokenId]>, logits:
             all().filter(|&(token, _)| mask[token as usize / 32] >> (token % 32) & 1 == 1).collect()
         }
     };
+    let basis = sample.logprobs.map(|_| if needs_all(sample) { all().collect() } else { allowed.clone() });
     let fallback = greedy(&allowed);
     let token = choose(&mut allowed, &sample.sampling, sample.draw).or(fallback);
-    (token.expect("a checked plan allows at least one token"), top)
+    let token = token.expect("a checked plan allows at least one token");
+    let logprobs = sample.logprobs.zip(basis).map(|(top, basis)| logprobs(basis, token, top as usize));
+    Pick { token, top_logits, logprobs }
 }
 
 /// Returns the first largest logit that is a number, or the first of all.

@@ -139,6 +139,7 @@ pub(super) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usize, pages: 
         sampling: Sampling::GREEDY,
         draw: 0,
         top_logits,
+        logprobs: None,
     });
 }
 

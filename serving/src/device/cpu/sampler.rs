@@ -9,7 +9,7 @@
 
 use std::cmp::Ordering;
 
-use crate::request::{Sampling, TokenId};
+use crate::request::{Sampling, TokenId, TokenLogprobs};
 
 /// A token and its logit.
 pub(super) type Scored = (TokenId, f32);
@@ -49,6 +49,20 @@ pub(super) fn choose(scored: &mut Vec<Scored>, sampling: &Sampling, draw: u32) -
     picked.or(scored.iter().rfind(|&&(_, logit)| weight(logit) > 0.0)).map(|&(token, _)| token)
 }
 
+/// Returns the logarithms of the softmax of `scored`: of `token`, and of the `top` most probable. What is not a number counts
+/// for nothing.
+pub(super) fn logprobs(mut scored: Vec<Scored>, token: TokenId, top: usize) -> TokenLogprobs {
+    scored.retain(|(_, logit)| !logit.is_nan());
+    let max = scored.iter().map(|&(_, logit)| logit).fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = scored.iter().map(|&(_, logit)| f64::from(logit - max).exp()).sum();
+    let total = f64::from(max) + sum.ln();
+    let log = |logit: f32| if total.is_finite() { (f64::from(logit) - total) as f32 } else { f32::NEG_INFINITY };
+    let chosen = scored.iter().find(|&&(other, _)| other == token);
+    let logprob = chosen.map_or(f32::NEG_INFINITY, |&(_, logit)| log(logit));
+    keep_largest(&mut scored, top);
+    TokenLogprobs { logprob, top: scored.into_iter().map(|(token, logit)| (token, log(logit))).collect() }
+}
+
 /// Returns the token of the largest logit, the smaller id of equals.
 pub(super) fn greedy(scored: &[Scored]) -> Option<TokenId> {
     scored.iter().min_by(|a, b| descending(a, b)).map(|&(token, _)| token)
@@ -85,6 +99,10 @@ fn mix(mut z: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, 3.0, f32::NAN];
@@ -150,5 +168,65 @@ mod tests {
         assert_eq!(kept, [(1, 3.0), (3, 3.0), (2, 2.0)]);
         keep_largest(&mut kept, 0);
         assert_eq!(kept, []);
+    }
+
+    #[test]
+    fn logarithms_are_those_of_the_softmax() {
+        let TokenLogprobs { logprob, top } = logprobs(scored(), 2, 2);
+        let total: f64 = [1.0f64, 3.0, 2.0, 3.0].iter().map(|logit| logit.exp()).sum();
+        assert!((f64::from(logprob) - (2.0 - total.ln())).abs() < 1e-6);
+        assert_eq!(top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 3]);
+        assert!((f64::from(top[0].1) - (3.0 - total.ln())).abs() < 1e-6);
+        let whole: f64 = logprobs(scored(), 2, 9).top.iter().map(|(_, log)| f64::from(*log).exp()).sum();
+        assert!((whole - 1.0).abs() < 1e-6);
+        assert_eq!(logprobs(vec![(9, f32::NAN)], 9, 1), TokenLogprobs { logprob: f32::NEG_INFINITY, top: vec![] });
+    }
+
+    #[test]
+    fn seeds_are_independent_draws() {
+        let sampling = Sampling { temperature: 0.9, top_p: 1.0, top_k: 4, seed: 0 };
+        let mut counts = [0.0f64; 5];
+        for seed in 0..20_000 {
+            counts[choose(&mut scored(), &Sampling { seed, ..sampling }, 3).unwrap() as usize] += 1.0;
+        }
+        let weights = LOGITS.map(|logit| if logit.is_nan() { 0.0 } else { (f64::from(logit) / 0.9).exp() });
+        let total: f64 = weights.iter().sum();
+        let cells = counts.iter().zip(weights).filter(|(_, weight)| *weight > 0.0);
+        let chi_square: f64 =
+            cells.map(|(seen, weight)| (seen - 20_000.0 * weight / total).powi(2) * total / weight / 20_000.0).sum();
+        // Three degrees of freedom: 25 is passed by chance once in 60,000.
+        assert!(chi_square < 25.0, "{chi_square}");
+    }
+
+    proptest! {
+        /// What may be drawn is the shortest beginning of the tokens by probability that both limits allow, and all of it is.
+        #[test]
+        fn limits_cut_exactly(
+            logits in prop::collection::vec(-3.0f32..3.0, 1..10), top_k in 0..12u32, top_p in 0.05f32..1.0, temperature in 0.3f32..2.0,
+        ) {
+            let sampling = Sampling { temperature, top_p, top_k, seed: 5 };
+            let scored: Vec<Scored> = (0..).zip(logits).collect();
+            let mut kept = scored.clone();
+            kept.sort_by(descending);
+            if top_k > 0 {
+                kept.truncate(top_k as usize);
+            }
+            let weights: Vec<f64> =
+                kept.iter().map(|(_, logit)| (f64::from(logit - kept[0].1) / f64::from(temperature)).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            let mut sum = 0.0;
+            let enough = weights.iter().position(|weight| {
+                sum += weight;
+                sum >= f64::from(top_p) * total
+            });
+            kept.truncate(enough.map_or(kept.len(), |last| last + 1));
+            let kept_total: f64 = weights[..kept.len()].iter().sum();
+            let seen: BTreeSet<TokenId> = (0..600).map(|draw| choose(&mut scored.clone(), &sampling, draw).unwrap()).collect();
+            for ((token, _), weight) in kept.iter().zip(weights) {
+                // A token of this probability is missed once in 10^13 cases.
+                prop_assert!(weight / kept_total < 0.05 || seen.contains(token));
+            }
+            prop_assert!(seen.iter().all(|token| kept.iter().any(|(other, _)| other == token)));
+        }
     }
 }

@@ -1,0 +1,129 @@
+//! Token masks under a JSON schema: decisions per second on one thread and on several, and what they take of an extraction by
+//! the bundled model.
+//!
+//! ```text
+//! cargo run --release -p refrain-serving --example mask_bench [rows] [threads]
+//! ```
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use futures::executor::block_on;
+use rayon::ThreadPoolBuilder;
+use rayon::prelude::*;
+use refrain_serving::constraint::{Constraint, ConstraintCompiler, Next};
+use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::load::{BundledModel, LoadedModel, bundled};
+use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::{Backend, Batch, OutputShape, Request, RequestId, Sampling, TokenId, Tokenizer};
+use serde_json::json;
+
+type Failure = Box<dyn std::error::Error>;
+
+#[allow(clippy::print_stdout, reason = "a program that reports")]
+fn main() -> Result<(), Failure> {
+    let mut arguments = std::env::args().skip(1);
+    let rows: usize = arguments.next().map_or(Ok(64), |rows| rows.parse())?;
+    let threads: usize = arguments.next().map_or(Ok(2), |threads| threads.parse())?;
+    let LoadedModel { tokenizer, .. } = bundled(BundledModel::Mini)?;
+    for threads in [1, threads] {
+        let (decisions, seconds) = decide(&tokenizer, rows, threads)?;
+        println!("{rows} rows, {threads} threads: {decisions} decisions, {:.0} a second", decisions as f64 / seconds);
+    }
+    for shape in [OutputShape::Text, schema()] {
+        for threads in [1, threads] {
+            let (tokens, steps, seconds) = extract(&shape, rows, threads)?;
+            let name = if shape == OutputShape::Text { "text" } else { "JSON" };
+            println!("{name}, decisions on {threads} threads: {tokens} tokens in {steps} steps, {seconds:.2} s");
+        }
+    }
+    Ok(())
+}
+
+/// What `ai_extract` asks for: a struct with a list of structs.
+fn schema() -> OutputShape {
+    let item = json!({
+        "type": "object", "additionalProperties": false, "required": ["part", "good"],
+        "properties": {"part": {"type": "string", "maxLength": 20}, "good": {"type": ["boolean", "null"]}},
+    });
+    OutputShape::Json(json!({
+        "type": "object", "additionalProperties": false, "required": ["product", "stars", "topics", "findings"],
+        "properties": {
+            "product": {"type": ["string", "null"]}, "stars": {"type": "integer", "minimum": 0, "maximum": 100_000},
+            "topics": {"type": "array", "items": {"enum": ["price", "quality", "delivery", "service"]}, "maxItems": 3},
+            "findings": {"type": "array", "items": item, "maxItems": 3},
+        },
+    }))
+}
+
+/// Writes an answer in each row, drawn evenly from what is allowed, as a step does: every row decides once before the next.
+fn decide(tokenizer: &Arc<dyn Tokenizer>, rows: usize, threads: usize) -> Result<(usize, f64), Failure> {
+    let factory = ConstraintCompiler::new(Arc::clone(tokenizer)).with_lanes(threads).compile(&schema())?;
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let mut decisions = 0;
+    let start = Instant::now();
+    for round in 0..4 {
+        let mut states: Vec<Box<dyn Constraint>> = (0..rows).map(|_| factory.state()).collect();
+        states.sort_by_key(|state| state.lane());
+        for step in 0..80 {
+            decisions += states.len();
+            let mut lanes: Vec<_> = states.chunk_by_mut(|a, b| a.lane() == b.lane()).collect();
+            let go_on = |(row, state): (usize, &mut Box<dyn Constraint>)| go_on(state.as_mut(), row * 31 + step * 7 + round);
+            let open: Vec<Vec<bool>> =
+                pool.install(|| lanes.par_iter_mut().map(|lane| lane.iter_mut().enumerate().map(go_on).collect()).collect());
+            let mut open = open.into_iter().flatten();
+            states.retain(|_| open.next().unwrap_or(false));
+        }
+    }
+    Ok((decisions, start.elapsed().as_secs_f64()))
+}
+
+/// Takes a row to its next choice and makes it. Returns whether there was one.
+fn go_on(state: &mut dyn Constraint, pick: usize) -> bool {
+    loop {
+        let token = match state.next() {
+            Ok(Next::Forced(tokens)) => {
+                if tokens.iter().any(|token| state.accept(*token).is_err()) {
+                    return false;
+                }
+                continue;
+            }
+            Ok(Next::OneOf(tokens)) => tokens[pick % tokens.len()],
+            Ok(Next::Mask(words)) => {
+                let allowed: Vec<TokenId> = (0..words.len() as TokenId * 32)
+                    .filter(|token| words[*token as usize / 32] >> (token % 32) & 1 == 1)
+                    .collect();
+                allowed[pick % allowed.len()]
+            }
+            _ => return false,
+        };
+        return state.accept(token).is_ok();
+    }
+}
+
+/// Asks the bundled model one question per row. Returns answered tokens, steps and seconds.
+fn extract(shape: &OutputShape, rows: usize, threads: usize) -> Result<(u64, u64, f64), Failure> {
+    let LoadedModel { config, weights, tokenizer, digest } = bundled(BundledModel::Mini)?;
+    let local = LocalConfig { threads: NonZeroUsize::new(threads), ..LocalConfig::new(config.max_context, digest) };
+    let open = move || {
+        let options = CpuOptions { threads: None, kv_bytes: 512 << 20 };
+        Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _)
+    };
+    let backend = LocalBackend::start(open, tokenizer, local)?;
+    let tokenizer = backend.tokenizer();
+    let shape = Arc::new(shape.clone());
+    let request = |row: usize| {
+        let chat = tokenizer.render_chat("Extract what is said.", &format!("Order {row}: late, but a fine lamp."))?;
+        let prompt = vec![tokenizer.encode_control(&chat).into()];
+        let sampling = Sampling { temperature: 1.0, seed: row as u64, ..Sampling::GREEDY };
+        Ok(Request::new(RequestId(row as u32), prompt, Arc::clone(&shape), sampling, 64))
+    };
+    let requests = (0..rows).map(request).collect::<Result<_, Failure>>()?;
+    let start = Instant::now();
+    let completions = block_on(backend.submit(Batch { requests, ..Batch::default() }).collect::<Vec<_>>());
+    let seconds = start.elapsed().as_secs_f64();
+    completions.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok((backend.stats().output_tokens, backend.stats().steps, seconds))
+}
