@@ -17,6 +17,7 @@
 //! | `attention` | paged causal attention |
 //! | `gemm` | packed matrices and their product |
 //! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
+//! | `encoder` | encoders for embeddings, over the same kernels |
 //! | `bench` | one matrix product, for examples/cpu_bench.rs |
 //! | `rows`, `aligned` | splitting rows over threads; aligned buffers |
 
@@ -26,6 +27,7 @@ mod attention;
 pub mod bench;
 mod check;
 mod device;
+mod encoder;
 mod exp;
 mod forward;
 mod gemm;
@@ -41,3 +43,4 @@ mod swiglu;
 mod weights;
 
 pub use device::{CpuDevice, CpuOptions};
+pub use encoder::CpuEncoder;

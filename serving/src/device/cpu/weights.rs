@@ -108,7 +108,7 @@ impl LayerWeights {
 
 impl Table {
     /// Reads a tensor of shape [rows, width].
-    fn read(source: &dyn TensorSource, name: &str, rows: usize, width: usize) -> Result<Self> {
+    pub(super) fn read(source: &dyn TensorSource, name: &str, rows: usize, width: usize) -> Result<Self> {
         let tensor = source.read(name, &[rows, width])?;
         check_bytes(name, &tensor, rows, width)?;
         Ok(Table { tensor, width })
@@ -126,7 +126,7 @@ impl Table {
 }
 
 /// Packs tables of equal width as one matrix, one below the other.
-fn pack(arch: Arch, tables: &[&Table]) -> PackedMatrix {
+pub(super) fn pack(arch: Arch, tables: &[&Table]) -> PackedMatrix {
     let width = tables.first().map_or(0, |table| table.width);
     let mut matrix = PackedMatrix::zeros(arch, tables.iter().map(|table| table.rows()).sum(), width);
     let mut values = vec![0.0; width];
@@ -141,7 +141,8 @@ fn pack(arch: Arch, tables: &[&Table]) -> PackedMatrix {
     matrix
 }
 
-fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
+/// Reads a tensor of one dimension.
+pub(super) fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
     let tensor = source.read(name, &[len])?;
     check_bytes(name, &tensor, 1, len)?;
     let mut values = vec![0.0; len];
