@@ -10,8 +10,8 @@ use std::time::Duration;
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::config::ExtensionOptions;
+use datafusion::common::plan_datafusion_err;
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::common::{plan_datafusion_err, plan_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
@@ -24,20 +24,28 @@ use refrain_udf::Settings;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
+use crate::model_options::{ExternalModel, LocalOptions, ModelType};
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
 use crate::operators::{CallEstimate, Progress, QueryScope, QueryUsage, RowError};
 use crate::planner::{EstimateCosts, device_options, llm_operators};
+use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
+use crate::secrets::{SecretInfo, SecretStore};
 use crate::statement::{self, Statement};
-use crate::{desugared, session};
+use crate::{desugared, redact, session};
 
 /// How often the progress of a running query is looked at.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What `SHOW MODELS` means.
+const SHOW_MODELS: &str = "SELECT name, kind, type, location, state, max_context, digest FROM ai_models() ORDER BY name";
 
 /// A session: tables, models and settings. Clones are the same session.
 #[derive(Clone)]
 pub struct Refrain {
     context: SessionContext,
     models: Arc<ModelCatalog>,
+    secrets: Arc<SecretStore>,
+    queries: Arc<QueryLog>,
 }
 
 /// Collects what a session starts with.
@@ -46,6 +54,7 @@ pub struct Builder {
     models: Vec<(String, ModelSource)>,
     settings: Vec<(String, String)>,
     config: SessionConfig,
+    secrets_folder: Option<PathBuf>,
 }
 
 impl Builder {
@@ -61,6 +70,12 @@ impl Builder {
         self
     }
 
+    /// Names the folder of persistent secrets; without one, `CREATE PERSISTENT SECRET` is refused.
+    pub fn secrets_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.secrets_folder = Some(folder.into());
+        self
+    }
+
     /// Replaces DataFusion's part of the configuration.
     pub fn config(mut self, config: SessionConfig) -> Self {
         self.config = config;
@@ -73,14 +88,16 @@ impl Builder {
         for (key, value) in &self.settings {
             settings.set(key, value)?;
         }
-        let models = Arc::new(ModelCatalog::default());
+        let secrets = Arc::new(SecretStore::new(self.secrets_folder));
+        let models = Arc::new(ModelCatalog::new(Arc::clone(&secrets)));
         #[cfg(feature = "bundled-model")]
         models.add_fallback("mini", ModelSource::Bundled(refrain_serving::load::BundledModel::Mini));
         for (name, source) in self.models {
             models.add(&name, source, true)?;
         }
-        let context = session::new_session(&models, settings, self.config);
-        Ok(Refrain { context, models })
+        let queries = Arc::new(QueryLog::default());
+        let context = session::new_session(&models, &queries, settings, self.config)?;
+        Ok(Refrain { context, models, secrets, queries })
     }
 }
 
@@ -94,6 +111,10 @@ impl Refrain {
     pub async fn sql(&self, statement: &str) -> Result<Query> {
         // Parsed apart, since a dialect cannot cross an await.
         let parsed = statement::parse(statement, self.dialect().as_ref())?;
+        let parsed = match parsed {
+            Statement::ShowModels => statement::parse(SHOW_MODELS, &GenericDialect {})?,
+            other => other,
+        };
         let kind = match parsed {
             Statement::DataFusion(parsed) => {
                 let parsed = desugared(&self.context, *parsed).await?;
@@ -101,7 +122,7 @@ impl Refrain {
             }
             own => Kind::Own(own),
         };
-        Ok(Query { db: self.clone(), kind })
+        Ok(Query { db: self.clone(), kind, sql: redact::statement(statement) })
     }
 
     /// Splits a script at its semicolons.
@@ -126,7 +147,7 @@ impl Refrain {
 
     /// Says in one line which model answers by default.
     pub fn banner(&self) -> String {
-        match self.models.resolve(self.settings().model.as_deref()) {
+        match self.models.resolve(self.settings().model.as_deref(), ModelType::Completion) {
             Ok(name) if self.models.is_fallback(&name) => {
                 format!(
                     "model {name}: bundled, small, for demonstration and tests; for real work: CREATE MODEL name FROM 'folder'"
@@ -149,14 +170,13 @@ impl Refrain {
     /// Runs a statement of our own.
     async fn run_own(&self, statement: Statement) -> Result<Option<RecordBatch>> {
         match statement {
-            Statement::CreateModel { name, path, replace, if_not_exists, options } => {
-                if if_not_exists && self.models.contains(&name) {
-                    return Ok(None);
-                }
-                for (key, value) in options {
-                    check_model_option(&name, &key, &value)?;
-                }
-                self.models.add(&name, ModelSource::Path(PathBuf::from(path)), replace)?;
+            Statement::CreateModel { name, path, existing, options } => {
+                let options = LocalOptions::parse(&name, options)?;
+                self.models.create(&name, PathBuf::from(path), options, existing).await?;
+            }
+            Statement::CreateExternalModel { name, existing, options } => {
+                let model = ExternalModel::parse(&name, options)?;
+                self.models.create_external(&name, model, self.settings().allowed_hosts.as_deref(), existing)?;
             }
             Statement::DropModel { name, if_exists } => {
                 if !self.models.remove(&name) && !if_exists {
@@ -164,16 +184,35 @@ impl Refrain {
                 }
             }
             Statement::LoadModel { name } => {
-                self.models.set_device(device_options(&self.settings()));
+                let settings = self.settings();
+                self.models.check_host(&name, settings.allowed_hosts.as_deref())?;
+                self.models.set_device(device_options(&settings));
                 self.models.backend(&name).await?;
             }
-            Statement::ShowModels => return Ok(Some(model_table(&self.models.list())?)),
-            Statement::DescribeModel { name } => {
-                let models: Vec<_> = self.models.list().into_iter().filter(|model| model.name == name).collect();
-                if models.is_empty() {
-                    return Err(plan_datafusion_err!("model {name:?} is unknown; SHOW MODELS lists the known ones").into());
+            Statement::UnloadModel { name } => {
+                self.models.unload(&name).await?;
+            }
+            Statement::DescribeModel { name } => return Ok(Some(properties(&self.models.describe(&name)?)?)),
+            Statement::CreateSecret { name, persistent, existing, fields } => {
+                self.secrets.create(&name, &fields, persistent, existing)?;
+                self.models.forget_credential(&name);
+            }
+            Statement::DropSecret { name, if_exists } => {
+                if !self.secrets.remove(&name)? && !if_exists {
+                    return Err(plan_datafusion_err!("secret {name:?} is unknown; SHOW SECRETS lists the known ones").into());
                 }
-                return Ok(Some(model_table(&models)?));
+                self.models.forget_credential(&name);
+            }
+            Statement::ShowSecrets => return Ok(Some(secret_table(&self.secrets.list()?)?)),
+            Statement::KillQuery { id } => {
+                if !self.queries.kill(id) {
+                    let message = "does not run; SELECT * FROM ai_queries() WHERE state = 'running' lists those that do";
+                    return Err(plan_datafusion_err!("query {id} {message}").into());
+                }
+            }
+            Statement::ClearCache { tier } => {
+                let tier = tier.unwrap_or_default();
+                return Err(plan_datafusion_err!("this version keeps no answers between queries {tier}").into());
             }
             Statement::Reset { setting } => {
                 let state = self.context.state_ref();
@@ -181,7 +220,9 @@ impl Refrain {
                 let settings = state.config_mut().options_mut().extensions.get_mut::<Settings>();
                 settings.ok_or_else(|| plan_datafusion_err!("this session has no settings of refrain"))?.reset(&setting)?;
             }
-            Statement::DataFusion(_) => return Err(plan_datafusion_err!("not a statement of our own").into()),
+            Statement::DataFusion(_) | Statement::ShowModels => {
+                return Err(plan_datafusion_err!("not a statement of our own").into());
+            }
         }
         Ok(None)
     }
@@ -221,29 +262,48 @@ pub async fn sql(context: &SessionContext, query: &str) -> Result<datafusion::pr
     Ok(context.execute_logical_plan(plan).await?)
 }
 
-fn check_model_option(model: &str, key: &str, value: &str) -> datafusion::common::Result<()> {
-    match (key, value) {
-        ("type", "completion") => Ok(()),
-        ("type", other) => plan_err!("model {model:?}: type '{other}' is not available in this version, only 'completion'"),
-        _ => plan_err!("model {model:?}: option {key} is not available in this version; known: type"),
-    }
+/// The columns of a statement of our own.
+fn own_schema(statement: &Statement) -> SchemaRef {
+    let names: &[&str] = match statement {
+        Statement::DescribeModel { .. } => &["property", "value"],
+        Statement::ShowSecrets => &["name", "type", "persistent"],
+        _ => &[],
+    };
+    Arc::new(Schema::new(names.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect::<Vec<_>>()))
 }
 
-fn model_table(models: &[ModelInfo]) -> datafusion::common::Result<RecordBatch> {
-    let column = |name: &str, value: fn(&ModelInfo) -> &String| {
-        let values: ArrayRef = Arc::new(StringArray::from_iter_values(models.iter().map(value)));
-        (Field::new(name, DataType::Utf8, false), values)
-    };
-    let columns = [
-        column("name", |m| &m.name),
-        column("location", |m| &m.location),
-        column("state", |m| &m.state),
-        column("device", |m| &m.device),
-        column("max_context", |m| &m.max_context),
-        column("digest", |m| &m.digest),
+/// Lists what is known of a model, one property a row.
+fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
+    let ModelInfo { name, kind, model_type, location, max_context, dimensions, digest, state, device, loaded, credential } =
+        model.clone();
+    let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
+    let weight_bytes = loaded.as_ref().map(|facts| facts.weight_bytes.to_string());
+    let rows = [
+        ("name", Some(name)),
+        ("kind", Some(kind.to_owned())),
+        ("type", Some(model_type.to_string())),
+        ("location", Some(location)),
+        ("max_context", max_context.map(|tokens| tokens.to_string())),
+        ("dimensions", dimensions.map(|dimensions| dimensions.to_string())),
+        ("digest", digest),
+        ("state", Some(state.to_owned())),
+        ("device", device),
+        ("load_seconds", load_seconds),
+        ("weight_bytes", weight_bytes),
+        ("credential", credential),
     ];
-    let (fields, values): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
-    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), values)?)
+    let (names, values): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let columns: [ArrayRef; 2] = [Arc::new(StringArray::from(names)), Arc::new(StringArray::from(values))];
+    let statement = Statement::DescribeModel { name: model.name.clone() };
+    Ok(RecordBatch::try_new(own_schema(&statement), columns.into())?)
+}
+
+fn secret_table(secrets: &[SecretInfo]) -> datafusion::common::Result<RecordBatch> {
+    let column = |value: fn(&SecretInfo) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(secrets.iter().map(value)))
+    };
+    let columns = vec![column(|s| s.name.clone()), column(|s| s.kind.clone()), column(|s| s.persistent.to_string())];
+    Ok(RecordBatch::try_new(own_schema(&Statement::ShowSecrets), columns)?)
 }
 
 /// A statement that has been planned and not run.
@@ -251,6 +311,8 @@ fn model_table(models: &[ModelInfo]) -> datafusion::common::Result<RecordBatch> 
 pub struct Query {
     db: Refrain,
     kind: Kind,
+    /// Its text without secrets.
+    sql: String,
 }
 
 #[derive(Debug)]
@@ -264,7 +326,7 @@ impl Query {
     pub fn schema(&self) -> SchemaRef {
         match &self.kind {
             Kind::Plan(plan) => Arc::new(plan.schema().as_arrow().clone()),
-            Kind::Own(_) => Arc::new(Schema::empty()),
+            Kind::Own(statement) => own_schema(statement),
         }
     }
 
@@ -295,22 +357,44 @@ impl Query {
 
     /// Starts the query. Rows come as they are finished; dropping the result cancels the rest.
     pub async fn execute(self) -> Result<Run> {
+        let Query { db, kind, sql } = self;
         let scope = Arc::new(QueryScope::default());
-        let rows: SendableRecordBatchStream = match self.kind {
-            Kind::Own(statement) => {
-                let batch = self.db.run_own(statement).await?;
-                let schema = batch.as_ref().map_or_else(|| Arc::new(Schema::empty()), RecordBatch::schema);
-                Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batch.map(Ok))))
-            }
-            Kind::Plan(plan) => {
-                let physical = self.db.physical_plan(*plan, &scope).await?;
-                execute_stream(physical, self.db.context.task_ctx())?
-            }
-        };
-        let schema = rows.schema();
         let (handle, registration) = AbortHandle::new_pair();
+        let cancel = CancelHandle::new(handle, Arc::clone(&scope));
+        let settings = db.settings();
+        let limits = HistoryLimits { queries: settings.query_history, errors: settings.error_history };
+        let record = db.queries.begin(&sql, &db.context.session_id(), &scope, cancel.clone(), limits);
+        // Planning runs what DataFusion runs while it plans, such as CREATE TABLE AS.
+        let started = tokio::select! {
+            started = start(&db, kind, &scope) => started,
+            () = scope.cancelled() => Err(Error::Cancelled),
+        };
+        let rows = started.inspect_err(|error| record.end(end_state(error)))?;
+        let schema = rows.schema();
         let rows = Box::pin(Abortable::new(rows, registration));
-        Ok(Run { schema, rows: Some(rows), handle, scope, progress: None })
+        Ok(Run { schema, rows: Some(rows), cancel, scope, record, progress: None })
+    }
+}
+
+async fn start(db: &Refrain, kind: Kind, scope: &Arc<QueryScope>) -> Result<SendableRecordBatchStream> {
+    match kind {
+        Kind::Own(statement) => {
+            let schema = own_schema(&statement);
+            let batch = db.run_own(statement).await?;
+            Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batch.map(Ok)))))
+        }
+        Kind::Plan(plan) => {
+            let physical = db.physical_plan(*plan, scope).await?;
+            Ok(execute_stream(physical, db.context.task_ctx())?)
+        }
+    }
+}
+
+/// Returns how a query has ended that ended with this error.
+fn end_state(error: &Error) -> QueryState {
+    match error {
+        Error::Cancelled => QueryState::Cancelled,
+        _ => QueryState::Failed,
     }
 }
 
@@ -343,8 +427,9 @@ impl fmt::Display for Estimate {
 pub struct Run {
     schema: SchemaRef,
     rows: Option<Pin<Box<Abortable<SendableRecordBatchStream>>>>,
-    handle: AbortHandle,
+    cancel: CancelHandle,
     scope: Arc<QueryScope>,
+    record: RunningQuery,
     progress: Option<(watch::Receiver<Progress>, SpawnedTask<()>)>,
 }
 
@@ -356,6 +441,10 @@ pub struct CancelHandle {
 }
 
 impl CancelHandle {
+    pub(crate) fn new(rows: AbortHandle, scope: Arc<QueryScope>) -> Self {
+        CancelHandle { rows, scope }
+    }
+
     /// Cancels the query: its stream ends with [`Error::Cancelled`], and its model calls stop within one step.
     pub fn cancel(&self) {
         self.scope.cancel();
@@ -388,7 +477,12 @@ impl Run {
 
     /// Returns a handle that cancels the query.
     pub fn cancel_handle(&self) -> CancelHandle {
-        CancelHandle { rows: self.handle.clone(), scope: Arc::clone(&self.scope) }
+        self.cancel.clone()
+    }
+
+    /// Returns the number of the query, by which `ai_queries()` lists it and `KILL QUERY` ends it.
+    pub fn query_id(&self) -> u64 {
+        self.record.id()
     }
 
     /// Returns what the query has cost so far.
@@ -418,15 +512,21 @@ impl Stream for Run {
         let Some(rows) = &mut self.rows else { return Poll::Ready(None) };
         match rows.as_mut().poll_next(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(batch))) => Poll::Ready(Some(Ok(batch))),
+            Poll::Ready(Some(Ok(batch))) => {
+                self.record.add_rows(batch.num_rows());
+                Poll::Ready(Some(Ok(batch)))
+            }
             Poll::Ready(Some(Err(error))) => {
                 self.rows = None;
-                Poll::Ready(Some(Err(error.into())))
+                let error = Error::from(error);
+                self.record.end(end_state(&error));
+                Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
                 // Dropping the operators is what stops their model calls.
                 let cancelled = rows.is_aborted();
                 self.rows = None;
+                self.record.end(if cancelled { QueryState::Cancelled } else { QueryState::Finished });
                 Poll::Ready(cancelled.then_some(Err(Error::Cancelled)))
             }
         }

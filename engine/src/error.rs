@@ -63,7 +63,7 @@ impl From<refrain_serving::Error> for Error {
         match error {
             Serving::Weights { .. } => Error::Model(error.to_string()),
             Serving::Cancelled => Error::Cancelled,
-            Serving::Device(_) => Error::Backend { fatal: true, message: error.to_string() },
+            Serving::Device(_) | Serving::Http(_) => Error::Backend { fatal: true, message: error.to_string() },
             Serving::Invalid(_) => Error::Sql(DataFusionError::Plan(error.to_string())),
             _ => Error::Backend { fatal: false, message: error.to_string() },
         }

@@ -9,7 +9,9 @@
 //! | [`api`] | [`Refrain`], [`Query`], [`Run`]: the embedded API |
 //! | `session` | a DataFusion session with our functions, rules and planner |
 //! | [`statement`] | statements of our own |
-//! | [`models`] | names, weights and backends |
+//! | [`models`], [`model_options`], `loading` | names, what may be said of a model, and backends made at the first call |
+//! | [`secrets`], `redact` | keys of external models, and SQL text without them |
+//! | `queries`, `system_tables` | the queries of the session, and the tables that show them |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
 //! | [`operators`] | the operator and its parts |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
@@ -18,16 +20,25 @@ pub mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod error;
+mod lex;
+mod loading;
+pub mod model_options;
 pub mod models;
 pub mod operators;
 pub mod planner;
+mod queries;
+mod redact;
+pub mod secrets;
 mod session;
 pub mod statement;
+mod system_tables;
 mod wildcard;
 
 pub use api::{Builder, CancelHandle, Estimate, Query, Refrain, Run, register, sql};
 pub use datafusion;
 pub use error::{Error, Result};
+pub use loading::{LoadFacts, Loading};
+pub use model_options::ModelType;
 pub use models::{ModelCatalog, ModelInfo, ModelSource};
 pub use operators::{NodeProgress, Progress, QueryUsage, RowError};
 pub use refrain_serving as serving;

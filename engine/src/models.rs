@@ -2,21 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
+use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
 use refrain_serving::device::Device;
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
 use refrain_serving::load::{self, LoadedModel};
 use refrain_serving::local::{LocalBackend, LocalConfig};
-use refrain_serving::{Backend, Tokenizer};
+use refrain_serving::remote::{MessageTokenizer, RemoteBackend};
+use refrain_serving::{Backend, Error as ServingError, ModelKind, Tokenizer};
 use refrain_udf::TokenizerSource;
-use tokio::sync::OnceCell;
 
 use crate::Error;
+use crate::loading::{CountedWeights, LazyBackend, LoadFacts, LoadProgress, Loading};
+use crate::model_options::{ExternalModel, LocalOptions, ModelType};
+use crate::secrets::SecretStore;
+use crate::statement::Existing;
 
 /// Bytes of a KV pool unless a setting says otherwise: 25,000 tokens of the bundled model. Memory is taken as pages are used.
 const KV_CACHE_BYTES: usize = 256 << 20;
@@ -29,6 +35,8 @@ pub enum ModelSource {
     /// A model that is compiled into the program.
     #[cfg(feature = "bundled-model")]
     Bundled(load::BundledModel),
+    /// A model behind an endpoint.
+    External(Box<ExternalModel>),
     /// A backend that the program has made itself, such as the mock.
     Backend(Arc<dyn Backend>),
 }
@@ -38,6 +46,17 @@ impl ModelSource {
     pub fn path(path: impl Into<PathBuf>) -> Self {
         ModelSource::Path(path.into())
     }
+
+    /// Returns the word for it in `ai_models()`.
+    fn kind(&self) -> &'static str {
+        match self {
+            ModelSource::Path(_) => "local",
+            #[cfg(feature = "bundled-model")]
+            ModelSource::Bundled(_) => "bundled",
+            ModelSource::External(_) => "external",
+            ModelSource::Backend(_) => "program",
+        }
+    }
 }
 
 impl fmt::Display for ModelSource {
@@ -46,26 +65,37 @@ impl fmt::Display for ModelSource {
             ModelSource::Path(path) => write!(f, "{}", path.display()),
             #[cfg(feature = "bundled-model")]
             ModelSource::Bundled(_) => f.write_str("bundled"),
+            ModelSource::External(model) => f.write_str(&model.config.location),
             ModelSource::Backend(_) => f.write_str("provided by the program"),
         }
     }
 }
 
-/// A model as `SHOW MODELS` lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A model as `ai_models()` lists it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
     /// The name used in SQL.
     pub name: String,
+    /// `local`, `bundled`, `external`, or `program` for a backend that the program has made.
+    pub kind: &'static str,
+    /// What it is for.
+    pub model_type: ModelType,
     /// Where it comes from.
     pub location: String,
-    /// `loaded` or `not loaded`.
-    pub state: String,
-    /// Where it runs; empty while it is not loaded.
-    pub device: String,
-    /// The longest prompt and answer together, in tokens; empty while it is not loaded.
-    pub max_context: String,
-    /// Identity of weights, tokenizer and configuration; empty while it is not loaded.
-    pub digest: String,
+    /// The longest prompt and answer together, in tokens, where that is known.
+    pub max_context: Option<usize>,
+    /// The length of its vectors, where it makes any and that is known.
+    pub dimensions: Option<u32>,
+    /// Identity of weights, tokenizer and configuration, where that is known.
+    pub digest: Option<String>,
+    /// `loaded`, `loading` or `not loaded`.
+    pub state: &'static str,
+    /// Where it runs, once it is loaded.
+    pub device: Option<String>,
+    /// How it was loaded, once it is.
+    pub loaded: Option<LoadFacts>,
+    /// The name of the secret that holds its key.
+    pub credential: Option<String>,
 }
 
 /// The models of a session.
@@ -73,6 +103,7 @@ pub struct ModelInfo {
 pub struct ModelCatalog {
     models: Mutex<BTreeMap<String, Arc<Model>>>,
     device: Mutex<DeviceOptions>,
+    secrets: Arc<SecretStore>,
 }
 
 /// How the embedded engine runs models that are loaded from now on.
@@ -90,36 +121,101 @@ pub struct DeviceOptions {
 struct Model {
     name: String,
     source: ModelSource,
+    options: LocalOptions,
+    /// What its files say, if somebody has read them.
+    described: Option<Described>,
     /// Serves only while no other model is there.
     is_fallback: bool,
     tokenizer: OnceLock<Arc<dyn Tokenizer>>,
-    backend: OnceCell<Arc<dyn Backend>>,
+    backend: Arc<LazyBackend>,
+}
+
+/// What the files of a model say of it.
+#[derive(Debug)]
+struct Described {
+    max_context: usize,
+    digest: String,
 }
 
 impl ModelCatalog {
+    /// Makes a catalog whose external models find their keys in `secrets`.
+    pub fn new(secrets: Arc<SecretStore>) -> Self {
+        ModelCatalog { secrets, ..ModelCatalog::default() }
+    }
+
     /// Adds a model. Fails if the name is taken, unless it is to be replaced; checks that a path exists, and loads nothing.
     pub fn add(&self, name: &str, source: ModelSource, replace: bool) -> Result<()> {
-        if let ModelSource::Path(path) = &source
-            && let Err(error) = std::fs::metadata(path)
-        {
-            return Err(Error::Model(format!("cannot find model {name:?} at {}: {error}", path.display())).into());
+        if let ModelSource::Path(path) = &source {
+            check_path(name, path)?;
         }
-        let mut models = self.lock();
-        if models.contains_key(name) && !replace {
-            return plan_err!("model {name:?} exists already; use CREATE OR REPLACE MODEL or another name");
+        let existing = if replace { Existing::Replace } else { Existing::Refuse };
+        if self.is_wanted(name, existing)? {
+            self.insert(Model::new(name, source, false));
         }
-        models.insert(name.to_owned(), Arc::new(Model::new(name, source, false)));
         Ok(())
     }
 
     /// Adds a model that serves while no other is there.
     pub fn add_fallback(&self, name: &str, source: ModelSource) {
-        self.lock().insert(name.to_owned(), Arc::new(Model::new(name, source, true)));
+        self.insert(Model::new(name, source, true));
+    }
+
+    /// Adds a model from files. Reads its configuration and its tokenizer, and loads nothing.
+    pub async fn create(&self, name: &str, path: PathBuf, options: LocalOptions, existing: Existing) -> Result<()> {
+        if !self.is_wanted(name, existing)? {
+            return Ok(());
+        }
+        check_path(name, &path)?;
+        let read = path.clone();
+        let reading = SpawnedTask::spawn_blocking(move || load::load_folder(read));
+        let reading = reading.join().await.map_err(|e| internal_datafusion_err!("reading a model failed: {e}"))?;
+        let LoadedModel { config, tokenizer, digest, weights: _ } = reading.map_err(own)?;
+        let limit = config.max_context;
+        if let Some(wanted) = options.max_context.filter(|wanted| *wanted > limit) {
+            return plan_err!("model {name:?}: option max_context = {wanted} is more than the model's own limit, {limit}");
+        }
+        let mut model = Model::new(name, ModelSource::Path(path), false);
+        model.options = options;
+        model.described = Some(Described { max_context: options.max_context.unwrap_or(limit), digest });
+        model.tokenizer = OnceLock::from(tokenizer as Arc<dyn Tokenizer>);
+        if self.is_wanted(name, existing)? {
+            self.insert(model);
+        }
+        Ok(())
+    }
+
+    /// Adds a model behind an endpoint. Connects to nothing. Fails if the address or its host is not allowed, or if the secret is
+    /// not there.
+    pub fn create_external(
+        &self,
+        name: &str,
+        model: ExternalModel,
+        allowed_hosts: Option<&[String]>,
+        existing: Existing,
+    ) -> Result<()> {
+        if !self.is_wanted(name, existing)? {
+            return Ok(());
+        }
+        check_endpoint(name, &model, allowed_hosts)?;
+        if let Some(secret) = &model.credential {
+            self.secrets.key(secret)?;
+        }
+        self.insert(Model::new(name, ModelSource::External(Box::new(model)), false));
+        Ok(())
     }
 
     /// Removes a model; queries that run go on with it. Returns whether it was there.
     pub fn remove(&self, name: &str) -> bool {
         self.lock().remove(name).is_some()
+    }
+
+    /// Gives up the backends that were made with a secret, so that the next call takes its new value.
+    pub fn forget_credential(&self, secret: &str) {
+        for model in self.lock().values() {
+            if model.credential() == Some(secret) {
+                model.backend.forget();
+            }
+        }
     }
 
     /// Returns whether a model serves only while no other is there.
@@ -142,53 +238,102 @@ impl ModelCatalog {
         self.lock().values().map(|model| model.info()).collect()
     }
 
-    /// Returns the name of the model that a call uses: the one that it or the settings name, or the only one there is.
-    pub fn resolve(&self, named: Option<&str>) -> Result<String> {
+    /// Returns a model as it is listed. Fails if there is none of this name.
+    pub fn describe(&self, name: &str) -> Result<ModelInfo> {
+        Ok(self.model(name)?.info())
+    }
+
+    /// Lists the loads that are under way, by name of the model.
+    pub fn loading(&self) -> Vec<(String, Loading)> {
+        let loading = |model: &Arc<Model>| Some((model.name.clone(), model.backend.loading()?));
+        self.lock().values().filter_map(loading).collect()
+    }
+
+    /// Returns the name of the model that a call uses: the one that it or the settings name, or the only one of the wanted type.
+    pub fn resolve(&self, named: Option<&str>, wanted: ModelType) -> Result<String> {
         let models = self.lock();
         if let Some(name) = named {
-            return match models.contains_key(name) {
-                true => Ok(name.to_owned()),
-                false => Err(unknown(name, &models)),
-            };
+            let Some(model) = models.get(name) else { return Err(unknown(name, &models)) };
+            let found = model.model_type();
+            if found != wanted {
+                let others = names(models.values().filter(|model| model.model_type() == wanted));
+                let others = others.map_or_else(|| "there is none".to_owned(), |names| format!("there is {names}"));
+                return plan_err!("model {name:?} is of type {found}, and the call needs one of type {wanted}; {others}");
+            }
+            return Ok(name.to_owned());
         }
-        let mut candidates: Vec<&Arc<Model>> = models.values().filter(|model| !model.is_fallback).collect();
-        if candidates.is_empty() {
-            candidates = models.values().collect();
-        }
-        match candidates.as_slice() {
-            [model] => Ok(model.name.clone()),
-            [] => plan_err!("there is no model; make one with CREATE MODEL name FROM 'folder'"),
-            several => {
-                let names: Vec<&str> = several.iter().map(|model| model.name.as_str()).collect();
-                plan_err!("several models could answer ({}); choose one with SET refrain.model", names.join(", "))
+        let of_type = |fallback| {
+            let fits = move |model: &&Arc<Model>| model.is_fallback == fallback && model.model_type() == wanted;
+            models.values().filter(fits).collect::<Vec<_>>()
+        };
+        let own = of_type(false);
+        let candidates = if own.is_empty() { of_type(true) } else { own };
+        match (candidates.as_slice(), wanted) {
+            ([model], _) => Ok(model.name.clone()),
+            ([], ModelType::Completion) => plan_err!("there is no model; make one with CREATE MODEL name FROM 'folder'"),
+            ([], ModelType::Embedding) => plan_err!(
+                "there is no model of type embedding; make one with CREATE MODEL name FROM 'folder' WITH (type = 'embedding')"
+            ),
+            (several, wanted) => {
+                let names = names(several.iter().copied()).unwrap_or_default();
+                let setting = if wanted == ModelType::Embedding { "embedding_model" } else { "model" };
+                plan_err!("several models could answer ({names}); choose one with SET refrain.{setting}")
             }
         }
     }
 
-    /// Returns the backend of a model, which is loaded on the first call.
+    /// Fails if a model lies on a host that is not allowed.
+    pub fn check_host(&self, name: &str, allowed_hosts: Option<&[String]>) -> Result<()> {
+        match (&self.model(name)?.source, allowed_hosts) {
+            (ModelSource::External(model), Some(_)) => check_endpoint(name, model, allowed_hosts),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the backend of a model, which is loaded on the first call. The model counts as used until it is dropped.
     pub async fn backend(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let model = self.model(name)?;
         let device = *self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let backend = model.backend.get_or_try_init(|| async {
-            let source = model.source.clone();
-            let loading = SpawnedTask::spawn_blocking(move || start(source, device));
-            let backend = loading.join().await.map_err(|e| Error::Model(format!("loading the model failed: {e}")))?;
-            backend.map_err(|e| DataFusionError::from(Error::from(e)))
-        });
-        backend.await.map(Arc::clone)
+        let (source, options, secrets) = (model.source.clone(), model.options, Arc::clone(&self.secrets));
+        let open = move |progress| start(source, options, device, &secrets, progress);
+        model.backend.get(open).await.map_err(own)
+    }
+
+    /// Frees weights and pages of a model once no query uses it; the next call loads it again. Returns whether it was loaded.
+    pub async fn unload(&self, name: &str) -> Result<bool> {
+        let model = self.model(name)?;
+        if matches!(model.source, ModelSource::Backend(_)) {
+            return plan_err!("model {name:?} is provided by the program and cannot be unloaded; use DROP MODEL {name}");
+        }
+        Ok(model.backend.unload().await)
     }
 
     /// Returns the tokenizer of a model without loading its weights.
     pub fn tokenizer_of(&self, name: &str) -> Result<Arc<dyn Tokenizer>> {
         let model = self.model(name)?;
-        if let Some(backend) = model.backend.get() {
-            return Ok(backend.tokenizer());
+        if let Some(tokenizer) = model.backend.tokenizer() {
+            return Ok(tokenizer);
         }
         if let Some(tokenizer) = model.tokenizer.get() {
             return Ok(Arc::clone(tokenizer));
         }
-        let tokenizer = load_tokenizer(&model.source).map_err(|e| DataFusionError::from(Error::from(e)))?;
+        let tokenizer = load_tokenizer(&model.source).map_err(own)?;
         Ok(Arc::clone(model.tokenizer.get_or_init(|| tokenizer)))
+    }
+
+    /// Returns whether a model of this name is to be added. Fails if it is there and that is an error.
+    fn is_wanted(&self, name: &str, existing: Existing) -> Result<bool> {
+        match (self.contains(name), existing) {
+            (true, Existing::Refuse) => {
+                plan_err!("model {name:?} exists already; use CREATE OR REPLACE MODEL or another name")
+            }
+            (true, Existing::Keep) => Ok(false),
+            _ => Ok(true),
+        }
+    }
+
+    fn insert(&self, model: Model) {
+        self.lock().insert(model.name.clone(), Arc::new(model));
     }
 
     fn model(&self, name: &str) -> Result<Arc<Model>> {
@@ -203,79 +348,188 @@ impl ModelCatalog {
 
 impl TokenizerSource for ModelCatalog {
     fn tokenizer(&self, model: Option<&str>) -> Result<Arc<dyn Tokenizer>> {
-        let name = self.resolve(model)?;
-        self.tokenizer_of(&name)
+        match model {
+            // A model of any type has tokens to count.
+            Some(name) => self.tokenizer_of(name),
+            None => self.tokenizer_of(&self.resolve(None, ModelType::Completion)?),
+        }
     }
 }
 
 impl Model {
     fn new(name: &str, source: ModelSource, is_fallback: bool) -> Self {
         let backend = match &source {
-            ModelSource::Backend(backend) => OnceCell::new_with(Some(Arc::clone(backend))),
-            _ => OnceCell::new(),
+            ModelSource::Backend(backend) => LazyBackend::ready(Arc::clone(backend)),
+            _ => LazyBackend::default(),
         };
-        Model { name: name.to_owned(), source, is_fallback, tokenizer: OnceLock::new(), backend }
+        Model {
+            name: name.to_owned(),
+            source,
+            options: LocalOptions::default(),
+            described: None,
+            is_fallback,
+            tokenizer: OnceLock::new(),
+            backend: Arc::new(backend),
+        }
+    }
+
+    fn model_type(&self) -> ModelType {
+        match &self.source {
+            ModelSource::External(model) => model.model_type(),
+            ModelSource::Backend(backend) => backend.capabilities().kind.into(),
+            _ => self.options.model_type.unwrap_or(ModelType::Completion),
+        }
+    }
+
+    fn credential(&self) -> Option<&str> {
+        match &self.source {
+            ModelSource::External(model) => model.credential.as_deref(),
+            _ => None,
+        }
     }
 
     fn info(&self) -> ModelInfo {
-        let capabilities = self.backend.get().map(|backend| backend.capabilities());
-        let loaded = capabilities.is_some();
-        let (device, max_context, digest) = match capabilities {
-            Some(c) => (c.device, c.max_context.to_string(), c.model_digest),
-            None => Default::default(),
-        };
-        ModelInfo {
+        let mut info = ModelInfo {
             name: self.name.clone(),
+            kind: self.source.kind(),
+            model_type: self.model_type(),
             location: self.source.to_string(),
-            state: if loaded { "loaded" } else { "not loaded" }.to_owned(),
-            device,
-            max_context,
-            digest,
+            max_context: self.options.max_context,
+            dimensions: None,
+            digest: None,
+            state: if self.backend.loading().is_some() { "loading" } else { "not loaded" },
+            device: None,
+            loaded: None,
+            credential: self.credential().map(str::to_owned),
+        };
+        if let ModelSource::External(model) = &self.source {
+            info.max_context = Some(model.config.max_context);
+            info.dimensions = model.config.dimensions;
         }
+        if let Some(Described { max_context, digest }) = &self.described {
+            info.max_context = Some(*max_context);
+            info.digest = Some(digest.clone());
+        }
+        if let Some((capabilities, facts)) = self.backend.loaded() {
+            info.max_context = Some(capabilities.max_context);
+            info.digest = Some(capabilities.model_digest);
+            info.device = Some(capabilities.device);
+            if let ModelKind::Embedding { dimensions } = capabilities.kind {
+                info.dimensions = dimensions;
+            }
+            info.state = "loaded";
+            info.loaded = Some(facts);
+        }
+        info
     }
+}
+
+fn names<'a>(models: impl Iterator<Item = &'a Arc<Model>>) -> Option<String> {
+    let names: Vec<&str> = models.map(|model| model.name.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 fn unknown(name: &str, models: &BTreeMap<String, Arc<Model>>) -> DataFusionError {
-    let names: Vec<&str> = models.keys().map(String::as_str).collect();
-    match names.is_empty() {
-        true => plan_datafusion_err!("model {name:?} is unknown; make it with CREATE MODEL {name} FROM 'folder'"),
-        false => plan_datafusion_err!("model {name:?} is unknown; known models: {}", names.join(", ")),
+    match names(models.values()) {
+        None => plan_datafusion_err!("model {name:?} is unknown; make it with CREATE MODEL {name} FROM 'folder'"),
+        Some(names) => plan_datafusion_err!("model {name:?} is unknown; known models: {names}"),
     }
+}
+
+fn check_path(name: &str, path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Model(format!("cannot find model {name:?} at {}: {error}", path.display())).into()),
+    }
+}
+
+fn check_endpoint(name: &str, model: &ExternalModel, allowed_hosts: Option<&[String]>) -> Result<()> {
+    let mut config = model.config.clone();
+    config.allowed_hosts = allowed_hosts.map(<[String]>::to_vec);
+    match RemoteBackend::new(config) {
+        Ok(_) => Ok(()),
+        Err(error) => plan_err!("model {name:?}: {error}"),
+    }
+}
+
+fn own(error: ServingError) -> DataFusionError {
+    Error::from(error).into()
 }
 
 /// Reads a model's configuration and tokenizer; weights are read tensor by tensor later.
-fn open(source: &ModelSource) -> refrain_serving::Result<Opened> {
-    Ok(match source {
-        ModelSource::Path(path) => Opened::Files(load::load_folder(path)?),
-        #[cfg(feature = "bundled-model")]
-        ModelSource::Bundled(name) => Opened::Files(load::bundled(*name)?),
-        ModelSource::Backend(backend) => Opened::Backend(Arc::clone(backend)),
-    })
-}
-
-enum Opened {
-    Files(LoadedModel),
-    Backend(Arc<dyn Backend>),
-}
-
 fn load_tokenizer(source: &ModelSource) -> refrain_serving::Result<Arc<dyn Tokenizer>> {
-    Ok(match open(source)? {
-        Opened::Files(model) => model.tokenizer,
-        Opened::Backend(backend) => backend.tokenizer(),
+    Ok(match source {
+        ModelSource::Path(path) => load::load_folder(path)?.tokenizer,
+        #[cfg(feature = "bundled-model")]
+        ModelSource::Bundled(name) => load::bundled(*name)?.tokenizer,
+        ModelSource::External(_) => Arc::new(MessageTokenizer),
+        ModelSource::Backend(backend) => backend.tokenizer(),
     })
 }
 
-/// Loads a model onto the CPU and starts its engine. Takes seconds for a large model.
-fn start(source: ModelSource, options: DeviceOptions) -> refrain_serving::Result<Arc<dyn Backend>> {
-    let LoadedModel { config, weights, tokenizer, digest } = match open(&source)? {
-        Opened::Files(model) => model,
-        Opened::Backend(backend) => return Ok(backend),
+/// Makes the backend of a model. Takes seconds for a large one.
+fn start(
+    source: ModelSource,
+    options: LocalOptions,
+    device: DeviceOptions,
+    secrets: &SecretStore,
+    progress: Arc<LoadProgress>,
+) -> refrain_serving::Result<Arc<dyn Backend>> {
+    let model = match source {
+        ModelSource::Path(path) => {
+            progress.total.store(weight_bytes(&path), Ordering::Relaxed);
+            load::load_folder(path)?
+        }
+        #[cfg(feature = "bundled-model")]
+        ModelSource::Bundled(name) => load::bundled(name)?,
+        ModelSource::External(model) => return connect(*model, secrets),
+        ModelSource::Backend(backend) => return Ok(backend),
     };
-    let mut local = LocalConfig::new(config.max_context, digest);
-    if let Some(tokens) = options.step_tokens {
+    if options.model_type == Some(ModelType::Embedding) {
+        let message = "the model writes text and makes no vectors; create it with type = 'completion'";
+        return Err(ServingError::Invalid(message.to_owned()));
+    }
+    start_on_cpu(model, options, device, progress)
+}
+
+/// Loads a model onto the CPU and starts its engine.
+fn start_on_cpu(
+    model: LoadedModel,
+    options: LocalOptions,
+    device: DeviceOptions,
+    progress: Arc<LoadProgress>,
+) -> refrain_serving::Result<Arc<dyn Backend>> {
+    let LoadedModel { config, weights, tokenizer, digest } = model;
+    let mut local = LocalConfig::new(options.max_context.unwrap_or(config.max_context), digest);
+    if let Some(tokens) = device.step_tokens {
         local.scheduler.step_tokens = tokens;
     }
-    let cpu = CpuOptions { threads: options.threads, kv_bytes: options.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES) };
-    let device = move || Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), cpu)?) as Box<dyn Device>);
-    Ok(Arc::new(LocalBackend::start(device, tokenizer, local)?))
+    let cpu = CpuOptions { threads: device.threads, kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES) };
+    let open = move || {
+        let weights = CountedWeights { weights: weights.as_ref(), progress: &progress };
+        Ok(Box::new(CpuDevice::new(&config, &weights, cpu)?) as Box<dyn Device>)
+    };
+    Ok(Arc::new(LocalBackend::start(open, tokenizer, local)?))
+}
+
+fn connect(model: ExternalModel, secrets: &SecretStore) -> refrain_serving::Result<Arc<dyn Backend>> {
+    let ExternalModel { mut config, credential } = model;
+    if let Some(secret) = credential {
+        let key = secrets.key(&secret).map_err(|e| ServingError::Invalid(Error::from(e).to_string()))?;
+        config.credential = Some(key);
+    }
+    Ok(Arc::new(RemoteBackend::new(config)?))
+}
+
+/// Returns the size of a model's weight files, for the progress of a load; 0 if they cannot be listed.
+fn weight_bytes(path: &Path) -> u64 {
+    let is_weights = |path: &Path| path.extension().is_some_and(|end| end == "safetensors" || end == "gguf");
+    let len = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match fs::read_dir(path) {
+        Err(_) => len(path),
+        Ok(entries) => {
+            let files = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+            files.filter(|file| is_weights(file)).map(|file| len(&file)).sum()
+        }
+    }
 }

@@ -19,6 +19,7 @@ use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, Phy
 use refrain_optimizer::LlmNode;
 use refrain_udf::{Cache, Settings};
 
+use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{CallEstimate, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema};
 
@@ -94,11 +95,13 @@ impl ExtensionPlanner for LlmPlanner {
         for node_call in &node.calls {
             let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
             let options = node_call.call.options.resolve(&settings);
+            let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
+            self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
             calls.push(Arc::new(PhysicalCall {
                 inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,
                 guard: node_call.guard.as_ref().map(physical).transpose()?,
                 output: Arc::clone(&node_call.output),
-                model: self.models.resolve(options.model.as_deref())?,
+                model,
                 call: Arc::new(node_call.call.clone()),
                 options,
             }));

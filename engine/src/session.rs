@@ -10,9 +10,16 @@ use refrain_udf::{NameInputs, Settings, TokenizerSource, aggregate_functions, sc
 
 use crate::models::ModelCatalog;
 use crate::planner::LlmQueryPlanner;
+use crate::queries::QueryLog;
+use crate::system_tables;
 
 /// Makes a session of our own.
-pub(crate) fn new_session(models: &Arc<ModelCatalog>, settings: Settings, config: SessionConfig) -> SessionContext {
+pub(crate) fn new_session(
+    models: &Arc<ModelCatalog>,
+    queries: &Arc<QueryLog>,
+    settings: Settings,
+    config: SessionConfig,
+) -> Result<SessionContext> {
     let config = config.with_information_schema(true).with_option_extension(settings);
     let state = SessionStateBuilder::new()
         .with_config(config)
@@ -23,7 +30,8 @@ pub(crate) fn new_session(models: &Arc<ModelCatalog>, settings: Settings, config
         .build();
     let context = SessionContext::new_with_state(state).enable_url_table();
     add_functions(&context, models);
-    context
+    system_tables::register(&context, models, queries)?;
+    Ok(context)
 }
 
 /// Gives an existing session the LLM functions, their rules and their planner.

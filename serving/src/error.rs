@@ -23,6 +23,9 @@ pub enum Error {
     /// The device or its thread is gone; every waiting request fails.
     #[error("device failed: {0}")]
     Device(String),
+    /// A remote service cannot be used: it does not answer, or refuses every request; the message says what to do.
+    #[error("{0}")]
+    Http(String),
     /// The request was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -12,6 +12,7 @@
 //! | [`local`] | the embedded engine: one thread for each device |
 //! | [`encoder`] | embedding models: a thread that runs an encoder |
 //! | [`open`] | a model of either kind, from a folder to a backend |
+//! | [`remote`] | models behind an OpenAI-compatible endpoint |
 //! | [`mock`] | a deterministic, scriptable backend for tests |
 //! | [`scheduler`] | which tokens run in the next step; the prefix tree and the KV pool |
 //! | [`constraint`] | which tokens an answer may consist of |
@@ -30,6 +31,7 @@ pub mod local;
 pub mod mock;
 pub mod model;
 pub mod open;
+pub mod remote;
 pub mod request;
 pub mod scheduler;
 pub mod step;

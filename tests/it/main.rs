@@ -6,10 +6,13 @@
 mod bad_input;
 mod bundled_model;
 mod cancellation;
+mod chat_server;
 mod explain;
+mod external_models;
 mod layering;
 mod limits;
 mod query_shapes;
 mod slt;
 mod spilling;
 mod support;
+mod system_tables;

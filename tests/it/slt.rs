@@ -29,7 +29,7 @@ macro_rules! files {
     ($($name:ident)+) => { $(#[tokio::test] async fn $name() { run(concat!(stringify!($name), ".slt")).await; })+ };
 }
 
-files! { functions modes nulls options errors models }
+files! { functions modes nulls options errors models secrets system_tables }
 
 /// Every file in the folder is run.
 #[test]

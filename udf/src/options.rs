@@ -313,7 +313,7 @@ pub(crate) fn share(subject: &str, text: &str) -> Result<f64> {
 }
 
 /// Reads a finite number.
-pub(crate) fn number(subject: &str, text: &str) -> Result<f64> {
+pub fn number(subject: &str, text: &str) -> Result<f64> {
     match text.trim().parse::<f64>() {
         Ok(value) if value.is_finite() => Ok(value),
         _ => plan_err!("{subject} must be a number, not '{text}'"),
@@ -321,7 +321,7 @@ pub(crate) fn number(subject: &str, text: &str) -> Result<f64> {
 }
 
 /// Reads a whole number of at least `least` that the target type holds.
-pub(crate) fn whole<T: TryFrom<u64>>(subject: &str, text: &str, least: u64) -> Result<T> {
+pub fn whole<T: TryFrom<u64>>(subject: &str, text: &str, least: u64) -> Result<T> {
     let value = text.trim().parse::<u64>().ok().filter(|value| *value >= least);
     match value.and_then(|value| T::try_from(value).ok()) {
         Some(value) => Ok(value),
@@ -330,7 +330,7 @@ pub(crate) fn whole<T: TryFrom<u64>>(subject: &str, text: &str, least: u64) -> R
 }
 
 /// Reads a truth value.
-pub(crate) fn boolean(subject: &str, text: &str) -> Result<bool> {
+pub fn boolean(subject: &str, text: &str) -> Result<bool> {
     match text.trim().to_lowercase().as_str() {
         "true" | "on" | "1" => Ok(true),
         "false" | "off" | "0" => Ok(false),
@@ -364,7 +364,7 @@ pub(crate) fn one_of(words: &[String]) -> String {
 }
 
 /// Returns `; did you mean x?` for the nearest of `names`, or a list of them if none is near.
-pub(crate) fn suggest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
+pub fn suggest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.into_iter().collect();
     let nearness = |other: &&str| normalized_levenshtein(name, other);
     let nearest = names.iter().copied().max_by(|a, b| nearness(a).total_cmp(&nearness(b)));

@@ -14,6 +14,14 @@ use crate::options::{
 pub struct Settings {
     /// The model that calls ask unless they name one; `None` means the only one there is.
     pub model: Option<String>,
+    /// The model that makes vectors unless a call names one; `None` means the only one there is.
+    pub embedding_model: Option<String>,
+    /// Hosts that external models may lie on, as `host` or `host:port`; `None` allows all.
+    pub allowed_hosts: Option<Vec<String>>,
+    /// Ended queries that `ai_queries()` and `ai_usage()` remember.
+    pub query_history: usize,
+    /// Failed inputs that `ai_errors()` remembers, over all queries.
+    pub error_history: usize,
     /// 0 takes the most probable token.
     pub temperature: f64,
     /// Keep the most probable tokens whose probabilities sum to this.
@@ -60,6 +68,10 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             model: None,
+            embedding_model: None,
+            allowed_hosts: None,
+            query_history: 1000,
+            error_history: 10_000,
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
@@ -126,6 +138,10 @@ impl Keyword for DeviceChoice {
 /// Name and meaning of every setting, in the order they are shown.
 const SETTINGS: &[(&str, &str)] = &[
     ("model", "model that calls ask unless they name one"),
+    ("embedding_model", "model that makes vectors unless a call names one"),
+    ("allowed_hosts", "hosts that external models may lie on, separated by commas; all if unset"),
+    ("query_history", "ended queries that ai_queries() and ai_usage() remember"),
+    ("error_history", "failed inputs that ai_errors() remembers"),
     ("temperature", "0 takes the most probable token"),
     ("top_p", "keep the most probable tokens whose probabilities sum to this"),
     ("top_k", "keep this many of the most probable tokens; 0 keeps all"),
@@ -167,6 +183,10 @@ impl Settings {
     pub fn get(&self, name: &str) -> Option<String> {
         match name {
             "model" => self.model.clone(),
+            "embedding_model" => self.embedding_model.clone(),
+            "allowed_hosts" => self.allowed_hosts.as_ref().map(|hosts| hosts.join(",")),
+            "query_history" => Some(self.query_history.to_string()),
+            "error_history" => Some(self.error_history.to_string()),
             "temperature" => Some(self.temperature.to_string()),
             "top_p" => Some(self.top_p.to_string()),
             "top_k" => Some(self.top_k.to_string()),
@@ -195,6 +215,8 @@ impl Settings {
     fn clear(&mut self, name: &str) -> Result<()> {
         match name {
             "model" => self.model = None,
+            "embedding_model" => self.embedding_model = None,
+            "allowed_hosts" => self.allowed_hosts = None,
             "reorder_window" => self.reorder_window = None,
             "kv_cache_bytes" => self.kv_cache_bytes = None,
             "step_tokens" => self.step_tokens = None,
@@ -260,6 +282,10 @@ impl ExtensionOptions for Settings {
         }
         match name {
             "model" => self.model = Some(value.to_string()),
+            "embedding_model" => self.embedding_model = Some(value.to_string()),
+            "allowed_hosts" => self.allowed_hosts = Some(value.split(',').map(|host| host.trim().to_owned()).collect()),
+            "query_history" => self.query_history = whole(&subject, value, 0)?,
+            "error_history" => self.error_history = whole(&subject, value, 0)?,
             "temperature" => self.temperature = temperature(&subject, value)?,
             "top_p" => self.top_p = top_p(&subject, value)?,
             "top_k" => self.top_k = whole(&subject, value, 0)?,
@@ -318,6 +344,7 @@ mod tests {
     #[test]
     fn sets_and_shows() {
         check("model", "Qwen", Ok("Qwen"));
+        check("allowed_hosts", "a.com, b:80", Ok("a.com,b:80"));
         check("refrain.temperature", "0.5", Ok("0.5"));
         check("REFRAIN.Reorder", "GGR", Ok("ggr"));
         check("kv_cache_bytes", "4GB", Ok("4294967296"));

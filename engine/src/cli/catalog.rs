@@ -11,6 +11,7 @@ use datafusion::prelude::SessionContext;
 
 use super::commands;
 use super::error::{Failure, Outcome};
+use crate::system_tables::SCHEMA;
 use crate::{Error, ModelInfo, RowError};
 
 /// Builds a listing of text columns.
@@ -29,12 +30,13 @@ pub(crate) struct TableName {
     pub(crate) table: String,
 }
 
-/// Returns the names of all tables and views but those that describe the catalog itself.
+/// Returns the names of all tables and views but those that describe the session itself.
 pub(crate) fn table_names(ctx: &SessionContext) -> Vec<TableName> {
     let mut names = Vec::new();
     for catalog in ctx.catalog_names() {
         let Some(provider) = ctx.catalog(&catalog) else { continue };
-        for schema in provider.schema_names().into_iter().filter(|schema| schema != "information_schema") {
+        let describes_session = |schema: &String| schema == "information_schema" || schema == SCHEMA;
+        for schema in provider.schema_names().into_iter().filter(|schema| !describes_session(schema)) {
             let mut tables = provider.schema(&schema).map_or_else(Vec::new, |provider| provider.table_names());
             tables.sort_unstable();
             names.extend(tables.into_iter().map(|table| TableName {
@@ -134,9 +136,20 @@ pub(crate) fn help_on(ctx: &SessionContext, name: &str) -> Outcome<String> {
 /// Lists models.
 pub(crate) fn models(models: &[ModelInfo]) -> Outcome<RecordBatch> {
     let row = |model: &ModelInfo| {
-        [model.name.clone(), model.location.clone(), model.state.clone(), model.device.clone(), model.max_context.clone()]
+        let max_context = model.max_context.map_or_else(String::new, |tokens| tokens.to_string());
+        let device = model.device.clone().unwrap_or_default();
+        [
+            model.name.clone(),
+            model.model_type.to_string(),
+            model.location.clone(),
+            model.state.to_owned(),
+            device,
+            max_context,
+            model.credential.clone().unwrap_or_default(),
+        ]
     };
-    Ok(listing(["model", "location", "state", "device", "max_context"], models.iter().map(row).collect())?)
+    let columns = ["model", "type", "location", "state", "device", "max_context", "credential"];
+    Ok(listing(columns, models.iter().map(row).collect())?)
 }
 
 /// Lists the failed rows of a query.

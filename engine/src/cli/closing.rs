@@ -49,9 +49,10 @@ pub(crate) fn failures(usage: &QueryUsage) -> Option<String> {
 }
 
 /// The usage of a query as a list, for `\usage`.
-pub(crate) fn usage_report(usage: &QueryUsage) -> String {
+pub(crate) fn usage_report(query_id: u64, usage: &QueryUsage) -> String {
     let hits = percent(usage.cached_tokens, usage.prompt_tokens).unwrap_or(0);
     let lines = [
+        ("query", query_id.to_string()),
         ("rows", grouped(usage.rows)),
         ("distinct", grouped(usage.distinct)),
         ("calls", grouped(usage.calls)),
@@ -99,6 +100,6 @@ mod tests {
 
     #[test]
     fn the_report_names_every_number() {
-        assert!(usage_report(&usage()).contains("prompt tokens   1 000 (742 cached, 74 %)\n"));
+        assert!(usage_report(7, &usage()).contains("prompt tokens   1 000 (742 cached, 74 %)\n"));
     }
 }

@@ -34,6 +34,10 @@ pub(crate) enum Command {
     Usage,
     /// `\errors`
     Errors,
+    /// `\kill id`
+    Kill(u64),
+    /// `\cache clear [tier]`
+    ClearCache(Option<String>),
     /// `\explain [sql]`
     Explain(Option<String>),
     /// `\estimate [sql]`
@@ -85,6 +89,8 @@ pub(crate) const COMMANDS: &[Entry] = &[
     entry("estimate", None, "[SQL]", "what a statement, or the last one, would cost; calls no model"),
     entry("usage", None, "", "calls and tokens of the last query"),
     entry("errors", None, "", "rows of the last query that failed"),
+    entry("kill", None, "ID", "stop a query; SELECT * FROM ai_queries() lists them"),
+    entry("cache", None, "clear [TIER]", "forget answers that were kept: those of the session, or persistent ones"),
     entry("model", None, "[NAME]", "choose the default model, or show it"),
     entry("set", None, "[NAME [VALUE]]", "session settings"),
     entry("conninfo", None, "", "this session"),
@@ -115,6 +121,8 @@ pub(crate) fn parse(line: &str) -> Outcome<Command> {
         "estimate" => Command::Estimate((!rest.is_empty()).then(|| rest.to_owned())),
         "usage" => Command::Usage,
         "errors" => Command::Errors,
+        "kill" => Command::Kill(rest.parse().map_err(|_| Failure::usage("\\kill needs the number of a query"))?),
+        "cache" => cache(rest)?,
         "model" => Command::Model(argument()),
         "set" => Command::Set(assignment(rest)),
         "conninfo" => Command::ConnInfo,
@@ -182,6 +190,15 @@ fn row_limit(text: &str) -> Outcome<Option<usize>> {
     text.parse().map(Some).map_err(|_| Failure::usage(format!("expected a number of rows or all, not {text:?}")))
 }
 
+/// Reads `clear [tier]`.
+fn cache(text: &str) -> Outcome<Command> {
+    let (verb, tier) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    match verb {
+        "clear" => Ok(Command::ClearCache((!tier.trim().is_empty()).then(|| unquoted(tier.trim())))),
+        _ => Err(Failure::usage("\\cache clear [session|persistent] is all there is")),
+    }
+}
+
 /// Reads `name`, `name value` or `name = value`.
 fn assignment(text: &str) -> Option<(String, Option<String>)> {
     let end = text.find(|c: char| c.is_whitespace() || c == '=').unwrap_or(text.len());
@@ -214,6 +231,9 @@ mod tests {
         check("\\set dedup off", Command::Set(Some(("dedup".into(), Some("off".into())))));
         check("\\set", Command::Set(None));
         check("\\?", Command::Help);
+        check("\\kill 7", Command::Kill(7));
+        check("\\cache clear 'persistent'", Command::ClearCache(Some("persistent".into())));
+        check("\\cache clear", Command::ClearCache(None));
     }
 
     #[test]
@@ -239,7 +259,12 @@ mod tests {
     #[test]
     fn every_listed_command_parses() {
         for entry in COMMANDS {
-            let argument = if entry.name == "i" { " file" } else { "" };
+            let argument = match entry.name {
+                "i" => " file",
+                "kill" => " 7",
+                "cache" => " clear",
+                _ => "",
+            };
             parse(&format!("\\{}{argument}", entry.name)).unwrap();
             if let Some(alias) = entry.dot_alias {
                 parse(&format!(".{alias}{argument}")).unwrap();

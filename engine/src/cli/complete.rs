@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use super::catalog::{self, TableName};
 use super::commands::COMMANDS;
-use super::lex::{self, Token, TokenKind};
 use super::output::Format;
 use crate::Refrain;
+use crate::lex::{self, Token, TokenKind};
 use clap::ValueEnum;
 
 /// Tables whose columns are looked up for completion; a larger catalog completes table names only.
@@ -23,6 +23,7 @@ pub(crate) const KEYWORDS: &[&str] = &[
     "ASC",
     "BETWEEN",
     "BY",
+    "CALL",
     "CASE",
     "CAST",
     "COPY",
@@ -55,6 +56,7 @@ pub(crate) const KEYWORDS: &[&str] = &[
     "INTO",
     "IS",
     "JOIN",
+    "KILL",
     "LEFT",
     "LIKE",
     "LIMIT",
@@ -71,12 +73,15 @@ pub(crate) const KEYWORDS: &[&str] = &[
     "OUTER",
     "OVER",
     "PARTITION",
+    "PERSISTENT",
     "PROMPT",
     "PROMPTS",
+    "QUERY",
     "REPLACE",
     "RESET",
     "RIGHT",
     "SECRET",
+    "SECRETS",
     "SELECT",
     "SEMI",
     "SET",

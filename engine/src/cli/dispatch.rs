@@ -101,13 +101,18 @@ impl Session {
                 self.print(&estimate.to_string())
             }
             Command::Usage => match &self.last {
-                Some(last) => self.print(&closing::usage_report(&last.usage)),
+                Some(last) => self.print(&closing::usage_report(last.id, &last.usage)),
                 None => Err(no_query()),
             },
             Command::Errors => {
                 let last = self.last.as_ref().ok_or_else(no_query)?;
                 let errors = catalog::row_errors(&last.row_errors)?;
                 self.show(&errors)
+            }
+            Command::Kill(id) => self.run_quietly(&format!("KILL QUERY {id}")).await,
+            Command::ClearCache(tier) => {
+                let tier = tier.map_or_else(String::new, |tier| format!("'{}'", tier.replace('\'', "''")));
+                self.run_quietly(&format!("CALL ai_cache_clear({tier})")).await
             }
             Command::Model(Some(name)) => self.set("refrain.model", &name).await,
             Command::Model(None) => self.print(&self.db.banner()),
@@ -179,8 +184,12 @@ impl Session {
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.') {
             return Err(Failure::usage(format!("{name:?} is no name of a setting")));
         }
-        let statement = format!("SET {name} = '{}'", value.replace('\'', "''"));
-        let run = self.db.sql(&statement).await?.execute().await?;
+        self.run_quietly(&format!("SET {name} = '{}'", value.replace('\'', "''"))).await
+    }
+
+    /// Runs a statement that gives no rows, and says nothing of it.
+    async fn run_quietly(&self, statement: &str) -> Outcome<()> {
+        let run = self.db.sql(statement).await?.execute().await?;
         Ok(run.try_for_each(|_| async { Ok(()) }).await?)
     }
 

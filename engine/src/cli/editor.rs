@@ -8,8 +8,8 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Context, Helper, Hinter};
 
 use super::complete::{KEYWORDS, Vocabulary};
-use super::lex::{self, TokenKind};
 use super::script;
+use crate::lex::{self, TokenKind};
 
 /// Answers the line editor's questions about the text being typed.
 #[derive(Default, Helper, Hinter)]

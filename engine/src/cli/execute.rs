@@ -1,7 +1,8 @@
 //! One statement from text to rows: planned, run, written, accounted for, and interruptible at each step.
 
 use std::io::{self, IsTerminal};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::record_batch::RecordBatch;
@@ -10,9 +11,9 @@ use futures::TryStreamExt;
 use super::closing;
 use super::error::{Failure, Outcome, complain};
 use super::interrupt::Interrupts;
-use super::numbers::{counted, seconds};
+use super::numbers::{bytes, counted, seconds};
 use super::output;
-use super::progress::{INTERVAL, ProgressLines};
+use super::progress::{INTERVAL, PATIENCE, ProgressLines};
 use super::session::{LastQuery, Session};
 use crate::{QueryUsage, Run};
 
@@ -29,12 +30,12 @@ pub(crate) struct Collected {
 impl Session {
     /// Runs one statement, writes its rows, and tells what it came to.
     pub(crate) async fn execute(&mut self, sql: &str) -> Outcome<()> {
-        let started = Instant::now();
-        let mut run = self.start(sql).await?;
+        let (started, started_at) = (Instant::now(), SystemTime::now());
+        let mut lines = self.progress_lines();
+        let mut run = self.start(sql, &mut lines).await?;
         let schema = run.schema();
         let has_columns = !schema.fields().is_empty();
         let mut writer = output::writer(self.view.effective_format(), schema, self.layout());
-        let lines = self.progress_lines();
         let mut rows = 0;
         let sink = &mut self.sink;
         let write = |batch: RecordBatch| {
@@ -48,7 +49,8 @@ impl Session {
             Ok(Delivered { rows: has_columns.then_some(rows), hidden: hidden as u64 })
         });
 
-        let last = LastQuery { sql: sql.to_owned(), usage: run.usage(), row_errors: run.row_errors() };
+        self.tell_loads(started_at);
+        let last = LastQuery { sql: sql.to_owned(), id: run.query_id(), usage: run.usage(), row_errors: run.row_errors() };
         let outcome = self.account(delivered, &last.usage, started.elapsed().as_secs_f64());
         self.last = Some(last);
         outcome
@@ -57,8 +59,8 @@ impl Session {
     /// Runs one statement and keeps its rows.
     pub(crate) async fn collect(&mut self, sql: &str) -> Outcome<Collected> {
         let started = Instant::now();
-        let mut run = self.start(sql).await?;
-        let lines = self.progress_lines();
+        let mut lines = self.progress_lines();
+        let mut run = self.start(sql, &mut lines).await?;
         let mut batches = Vec::new();
         let keep = |batch| {
             batches.push(batch);
@@ -69,14 +71,43 @@ impl Session {
         Ok(Collected { rows, usage: run.usage(), elapsed_s: started.elapsed().as_secs_f64() })
     }
 
-    async fn start(&mut self, sql: &str) -> Outcome<Run> {
-        let planned = async { self.db.sql(sql).await?.execute().await };
+    /// Plans and starts a statement; what loads a model or makes a table runs here, so loads are shown.
+    async fn start(&mut self, sql: &str, lines: &mut Option<ProgressLines>) -> Outcome<Run> {
+        let planned = async {
+            let mut planned = std::pin::pin!(async { self.db.sql(sql).await?.execute().await });
+            let mut tick = tokio::time::interval(INTERVAL);
+            loop {
+                tokio::select! {
+                    biased;
+                    planned = &mut planned => break planned,
+                    _ = tick.tick() => lines.iter_mut().for_each(ProgressLines::draw_loads),
+                }
+            }
+        };
         Ok(self.interrupts.race(planned).await??)
+    }
+
+    /// Tells which models were loaded since a statement began: to a person any, else those that took a while.
+    fn tell_loads(&self, since: SystemTime) {
+        for model in self.db.models() {
+            if let Some(facts) = model.loaded.filter(|facts| facts.at >= since)
+                && (self.view.interactive || facts.took >= PATIENCE)
+            {
+                let device = model.device.unwrap_or_default();
+                let weights = if facts.weight_bytes > 0 {
+                    format!("{} of weights, ", bytes(facts.weight_bytes))
+                } else {
+                    String::new()
+                };
+                self.notice(&format!("loaded {} in {} ({weights}{device})", model.name, seconds(facts.took.as_secs_f64())));
+            }
+        }
     }
 
     /// Lines for progress, where somebody can see them.
     fn progress_lines(&self) -> Option<ProgressLines> {
-        (!self.view.quiet && io::stderr().is_terminal()).then(ProgressLines::new)
+        let is_seen = !self.view.quiet && io::stderr().is_terminal();
+        is_seen.then(|| ProgressLines::new(Arc::clone(self.db.model_catalog())))
     }
 
     /// Tells on standard error what a finished or stopped query came to.

@@ -1,8 +1,6 @@
-//! Where the shell keeps its files, and what must not enter its history.
+//! Where the shell keeps its files.
 
 use std::path::{Path, PathBuf};
-
-use super::lex::{self, TokenKind};
 
 /// The file of past statements: `$XDG_STATE_HOME/refrain/history`, by default under `~/.local/state`.
 pub(crate) fn history_file() -> Option<PathBuf> {
@@ -12,6 +10,11 @@ pub(crate) fn history_file() -> Option<PathBuf> {
 /// The script that every session runs first: `$XDG_CONFIG_HOME/refrain/rc.sql`, by default under `~/.config`.
 pub(crate) fn init_file() -> Option<PathBuf> {
     user_file("XDG_CONFIG_HOME", ".config", "rc.sql")
+}
+
+/// The folder of persistent secrets: `$XDG_DATA_HOME/refrain`, by default under `~/.local/share`.
+pub(crate) fn secrets_folder() -> Option<PathBuf> {
+    user_file("XDG_DATA_HOME", ".local/share", "secrets")
 }
 
 fn user_file(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
@@ -36,36 +39,9 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether a statement of this input creates a secret. It is enough that the word follows the verb, so that a statement with a
-/// slip in it is kept out as well.
-pub(crate) fn holds_secret(input: &str) -> bool {
-    let mut creates = false;
-    for token in lex::tokens(input) {
-        match token.kind {
-            TokenKind::Semicolon => creates = false,
-            TokenKind::Word if token.text(input).eq_ignore_ascii_case("create") => creates = true,
-            TokenKind::Word if creates && token.text(input).eq_ignore_ascii_case("secret") => return true,
-            _ => {}
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn secrets_are_recognised() {
-        for secret in
-            ["CREATE SECRET k (TYPE openai, API_KEY 'x');", "select 1; create or replace\n persistent secret k (api_key 'x"]
-        {
-            assert!(holds_secret(secret), "{secret}");
-        }
-        for plain in ["select 'create secret'", "create table t(a int); drop secret k", "-- create secret"] {
-            assert!(!holds_secret(plain), "{plain}");
-        }
-    }
 
     #[cfg(unix)]
     #[test]

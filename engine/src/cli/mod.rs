@@ -11,7 +11,7 @@
 //! | [`execute`] | one statement from text to rows, interruptible |
 //! | [`commands`], [`dispatch`], [`catalog`] | shell commands: grammar, effect, and the listings among them |
 //! | [`shell`], [`editor`], [`complete`], [`history`] | the interactive loop and its line editor |
-//! | [`script`], [`lex`] | scripts as statements and commands; SQL as tokens |
+//! | [`script`] | scripts as statements and commands |
 //! | [`output`] | formats, and the place results go to |
 //! | [`progress`], [`closing`], [`numbers`] | what is said about a query on standard error |
 //! | [`interrupt`] | Ctrl-C |
@@ -30,7 +30,6 @@ mod error;
 mod execute;
 mod history;
 mod interrupt;
-mod lex;
 mod numbers;
 mod output;
 mod program;

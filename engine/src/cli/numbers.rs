@@ -23,6 +23,11 @@ pub(crate) fn short(number: f64) -> String {
     }
 }
 
+/// An amount of memory: `12 B`, `1.2 GB`.
+pub(crate) fn bytes(number: u64) -> String {
+    if number < 1000 { format!("{number} B") } else { format!("{}B", short(number as f64)) }
+}
+
 /// A share in whole percent, or `None` of nothing.
 pub(crate) fn percent(part: u64, whole: u64) -> Option<u64> {
     (whole > 0).then(|| (part as f64 * 100.0 / whole as f64).round() as u64)
@@ -57,6 +62,7 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!([0, 999, 1000, 12_289, 1_000_000].map(grouped), ["0", "999", "1 000", "12 289", "1 000 000"]);
         assert_eq!([12.0, 1_900.0, 3_100_000.0].map(short), ["12", "1.9 k", "3.1 M"]);
+        assert_eq!([12, 1_200_000_000].map(bytes), ["12 B", "1.2 GB"]);
         assert_eq!([0.012, 1.529, 94.12].map(seconds), ["0.012 s", "1.53 s", "94.1 s"]);
         assert_eq!([102.0, 3723.0].map(clock), ["01:42", "1:02:03"]);
         assert_eq!((percent(74, 100), percent(1, 0)), (Some(74), None));

@@ -1,14 +1,15 @@
-//! Progress on a terminal: one line for each AI node of the running query.
+//! Progress on a terminal: one line for each AI node of the running query, and one for each model that is being loaded.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::numbers::{clock, grouped, percent, short};
-use crate::{NodeProgress, Progress};
+use super::numbers::{bytes, clock, grouped, percent, seconds, short};
+use crate::{Loading, ModelCatalog, NodeProgress, Progress};
 
-/// Queries faster than this show no progress.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Queries and loads faster than this show no progress.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often the lines are drawn anew.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
@@ -18,27 +19,48 @@ pub(crate) struct ProgressLines {
     started: Instant,
     target: MultiProgress,
     lines: Vec<ProgressBar>,
+    models: Arc<ModelCatalog>,
+    loads: Vec<ProgressBar>,
 }
 
 impl ProgressLines {
-    /// Lines of a query that starts now.
-    pub(crate) fn new() -> Self {
+    /// Lines of a query that starts now, and of loads of these models.
+    pub(crate) fn new(models: Arc<ModelCatalog>) -> Self {
         Self {
             started: Instant::now(),
             target: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             lines: Vec::new(),
+            models,
+            loads: Vec::new(),
+        }
+    }
+
+    /// Draws the loads that have taken a while.
+    pub(crate) fn draw_loads(&mut self) {
+        let mut loads = self.models.loading();
+        loads.retain(|(_, load)| load.elapsed >= PATIENCE);
+        for line in self.loads.drain(loads.len().min(self.loads.len())..) {
+            line.finish_and_clear();
+            self.target.remove(&line);
+        }
+        while self.loads.len() < loads.len() {
+            self.loads.push(self.target.insert(self.loads.len(), message_line()));
+        }
+        for (line, (model, load)) in self.loads.iter().zip(&loads) {
+            line.set_message(loading_line(model, load));
+            line.tick();
         }
     }
 
     /// Draws the state of each node, once the query has taken a while.
     pub(crate) fn draw(&mut self, progress: &Progress) {
+        self.draw_loads();
         let elapsed = self.started.elapsed();
         if elapsed < PATIENCE {
             return;
         }
         while self.lines.len() < progress.nodes.len() {
-            let style = ProgressStyle::with_template("{wide_msg}").expect("a constant template");
-            self.lines.push(self.target.add(ProgressBar::new_spinner().with_style(style)));
+            self.lines.push(self.target.add(message_line()));
         }
         for (line, node) in self.lines.iter().zip(&progress.nodes) {
             line.set_message(progress_line(node, elapsed.as_secs_f64()));
@@ -54,10 +76,22 @@ impl ProgressLines {
 
 impl Drop for ProgressLines {
     fn drop(&mut self) {
-        for line in &self.lines {
+        for line in self.lines.iter().chain(&self.loads) {
             line.finish_and_clear();
         }
     }
+}
+
+fn message_line() -> ProgressBar {
+    ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{wide_msg}").expect("a constant template"))
+}
+
+/// `loading qwen  43 % of 1.2 GB  2.10 s`, as far as it is known.
+fn loading_line(model: &str, load: &Loading) -> String {
+    let mut parts = vec![format!("loading {model}")];
+    parts.extend(percent(load.done.min(load.total), load.total).map(|share| format!("{share} % of {}", bytes(load.total))));
+    parts.push(seconds(load.elapsed.as_secs_f64()));
+    parts.join("  ")
 }
 
 /// `ai_filter  40 210 rows (3 911 distinct)  1 213/3 911 calls  31 %  1.9 k tok/s  prefix hits 74 %  errors 3  ETA 01:42`.
@@ -104,6 +138,13 @@ mod tests {
         let expected = "ai_filter  40 210 rows (3 911 distinct)  1 213/3 911 calls  31 %  1.9 k tok/s  \
                         prefix hits 74 %  errors 3  ETA 00:36";
         assert_eq!(progress_line(&node, 16.0), expected);
+    }
+
+    #[test]
+    fn a_load_tells_its_share_where_the_size_is_known() {
+        let load = Loading { done: 516 << 20, total: 1200 << 20, elapsed: Duration::from_millis(2100) };
+        assert_eq!(loading_line("qwen", &load), "loading qwen  43 % of 1.3 GB  2.10 s");
+        assert_eq!(loading_line("mini", &Loading { total: 0, ..load }), "loading mini  2.10 s");
     }
 
     #[test]

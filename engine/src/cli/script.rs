@@ -3,7 +3,7 @@
 //! A statement ends at a `;` outside quotes, comments and brackets. A command (`\dt`, `.tables`) stands on a line of its own
 //! where a statement could begin, and ends with that line.
 
-use super::lex::{self, TokenKind};
+use crate::lex::{self, TokenKind};
 
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]

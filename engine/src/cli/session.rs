@@ -6,6 +6,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 
 use super::args::Args;
 use super::error::{Outcome, complain};
+use super::history;
 use super::interrupt::Interrupts;
 use super::output::{self, Format, Layout, Sink};
 use crate::{ModelSource, QueryUsage, Refrain, RowError};
@@ -46,6 +47,8 @@ impl View {
 pub(crate) struct LastQuery {
     /// Its text.
     pub(crate) sql: String,
+    /// Its number.
+    pub(crate) id: u64,
     /// What its model calls came to.
     pub(crate) usage: QueryUsage,
     /// Its failed rows.
@@ -116,6 +119,9 @@ impl Session {
 /// Translates the model options of the command line.
 fn builder(args: &Args) -> crate::Builder {
     let mut builder = Refrain::builder();
+    if let Some(folder) = history::secrets_folder() {
+        builder = builder.secrets_folder(folder);
+    }
     if let Some(device) = args.device {
         builder = builder.setting("device", device.name());
     }

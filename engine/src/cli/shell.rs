@@ -14,6 +14,7 @@ use super::error::{Failure, Outcome, complain};
 use super::history;
 use super::script;
 use super::session::Session;
+use crate::redact;
 
 const PROMPT: &str = "refrain> ";
 
@@ -83,7 +84,7 @@ impl LineEditor {
     }
 
     fn remember(&mut self, input: &str) {
-        if history::holds_secret(input) {
+        if redact::holds_secret(input) {
             return;
         }
         // A history that cannot be written must not keep a statement from running.

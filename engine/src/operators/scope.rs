@@ -22,7 +22,7 @@ pub struct QueryScope {
 }
 
 /// A failed input.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowError {
     /// The function, such as `ai_filter`.
     pub function: String,
@@ -143,6 +143,11 @@ impl QueryScope {
         stats
     }
 
+    /// Returns the counters of all calls.
+    pub fn nodes(&self) -> Vec<Arc<NodeStats>> {
+        lock(&self.nodes).clone()
+    }
+
     /// Keeps a failed input, as long as there is room.
     pub fn add_error(&self, error: RowError) {
         let mut errors = lock(&self.errors);
@@ -200,7 +205,8 @@ impl NodeStats {
         *lock(&self.errors).entry(reason).or_default() += rows;
     }
 
-    fn progress(&self) -> NodeProgress {
+    /// Returns how far the call is.
+    pub fn progress(&self) -> NodeProgress {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let prompt_tokens = read(&self.prompt_tokens);
         NodeProgress {

@@ -1,4 +1,4 @@
-//! SQL text as tokens, for the shell: where statements end, what to highlight, what is being typed.
+//! SQL text as tokens, for the shell and for hiding secrets: where statements end, what to highlight, what is being typed.
 //!
 //! Unlike the parser's tokenizer this one never fails. Text that stops inside a string or a comment yields a last token that
 //! says so, because that is the ordinary state of a statement while it is being typed.

@@ -1,0 +1,286 @@
+//! `CREATE MODEL … WITH (…)`: what may be said of a model, checked, and made into what loads it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
+use refrain_serving::ModelKind;
+use refrain_serving::remote::{ApiFormat, RemoteConfig, StructuredOutput};
+use refrain_udf::options::{boolean, number, suggest, whole};
+
+/// Options of a model that is served in this process.
+const LOCAL: &[&str] = &["type", "max_context"];
+
+/// Options of a model behind an endpoint.
+const EXTERNAL: &[&str] = &[
+    "location",
+    "api_format",
+    "model",
+    "credential",
+    "type",
+    "dimensions",
+    "max_context",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_concurrency",
+    "timeout_seconds",
+    "max_retries",
+    "structured_output",
+    "streaming",
+    "extra_body",
+];
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelType {
+    /// Text.
+    Completion,
+    /// Vectors.
+    Embedding,
+}
+
+impl ModelType {
+    fn parse(subject: &str, text: &str) -> Result<Self> {
+        match text.to_lowercase().as_str() {
+            "completion" => Ok(ModelType::Completion),
+            "embedding" => Ok(ModelType::Embedding),
+            _ => plan_err!("{subject} must be 'completion' or 'embedding', not '{text}'"),
+        }
+    }
+}
+
+impl From<ModelKind> for ModelType {
+    fn from(kind: ModelKind) -> Self {
+        match kind {
+            ModelKind::Completion => ModelType::Completion,
+            ModelKind::Embedding { .. } => ModelType::Embedding,
+        }
+    }
+}
+
+impl fmt::Display for ModelType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ModelType::Completion => "completion",
+            ModelType::Embedding => "embedding",
+        })
+    }
+}
+
+/// What was said of a model that is served in this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalOptions {
+    /// What it is for; what its files say if not set.
+    pub model_type: Option<ModelType>,
+    /// The longest prompt and answer together, in tokens; the model's own limit if not set.
+    pub max_context: Option<usize>,
+}
+
+impl LocalOptions {
+    /// Reads the options of `CREATE MODEL`. Fails on an unknown one, one given twice, or a wrong value.
+    pub fn parse(model: &str, options: Vec<(String, String)>) -> Result<Self> {
+        let options = Options::new(model, options, LOCAL)?;
+        Ok(LocalOptions { model_type: options.model_type()?, max_context: options.whole("max_context")? })
+    }
+}
+
+/// A model behind an endpoint, without the value of its secret.
+#[derive(Clone, Debug)]
+pub struct ExternalModel {
+    /// How it is called; holds no key.
+    pub config: RemoteConfig,
+    /// The name of the secret that holds the key.
+    pub credential: Option<String>,
+}
+
+impl ExternalModel {
+    /// Reads the options of `CREATE EXTERNAL MODEL`. Fails on an unknown one, one given twice, or a wrong value.
+    pub fn parse(model: &str, options: Vec<(String, String)>) -> Result<Self> {
+        let options = Options::new(model, options, EXTERNAL)?;
+        let mut config = RemoteConfig::new(options.required("location")?, options.required("model")?);
+        config.api_format = options.api_format()?;
+        config.dimensions = options.whole("dimensions")?;
+        if config.dimensions.is_some() && config.api_format != ApiFormat::Embeddings {
+            return plan_err!("model {model:?}: option dimensions belongs to a model of type = 'embedding'");
+        }
+        config.requests_per_minute = options.whole("requests_per_minute")?;
+        config.tokens_per_minute = options.whole("tokens_per_minute")?;
+        options.whole("max_context")?.into_iter().for_each(|tokens| config.max_context = tokens);
+        options.whole("max_concurrency")?.into_iter().for_each(|requests| config.max_concurrency = requests);
+        if let Some(retries) = options.get("max_retries") {
+            config.max_retries = whole(&options.subject("max_retries"), retries, 0)?;
+        }
+        if let Some(timeout) = options.timeout()? {
+            config.request_timeout = timeout;
+            config.first_byte_timeout = timeout;
+            config.connect_timeout = config.connect_timeout.min(timeout);
+        }
+        if let Some(text) = options.get("structured_output") {
+            config.structured_output = text.parse::<StructuredOutput>().map_err(|e| options.wrong(&e))?;
+        }
+        if let Some(text) = options.get("streaming") {
+            config.streaming = boolean(&options.subject("streaming"), text)?;
+        }
+        if let Some(text) = options.get("extra_body") {
+            config.extra_body = serde_json::from_str(text)
+                .map_err(|e| plan_datafusion_err!("{} must be a JSON object: {e}", options.subject("extra_body")))?;
+        }
+        Ok(ExternalModel { config, credential: options.get("credential").map(str::to_owned) })
+    }
+
+    /// Returns what the model is for.
+    pub fn model_type(&self) -> ModelType {
+        match self.config.api_format {
+            ApiFormat::Embeddings => ModelType::Embedding,
+            ApiFormat::Chat | ApiFormat::Completions => ModelType::Completion,
+        }
+    }
+}
+
+/// Options as they were written, each known and given once.
+struct Options<'a> {
+    model: &'a str,
+    values: BTreeMap<String, String>,
+}
+
+impl<'a> Options<'a> {
+    fn new(model: &'a str, options: Vec<(String, String)>, known: &[&str]) -> Result<Self> {
+        let mut values = BTreeMap::new();
+        for (name, value) in options {
+            if !known.contains(&name.as_str()) {
+                return plan_err!("model {model:?} has no option {name}{}", suggest(&name, known.iter().copied()));
+            }
+            if values.insert(name.clone(), value).is_some() {
+                return plan_err!("model {model:?}: option {name} is given twice");
+            }
+        }
+        Ok(Options { model, values })
+    }
+
+    fn subject(&self, name: &str) -> String {
+        format!("model {:?}: option {name}", self.model)
+    }
+
+    fn wrong(&self, error: &refrain_serving::Error) -> DataFusionError {
+        plan_datafusion_err!("model {:?}: {error}", self.model)
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    fn required(&self, name: &str) -> Result<&str> {
+        let form = "WITH (location = 'https://…/v1', model = '…', credential = name of a secret)";
+        match self.get(name) {
+            Some(value) if !value.trim().is_empty() => Ok(value),
+            _ => plan_err!("model {:?} needs the option {name}: {form}", self.model),
+        }
+    }
+
+    /// Reads a whole number of at least 1.
+    fn whole<T: TryFrom<u64>>(&self, name: &str) -> Result<Option<T>> {
+        self.get(name).map(|text| whole(&self.subject(name), text, 1)).transpose()
+    }
+
+    fn model_type(&self) -> Result<Option<ModelType>> {
+        self.get("type").map(|text| ModelType::parse(&self.subject("type"), text)).transpose()
+    }
+
+    /// Returns the interface: what is said, or what the type needs. Fails if both are said and differ.
+    fn api_format(&self) -> Result<ApiFormat> {
+        let named = self.get("api_format").filter(|text| !text.eq_ignore_ascii_case("openai"));
+        let named = named.map(str::parse::<ApiFormat>).transpose().map_err(|e| self.wrong(&e))?;
+        match (named, self.model_type()?) {
+            (None, Some(ModelType::Embedding)) => Ok(ApiFormat::Embeddings),
+            (None, _) => Ok(ApiFormat::Chat),
+            (Some(ApiFormat::Embeddings), Some(ModelType::Completion))
+            | (Some(ApiFormat::Chat | ApiFormat::Completions), Some(ModelType::Embedding)) => {
+                plan_err!("model {:?}: options api_format and type contradict each other; leave out api_format", self.model)
+            }
+            (Some(format), _) => Ok(format),
+        }
+    }
+
+    fn timeout(&self) -> Result<Option<Duration>> {
+        let Some(text) = self.get("timeout_seconds") else { return Ok(None) };
+        let subject = self.subject("timeout_seconds");
+        let seconds = number(&subject, text)?;
+        match Duration::try_from_secs_f64(seconds) {
+            Ok(timeout) if !timeout.is_zero() => Ok(Some(timeout)),
+            _ => plan_err!("{subject} must be a number of seconds above 0, not '{text}'"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn external(options: &[(&str, &str)]) -> Result<ExternalModel, String> {
+        let base = [("location", "https://a/v1"), ("model", "x")];
+        let all = base.iter().chain(options).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        ExternalModel::parse("m", all.collect()).map_err(|error| error.strip_backtrace())
+    }
+
+    #[track_caller]
+    fn refused(options: &[(&str, &str)], expected: &str) {
+        let error = external(options).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn options_take_effect() {
+        let model = external(&[
+            ("credential", "k"),
+            ("requests_per_minute", "30"),
+            ("tokens_per_minute", "2000"),
+            ("max_concurrency", "3"),
+            ("max_context", "4096"),
+            ("timeout_seconds", "0.5"),
+            ("max_retries", "0"),
+            ("structured_output", "guided"),
+            ("streaming", "on"),
+            ("extra_body", "{\"top_k\": 5}"),
+        ]);
+        let ExternalModel { config, credential } = model.unwrap();
+        assert_eq!(credential.as_deref(), Some("k"));
+        assert_eq!((config.requests_per_minute, config.tokens_per_minute), (Some(30), Some(2000)));
+        assert_eq!((config.max_concurrency, config.max_context, config.max_retries), (3, 4096, 0));
+        assert_eq!(
+            (config.request_timeout, config.connect_timeout),
+            (Duration::from_millis(500), Duration::from_millis(500))
+        );
+        assert_eq!((config.structured_output, config.streaming), (StructuredOutput::Guided, true));
+        assert_eq!(config.extra_body["top_k"], 5);
+        assert!(config.credential.is_none());
+    }
+
+    #[test]
+    fn the_type_chooses_the_interface() {
+        let format = |options: &[(&str, &str)]| external(options).map(|model| model.config.api_format);
+        assert_eq!(format(&[]), Ok(ApiFormat::Chat));
+        assert_eq!(
+            format(&[("api_format", "openai"), ("type", "embedding"), ("dimensions", "8")]),
+            Ok(ApiFormat::Embeddings)
+        );
+        assert_eq!(format(&[("api_format", "completions")]), Ok(ApiFormat::Completions));
+        refused(&[("api_format", "chat"), ("type", "embedding")], "contradict each other");
+        refused(&[("dimensions", "8")], "belongs to a model of type = 'embedding'");
+    }
+
+    #[test]
+    fn wrong_options_are_told() {
+        refused(&[("locaton", "x")], "model \"m\" has no option locaton; did you mean location?");
+        refused(&[("type", "vision")], "option type must be 'completion' or 'embedding', not 'vision'");
+        refused(&[("max_concurrency", "0")], "option max_concurrency must be a whole number of at least 1, not '0'");
+        refused(&[("timeout_seconds", "-1")], "option timeout_seconds must be a number of seconds above 0, not '-1'");
+        refused(&[("model", "y")], "option model is given twice");
+        refused(&[("extra_body", "[1]")], "option extra_body must be a JSON object");
+        refused(&[("api_format", "grpc")], "api_format is chat, completions or embeddings");
+        let missing = ExternalModel::parse("m", vec![]).unwrap_err().to_string();
+        assert!(missing.contains("needs the option location"), "{missing}");
+        let local = LocalOptions::parse("m", vec![("dtyp".into(), "x".into())]).unwrap_err().to_string();
+        assert!(local.contains("has no option dtyp"), "{local}");
+    }
+}

@@ -1,0 +1,43 @@
+//! `ai_usage()`: what each call of each query has cost, also while it runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use datafusion::arrow::array::RecordBatch;
+use datafusion::common::Result;
+
+use super::columns::Columns;
+use super::table::SystemTable;
+use crate::operators::NodeStats;
+use crate::queries::QueryLog;
+
+type Row = (u64, Arc<NodeStats>);
+
+pub(super) fn table(queries: &Arc<QueryLog>) -> Result<SystemTable> {
+    let queries = Arc::clone(queries);
+    let rows = move |_| -> Vec<Row> {
+        let of_query = |query: &Arc<crate::queries::QueryRecord>| {
+            let id = query.id;
+            query.nodes().into_iter().map(move |node| (id, node))
+        };
+        queries.list().iter().flat_map(of_query).collect()
+    };
+    SystemTable::try_new("ai_usage", columns, rows)
+}
+
+fn columns(rows: &[Row]) -> Result<RecordBatch> {
+    let read = |counter: &AtomicU64| Some(counter.load(Ordering::Relaxed));
+    Columns::of(rows)
+        .count("query_id", |(query, _)| Some(*query))
+        .count("node_id", |(_, node)| Some(u64::from(node.id)))
+        .text("function", |(_, node)| Some(node.function.as_str()))
+        .count("rows", |(_, node)| read(&node.rows))
+        .count("distinct_rows", |(_, node)| read(&node.distinct))
+        .count("calls", |(_, node)| read(&node.calls))
+        .count("cache_hits", |(_, node)| read(&node.memo_hits))
+        .count("prompt_tokens", |(_, node)| read(&node.prompt_tokens))
+        .count("cached_tokens", |(_, node)| read(&node.cached_tokens))
+        .count("output_tokens", |(_, node)| read(&node.output_tokens))
+        .count("errors", |(_, node)| read(&node.failed_rows))
+        .finish()
+}
