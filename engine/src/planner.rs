@@ -17,7 +17,7 @@ use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
-use refrain_udf::{Cache, Settings};
+use refrain_udf::{Cache, Function, Settings};
 
 use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
@@ -95,7 +95,13 @@ impl ExtensionPlanner for LlmPlanner {
         for node_call in &node.calls {
             let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
             let options = node_call.call.options.resolve(&settings);
-            let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
+            let (named, wanted) = match node_call.call.function {
+                Function::Embed => {
+                    (node_call.call.options.model.as_deref().or(settings.embedding_model.as_deref()), ModelType::Embedding)
+                }
+                _ => (options.model.as_deref(), ModelType::Completion),
+            };
+            let model = self.models.resolve(named, wanted)?;
             self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
             calls.push(Arc::new(PhysicalCall {
                 inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,

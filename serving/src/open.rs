@@ -40,11 +40,33 @@ pub fn open_model(path: impl AsRef<Path>) -> Result<OpenedModel> {
     })
 }
 
+/// Returns whether a folder holds an embedding model. Only config.json is read; a folder that cannot be read holds none.
+pub fn is_embedding_folder(path: impl AsRef<Path>) -> bool {
+    folder_kind(path.as_ref()).is_ok_and(|kind| kind != FolderKind::Completion)
+}
+
 impl EmbeddingModel {
     /// Returns the length of the model's vectors.
     pub fn dimensions(&self) -> u32 {
         // Checked to be small when the configuration was read.
         self.0.config.hidden_size as u32
+    }
+
+    /// Returns the longest input, in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.0.config.max_tokens
+    }
+
+    /// Returns the model with inputs of at most so many tokens, if that is less than its own limit.
+    pub fn with_max_tokens(mut self, max_tokens: Option<usize>) -> Self {
+        let limit = &mut self.0.config.max_tokens;
+        *limit = max_tokens.unwrap_or(*limit).clamp(1, *limit);
+        self
+    }
+
+    /// Returns the digest of weights, tokenizer and configuration.
+    pub fn digest(&self) -> &str {
+        &self.0.digest
     }
 
     /// Returns the model's tokenizer.

@@ -7,6 +7,7 @@ mod bad_input;
 mod bundled_model;
 mod cancellation;
 mod chat_server;
+mod embeddings;
 mod explain;
 mod external_models;
 mod layering;

@@ -174,7 +174,7 @@ impl Asker {
         self.stats.cached_tokens.fetch_add(u64::from(usage.cached), Ordering::Relaxed);
         self.stats.output_tokens.fetch_add(u64::from(usage.output), Ordering::Relaxed);
         let answer = result.map_err(|failure| Failure { reason: failure.reason(), message: failure.to_string() })?;
-        self.call.call.task.parse(&answer.text).map_err(|message| Failure { reason: "schema", message })
+        self.call.call.task.read(answer).map_err(|message| Failure { reason: "schema", message })
     }
 }
 

@@ -107,7 +107,7 @@ fn open_weights(folder: &Path) -> Result<SafetensorsFiles> {
 /// Finds out what the names of tensors begin with. Models with a head keep the encoder under the name of its family.
 fn tensor_prefix(weights: &SafetensorsFiles) -> String {
     let holds_words = |prefix: &&str| weights.contains(&format!("{prefix}embeddings.word_embeddings.weight"));
-    ["", "bert.", "roberta."].iter().find(holds_words).unwrap_or(&"").to_string()
+    ["", "bert.", "roberta."].into_iter().find(holds_words).unwrap_or_default().to_owned()
 }
 
 /// Reads a config.json. The error says what is wrong with the file.
