@@ -14,7 +14,7 @@ use refrain_serving::device::Device;
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
 use refrain_serving::load::{self, LoadedModel};
 use refrain_serving::local::{LocalBackend, LocalConfig};
-use refrain_serving::open::{OpenedModel, is_embedding_folder, open_model};
+use refrain_serving::open::{EmbeddingOptions, OpenedModel, is_embedding_folder, open_model};
 use refrain_serving::remote::{MessageTokenizer, RemoteBackend};
 use refrain_serving::{Backend, Error as ServingError, ModelKind, Tokenizer};
 use refrain_udf::{EmbeddingSource, TokenizerSource};
@@ -524,7 +524,11 @@ fn start(
             match open_model(path)? {
                 OpenedModel::Completion(model) => model,
                 OpenedModel::Embedding(model) => {
-                    let backend = model.with_max_tokens(options.max_context).start(device.threads)?;
+                    let backend = model.start(EmbeddingOptions {
+                        threads: device.threads,
+                        kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES),
+                        max_tokens: options.max_context,
+                    })?;
                     progress.done.store(bytes, Ordering::Relaxed);
                     return Ok(backend);
                 }

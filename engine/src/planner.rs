@@ -17,6 +17,7 @@ use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
+use refrain_serving::Sampling;
 use refrain_udf::{Cache, Function, Settings};
 
 use crate::model_options::ModelType;
@@ -94,7 +95,11 @@ impl ExtensionPlanner for LlmPlanner {
         let mut calls = Vec::with_capacity(node.calls.len());
         for node_call in &node.calls {
             let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
-            let options = node_call.call.options.resolve(&settings);
+            let mut options = node_call.call.options.resolve(&settings);
+            if node_call.call.function == Function::Embed {
+                // Nothing is drawn and nothing is written.
+                (options.sampling, options.max_tokens) = (Sampling::GREEDY, 1);
+            }
             let (named, wanted) = match node_call.call.function {
                 Function::Embed => {
                     (node_call.call.options.model.as_deref().or(settings.embedding_model.as_deref()), ModelType::Embedding)

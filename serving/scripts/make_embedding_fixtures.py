@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+from transformers import (AutoModel, AutoTokenizer, BertConfig, BertModel, MistralConfig, MistralModel, PreTrainedTokenizerFast,
+                          Qwen3Config, Qwen3Model)
 
 TEXTS = [
     "a b", "the red fox", "", "The RED fox, unheard-of!", "fox " * 20, "b", "Größe 東京 🦊", "say [SEP] and [CLS]", "x\ty\n z",
@@ -51,7 +52,7 @@ SENTENCES = [
 
 def real_texts():
     """Returns 55 texts of one to about 250 tokens."""
-    long = [" ".join(SENTENCES[i:i + n]) for i, n in [(0, 4), (2, 5), (22, 6), (26, 4), (0, 7)]]
+    long = [" ".join(SENTENCES[i:i + n]) for i, n in [(0, 4), (2, 5), (22, 6), (17, 11), (20, 10)]]
     pairs = [f"{a} {b}" for a, b in zip(SENTENCES[:20], SENTENCES[10:])]
     return SENTENCES + pairs + long
 
@@ -69,7 +70,7 @@ def bert_tokenizer(words):
         mask_token="[MASK]", model_max_length=64)
 
 
-def qwen_tokenizer():
+def decoder_tokenizer():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate(alphabet)}
     merges = [("f", "o"), ("fo", "x"), ("Ġ", "fox"), ("t", "h"), ("th", "e")]
@@ -152,17 +153,20 @@ def tiny(folder):
     torch.manual_seed(0)
     words = ["a", "b", "the", "red", "fox", "##es", "un", "##heard", "of", "-", "!", ",", "[", "]", "sep", "cls", "say", "and",
              "x", "y", "z", "gr", "##o", "##ße", "東", "京"]
-    common = dict(vocab_size=len(words) + 5, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-                  max_position_embeddings=64)
-    write(folder / "bert", randomise(BertModel(BertConfig(**common), add_pooling_layer=False), 1), bert_tokenizer(words), "mean",
-          "mean_tokens", 48)
-    tanh = BertModel(BertConfig(**common, hidden_act="gelu_new", layer_norm_eps=1e-5), add_pooling_layer=False)
-    write(folder / "bert-cls", randomise(tanh, 2), bert_tokenizer(words), "cls", "cls_token", 64)
-    tokenizer = qwen_tokenizer()
-    qwen = Qwen3Config(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                       num_key_value_heads=2, head_dim=8, intermediate_size=40, max_position_embeddings=128,
-                       tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    common = dict(vocab_size=len(words) + 5, max_position_embeddings=64, num_attention_heads=4)
+    bert = BertConfig(**common, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
+    write(folder / "bert", randomise(BertModel(bert, add_pooling_layer=False), 1), bert_tokenizer(words), "mean", "mean_tokens", 48)
+    tanh = BertConfig(**common, hidden_size=20, num_hidden_layers=1, intermediate_size=24, hidden_act="gelu_new",
+                      layer_norm_eps=1e-5)
+    write(folder / "bert-cls", randomise(BertModel(tanh, add_pooling_layer=False), 2), bert_tokenizer(words), "cls", "cls_token", 64)
+    tokenizer = decoder_tokenizer()
+    common = dict(vocab_size=len(tokenizer), num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                  max_position_embeddings=128, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    qwen = Qwen3Config(**common, hidden_size=24, num_hidden_layers=2, intermediate_size=32, tie_word_embeddings=True)
     write(folder / "qwen3", randomise(Qwen3Model(qwen), 3), tokenizer, "last", "lasttoken", 128)
+    mistral = MistralConfig(**common, hidden_size=24, num_hidden_layers=2, intermediate_size=32, sliding_window=None)
+    write(folder / "mistral", randomise(MistralModel(mistral), 4), tokenizer, "last", "lasttoken", 100)
+    # As the published folders of Qwen3-Embedding name it; those of E5-Mistral keep the model's own name.
     config = json.loads((folder / "qwen3" / "config.json").read_text())
     config["architectures"] = ["Qwen3ForCausalLM"]
     (folder / "qwen3" / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -39,7 +39,7 @@ pub mod tokenizer;
 
 pub use backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 pub use error::{Error, Result};
-pub use open::{EmbeddingModel, OpenedModel, open_model};
+pub use open::{EmbeddingModel, EmbeddingOptions, OpenedModel, open_model};
 pub use request::{
     Answer, Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling, Segment, TokenId,
     TokenLogprobs, Usage,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::executor::block_on;
 use refrain_serving::{
-    Backend, Batch, Error, ModelKind, OpenedModel, OutputShape, Request, RequestId, RowFailure, Sampling, TokenId,
-    open_model,
+    Backend, Batch, EmbeddingOptions, Error, ModelKind, OpenedModel, OutputShape, Request, RequestId, RowFailure, Sampling,
+    TokenId, open_model,
 };
 use serde::Deserialize;
 
@@ -33,7 +33,10 @@ fn expected(folder: &Path) -> Vec<Expected> {
 
 fn open(folder: &Path) -> Arc<dyn Backend> {
     match open_model(folder).unwrap() {
-        OpenedModel::Embedding(model) => model.start(NonZeroUsize::new(2)).unwrap(),
+        OpenedModel::Embedding(model) => {
+            let threads = NonZeroUsize::new(2);
+            model.start(EmbeddingOptions { threads, kv_bytes: 4 << 20, max_tokens: None }).unwrap()
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -97,6 +100,35 @@ fn mean_pooling_and_the_error_function() {
 #[test]
 fn cls_pooling_and_the_hyperbolic_tangent() {
     check(&fixture("bert-cls"));
+}
+
+#[test]
+fn the_last_token_of_a_decoder() {
+    check(&fixture("mistral"));
+}
+
+#[test]
+fn the_last_token_of_qwen3() {
+    check(&fixture("qwen3"));
+}
+
+#[test]
+fn a_decoder_shares_prefixes_and_writes_nothing() {
+    let backend = open(&fixture("mistral"));
+    let texts = (0..40).map(|i| prompt(backend.as_ref(), &format!("{} {i}", "the red fox ".repeat(5))));
+    let vectors = embed(backend.as_ref(), texts.clone().collect(), Some(7));
+    for (text, vector) in texts.zip(vectors) {
+        assert_eq!(embed(backend.as_ref(), vec![text], Some(7)), [vector]);
+    }
+    let stats = backend.stats();
+    assert_eq!((stats.output_tokens, stats.completed, stats.pending), (0, 80, 0));
+    assert!(stats.cached_tokens > stats.prompt_tokens / 3, "{stats:?}");
+    let long = prompt(backend.as_ref(), &"z".repeat(100));
+    assert_eq!(embed(backend.as_ref(), vec![long], None), [Err(RowFailure::Overflow { tokens: 102, limit: 101 })]);
+    let mut text = batch(vec![prompt(backend.as_ref(), "a")], None);
+    text.requests[0].shape = Arc::new(OutputShape::Text);
+    let answers: Vec<_> = block_on(backend.submit(text).collect());
+    assert!(matches!(&answers[..], [Err(Error::Invalid(reason))] if reason.contains("the model embeds")), "{answers:?}");
 }
 
 #[test]

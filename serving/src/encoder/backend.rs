@@ -132,11 +132,12 @@ impl EncoderBackend {
     }
 }
 
-/// Fails unless the shape is a vector that a model with vectors of `dimensions` can give.
-pub(crate) fn check_shape(shape: &OutputShape, dimensions: u32) -> Result<()> {
+/// Returns how many leading dimensions are kept, all for `None`. Fails unless the shape is a vector that a model with vectors of
+/// `dimensions` can give.
+pub(crate) fn check_shape(shape: &OutputShape, dimensions: u32) -> Result<Option<u32>> {
     match shape {
-        OutputShape::Embedding { dimensions: None } => Ok(()),
-        OutputShape::Embedding { dimensions: Some(kept) } if (1..=dimensions).contains(kept) => Ok(()),
+        OutputShape::Embedding { dimensions: None } => Ok(None),
+        OutputShape::Embedding { dimensions: Some(kept) } if (1..=dimensions).contains(kept) => Ok(Some(*kept)),
         OutputShape::Embedding { dimensions: Some(kept) } => Err(Error::Invalid(format!(
             "a vector of {kept} dimensions was asked for, and the model gives 1 to {dimensions}"
         ))),

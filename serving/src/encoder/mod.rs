@@ -9,5 +9,6 @@ mod engine;
 mod tests;
 mod vector;
 
+pub(crate) use backend::check_shape;
 pub use backend::{EncoderBackend, EncoderConfig as EncoderBackendConfig};
 pub use vector::unit_vector;

@@ -55,38 +55,45 @@ pub fn load_encoder(folder: impl AsRef<Path>) -> Result<LoadedEncoder> {
     let text = read_text(&path, CONFIG_MAX)?;
     let sentence = SentenceConfig::read(folder)?;
     let mut config = parse(&text, &sentence).map_err(|reason| weights_error(&path, reason))?;
-    let tokenizer_config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     if sentence.max_tokens.is_none()
-        && let Some(limit) = tokenizer_config.1["model_max_length"].as_u64()
+        && let Some((_, json)) = read_json(&folder.join("tokenizer_config.json"))?
+        && let Some(limit) = json["model_max_length"].as_u64()
     {
-        // Where there is no limit the file has a number like 1e30.
+        // Where there is no limit the file has a number like 1e30, which is none here.
         config.max_tokens = config.max_tokens.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1);
     }
     let weights = open_weights(folder)?;
     config.tensor_prefix = tensor_prefix(&weights);
     config.tensors().iter().try_for_each(|(name, shape)| weights.check(name, shape))?;
-
-    let tokenizer_path = folder.join("tokenizer.json");
-    if !tokenizer_path.exists() {
-        return Err(weights_error(
-            &tokenizer_path,
-            "the file is missing: copy it from the model's page, or convert vocab.txt with \
-             transformers: AutoTokenizer.from_pretrained('folder').save_pretrained('folder')",
-        ));
-    }
-    let tokenizer_text = read_text(&tokenizer_path, TOKENIZER_MAX)?;
-    let tokenizer =
-        EmbeddingTokenizer::new(&tokenizer_text, config.vocab_size, sentence.lower_case).map_err(|error| match error {
-            Error::Invalid(reason) => weights_error(&tokenizer_path, reason),
-            other => other,
-        })?;
-    let mut texts = sentence.texts;
-    texts.extend([text, tokenizer_config.0, tokenizer_text]);
+    let (tokenizer, texts) = read_tokenizer(folder, config.vocab_size, sentence.lower_case)?;
+    let texts: Vec<String> = sentence.texts.into_iter().chain([text]).chain(texts).collect();
     let digest = digest_of(&texts, &weights)?;
     Ok(LoadedEncoder { config, weights: Box::new(weights), tokenizer: Arc::new(tokenizer), digest })
 }
 
-fn open_weights(folder: &Path) -> Result<SafetensorsFiles> {
+/// Reads the tokenizer of an embedding model, and returns the texts of its files as well.
+pub(super) fn read_tokenizer(
+    folder: &Path,
+    vocab_size: usize,
+    lower_case: bool,
+) -> Result<(EmbeddingTokenizer, [String; 2])> {
+    let path = folder.join("tokenizer.json");
+    if !path.exists() {
+        let reason = "the file is missing: copy it from the model's page, or convert vocab.txt with transformers: \
+            AutoTokenizer.from_pretrained('folder').save_pretrained('folder')";
+        return Err(weights_error(&path, reason));
+    }
+    let text = read_text(&path, TOKENIZER_MAX)?;
+    let tokenizer = EmbeddingTokenizer::new(&text, vocab_size, lower_case).map_err(|error| match error {
+        Error::Invalid(reason) => weights_error(&path, reason),
+        other => other,
+    })?;
+    let (config, _) = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    Ok((tokenizer, [config, text]))
+}
+
+/// Opens the safetensors files of an embedding model.
+pub(super) fn open_weights(folder: &Path) -> Result<SafetensorsFiles> {
     let has_safetensors = std::fs::read_dir(folder).is_ok_and(|mut files| {
         files.any(|file| file.is_ok_and(|file| file.path().extension().is_some_and(|e| e == "safetensors")))
     });

@@ -14,11 +14,15 @@ pub(crate) enum FolderKind {
     Completion,
     /// An encoder that makes vectors.
     Encoder,
+    /// A decoder that makes vectors.
+    EmbeddingDecoder,
 }
 
 /// Tells the kind of a model. A path that is no folder, or has no config.json, is left to the loader of decoders and its messages.
 pub(crate) fn folder_kind(path: &Path) -> Result<FolderKind> {
-    let config = read_json(&path.join("config.json"))?;
-    let encodes = config.is_some_and(|(_, json)| is_encoder(&json) || is_sentence_folder(path));
-    Ok(if encodes { FolderKind::Encoder } else { FolderKind::Completion })
+    Ok(match read_json(&path.join("config.json"))? {
+        Some((_, config)) if is_encoder(&config) => FolderKind::Encoder,
+        Some(_) if is_sentence_folder(path) => FolderKind::EmbeddingDecoder,
+        _ => FolderKind::Completion,
+    })
 }

@@ -7,6 +7,7 @@
 #[cfg(feature = "bundled-model")]
 pub mod bundled;
 pub mod chat_template;
+mod embedding_decoder;
 mod embedding_tokenizer;
 mod encoder;
 pub mod folder;
@@ -23,6 +24,7 @@ mod weights;
 #[cfg(feature = "bundled-model")]
 pub use bundled::{BundledModel, bundled};
 pub use chat_template::ChatTemplate;
+pub use embedding_decoder::{LoadedEmbeddingDecoder, load_embedding_decoder};
 pub use embedding_tokenizer::EmbeddingTokenizer;
 pub use encoder::{LoadedEncoder, load_encoder};
 pub use folder::{LoadedModel, load_folder};

@@ -12,8 +12,9 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::engine::{Command, CompileShape, Engine, EngineThread};
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
-use crate::constraint::ConstraintCompiler;
+use crate::constraint::{ConstraintCompiler, Hidden};
 use crate::device::Device;
+use crate::encoder::check_shape;
 use crate::error::{Error, Result};
 use crate::request::{Batch, OutputShape};
 use crate::scheduler::{OpenConstraint, SchedulerConfig};
@@ -28,13 +29,15 @@ pub struct LocalConfig {
     pub model_digest: String,
     /// Most batches that may be submitted between two steps; further ones fail at once.
     pub queued_batches: usize,
+    /// For a model that makes vectors of the last token's state: their length. It answers nothing else.
+    pub embedding: Option<u32>,
 }
 
 impl LocalConfig {
     /// Returns the usual configuration for a model.
     pub fn new(max_context: usize, model_digest: impl Into<String>) -> Self {
         let (scheduler, model_digest) = (SchedulerConfig::new(max_context), model_digest.into());
-        LocalConfig { scheduler, model_digest, queued_batches: 4096 }
+        LocalConfig { scheduler, model_digest, queued_batches: 4096, embedding: None }
     }
 }
 
@@ -70,6 +73,10 @@ impl LocalBackend {
         tokenizer: Arc<dyn Tokenizer>,
         config: LocalConfig,
     ) -> Result<Self> {
+        if let Some(dimensions) = config.embedding {
+            let compile = move |shape: &OutputShape| open_vector(shape, dimensions);
+            return LocalBackend::start_with(open, tokenizer, Box::new(compile), config);
+        }
         let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer));
         let compile = move |shape: &OutputShape| {
             let factory = compiler.compile(shape)?;
@@ -111,10 +118,14 @@ impl LocalBackend {
         };
         let capabilities = Capabilities {
             device,
-            max_context: config.scheduler.max_context,
+            // Of a vector nothing is written, which the scheduler leaves one place for.
+            max_context: config.scheduler.max_context - usize::from(config.embedding.is_some()),
             prefix_granularity: 1,
             model_digest: config.model_digest,
-            kind: ModelKind::Completion,
+            kind: match config.embedding {
+                Some(_) => ModelKind::Embedding { dimensions: config.embedding },
+                None => ModelKind::Completion,
+            },
             token_scale: 1.0,
         };
         let (commands, thread, next_id) = (Some(commands), Some(thread), AtomicU64::new(0));
@@ -141,6 +152,12 @@ impl LocalBackend {
         }
         Ok(())
     }
+}
+
+/// Opens the constraint of a vector. Fails for any other shape.
+fn open_vector(shape: &OutputShape, dimensions: u32) -> Result<OpenConstraint> {
+    let dimensions = check_shape(shape, dimensions)?;
+    Ok(Arc::new(move || Box::new(Hidden { dimensions })))
 }
 
 impl Backend for LocalBackend {

@@ -129,7 +129,12 @@ impl Device for FakeDevice {
         }
         let sampled = plan.sample.iter().map(|sample| choose_of(plan, sample, hashes[sample.token as usize].hash)).collect();
         let ticket = StepTicket(self.steps);
-        self.results.insert(ticket, StepResult { sampled, top_logits: vec![Vec::new(); plan.sample.len()] });
+        let hidden = plan.sample.iter().map(|sample| match sample.allowed {
+            Allowed::Hidden => state(hashes[sample.token as usize].hash),
+            _ => Vec::new(),
+        });
+        let (top_logits, hidden) = (vec![Vec::new(); plan.sample.len()], hidden.collect());
+        self.results.insert(ticket, StepResult { sampled, top_logits, hidden });
         Ok(ticket)
     }
 
@@ -146,7 +151,7 @@ impl Device for FakeDevice {
 
 fn choose_of(plan: &StepPlan, sample: &SampleRow, hash: u64) -> TokenId {
     let allowed: Vec<TokenId> = match &sample.allowed {
-        Allowed::All => (0..VOCAB).collect(),
+        Allowed::All | Allowed::Hidden => (0..VOCAB).collect(),
         Allowed::Candidates(range) => plan.candidates[range.start as usize..range.end as usize].to_vec(),
         Allowed::Mask(range) => set_bits(&plan.masks[range.start as usize..range.end as usize]),
     };
@@ -157,6 +162,11 @@ fn choose_of(plan: &StepPlan, sample: &SampleRow, hash: u64) -> TokenId {
 pub(crate) fn choose(hash: u64, seed: u64, draw: u32, allowed: &[TokenId]) -> TokenId {
     let draw = extend(extend(hash, seed as u32), draw);
     allowed[(draw >> 33) as usize % allowed.len()]
+}
+
+/// The state of a token: what the device returns, and what a test expects. Exact in f32, and different for different prefixes.
+pub(crate) fn state(hash: u64) -> Vec<f32> {
+    vec![(hash >> 41) as f32, 1.0, 2.0]
 }
 
 /// Returns the tokens whose bit is set.

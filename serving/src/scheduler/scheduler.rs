@@ -25,7 +25,9 @@ use super::run::Run;
 use super::step_builder::StepBuilder;
 use super::waiting::{WaitingBatch, Work};
 use crate::backend::{BatchId, Stats};
+use crate::constraint::Next;
 use crate::device::PoolSpec;
+use crate::encoder::unit_vector;
 use crate::error::{Error, Result};
 use crate::request::{RequestId, TokenId, Usage};
 use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
@@ -64,7 +66,7 @@ pub(super) struct InFlight {
 }
 
 /// A row that came to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Finished {
     /// Its batch.
     pub batch: BatchId,
@@ -77,7 +79,7 @@ pub struct Finished {
 }
 
 /// The end of a row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The tokens of its answer, and why there are no more.
     Answer {
@@ -86,6 +88,8 @@ pub enum Outcome {
         /// Why it ended.
         ending: Ending,
     },
+    /// The vector that was asked for, of unit length.
+    Vector(Vec<f32>),
     /// The row can never run.
     Overflow {
         /// Tokens that it needs.
@@ -181,8 +185,15 @@ impl Scheduler {
             let (got, wanted) = (result.sampled.len(), samples.len());
             return Err(Error::Device(format!("the device chose {got} tokens of {wanted}")));
         }
-        for (id, token) in samples.into_iter().zip(&result.sampled) {
+        for (sample, (id, token)) in samples.into_iter().zip(&result.sampled).enumerate() {
             let Some(row) = self.rows.get_mut(&id) else { continue };
+            if let Next::Hidden { dimensions } = row.answer.allowed {
+                let Some(state) = result.hidden.get(sample).filter(|state| !state.is_empty()) else {
+                    return Err(Error::Device("the device gave no state where one was asked for".to_string()));
+                };
+                self.finish_vector(id, unit_vector(state.clone(), dimensions));
+                continue;
+            }
             if let Some(ending) = row.answer.take(*token, &self.end_tokens) {
                 self.finish(id, ending);
             }
@@ -246,6 +257,13 @@ impl Scheduler {
         self.tree.unlock(row.leaf, &mut self.pool);
         self.slots.push(row.slot);
         row
+    }
+
+    /// Ends a running row with its vector.
+    fn finish_vector(&mut self, id: RowId, vector: Vec<f32>) {
+        let row = self.release(id);
+        let usage = row.usage();
+        self.conclude(row.batch, row.answer.id, Outcome::Vector(vector), usage);
     }
 
     /// Ends a running row.
