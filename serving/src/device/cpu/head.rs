@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::aligned::AlignedVec;
 use super::forward::{Buffers, Decoder};
-use super::gemm::{GemmScratch, PackedMatrix};
+use super::gemm::GemmScratch;
+use super::panels::PackedMatrix;
 use super::sampler::{Scored, choose, greedy, keep_largest};
 use crate::request::TokenId;
 use crate::step::{Allowed, SampleRow, StepPlan, StepResult};

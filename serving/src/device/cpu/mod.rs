@@ -15,7 +15,8 @@
 //! | `weights` | tensors into panels, embedding rows |
 //! | `kv` | the page pool: layout, writes, copies |
 //! | `attention` | paged causal attention |
-//! | `gemm` | packed matrices and their product |
+//! | `panels` | packed matrices, at 32, 16 or 8 bits a value |
+//! | `gemm` | their product with activations |
 //! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
 //! | `encoder` | encoders for embeddings, over the same kernels |
 //! | `bench` | one matrix product, for examples/cpu_bench.rs |
@@ -33,6 +34,7 @@ mod forward;
 mod gemm;
 mod head;
 mod kv;
+mod panels;
 #[cfg(test)]
 mod reference;
 mod rmsnorm;

@@ -1,4 +1,4 @@
-//! An encoder's tensors: projections as f32 panels, embeddings as stored.
+//! An encoder's tensors: projections in panels, embeddings as stored.
 
 use pulp::Arch;
 
@@ -91,7 +91,7 @@ impl Reader<'_> {
             tables.push(self.table(&format!("{name}.weight"), outputs, inputs)?);
             bias.extend(self.vector(&format!("{name}.bias"), outputs)?);
         }
-        Ok(Projection { matrix: pack(self.arch, &tables.iter().collect::<Vec<_>>()), bias })
+        Ok(Projection { matrix: pack(self.arch, &tables), bias })
     }
 
     fn layer_norm(self, name: &str) -> Result<LayerNorm> {
