@@ -17,7 +17,7 @@ use crate::tokenizer::Tokenizer;
 
 /// How an embedding model runs.
 #[derive(Clone, Debug)]
-pub struct EncoderConfig {
+pub struct EncoderBackendConfig {
     /// The longest input, in tokens; longer ones fail with [`RowFailure::Overflow`](crate::RowFailure::Overflow).
     pub max_tokens: usize,
     /// Length of the model's vectors.
@@ -30,10 +30,16 @@ pub struct EncoderConfig {
     pub queued_batches: usize,
 }
 
-impl EncoderConfig {
+impl EncoderBackendConfig {
     /// Returns the usual configuration for a model.
     pub fn new(max_tokens: usize, dimensions: u32, model_digest: impl Into<String>) -> Self {
-        EncoderConfig { max_tokens, dimensions, model_digest: model_digest.into(), step_tokens: 1024, queued_batches: 4096 }
+        EncoderBackendConfig {
+            max_tokens,
+            dimensions,
+            model_digest: model_digest.into(),
+            step_tokens: 1024,
+            queued_batches: 4096,
+        }
     }
 }
 
@@ -68,9 +74,9 @@ impl EncoderBackend {
     pub fn start(
         open: impl FnOnce() -> Result<Box<dyn EncoderDevice>> + Send + 'static,
         tokenizer: Arc<dyn Tokenizer>,
-        config: EncoderConfig,
+        config: EncoderBackendConfig,
     ) -> Result<Self> {
-        let EncoderConfig { max_tokens, dimensions, model_digest, step_tokens, queued_batches } = config;
+        let EncoderBackendConfig { max_tokens, dimensions, model_digest, step_tokens, queued_batches } = config;
         if step_tokens == 0 {
             return Err(Error::Invalid("step_tokens must be above 0".to_string()));
         }

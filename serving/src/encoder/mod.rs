@@ -10,5 +10,5 @@ mod tests;
 mod vector;
 
 pub(crate) use backend::check_shape;
-pub use backend::{EncoderBackend, EncoderConfig as EncoderBackendConfig};
+pub use backend::{EncoderBackend, EncoderBackendConfig};
 pub use vector::unit_vector;

@@ -21,6 +21,7 @@ mod tests {
         assert_eq!(unit_vector(vec![3.0, 4.0, 12.0], Some(2)), [0.6, 0.8]);
         assert_eq!(unit_vector(vec![0.0, -2.0], None), [0.0, -1.0]);
         assert_eq!(unit_vector(vec![0.0, 0.0], None), [0.0, 0.0]);
-        assert_eq!(unit_vector(vec![3e30, 4e30], Some(9)), [0.6, 0.8]);
+        let huge = 2.0f32.powi(120);
+        assert_eq!(unit_vector(vec![3.0 * huge, 4.0 * huge], Some(9)), [0.6, 0.8]);
     }
 }

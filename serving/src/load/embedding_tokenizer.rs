@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::tokenizer::{added_tokens, build, remove_added_tokens};
 use crate::error::{Error, Result};
@@ -38,6 +38,9 @@ impl EmbeddingTokenizer {
     pub fn new(tokenizer_json: &str, vocab_size: usize, lower_case: bool) -> Result<Self> {
         let mut json: Value = serde_json::from_str(tokenizer_json)
             .map_err(|error| Error::Invalid(format!("the tokenizer is not JSON: {error}")))?;
+        if !json.is_object() {
+            return Err(Error::Invalid("the tokenizer is no JSON object".to_string()));
+        }
         let added = added_tokens(&json);
         json["truncation"] = Value::Null;
         json["padding"] = Value::Null;
@@ -164,6 +167,8 @@ fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Vec<TokenId> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// A WordPiece tokenizer of a few words, in the form that BERT models have.

@@ -180,7 +180,7 @@ impl MockBackend {
             }
             MockReply::Fail(failure) => Err(failure),
             MockReply::Text(text) => self.finish(request, &text),
-            _ if self.dimensions.is_some() => self.finish(request, &self.tokenizer.decode(&request.prompt.concat())),
+            _ if self.dimensions.is_some() => self.finish(request, &self.tokenizer.user_text(&request.prompt.concat())),
             MockReply::Seeded | MockReply::After(..) => match answer(&request.shape, draws) {
                 Some(text) => self.finish(request, &text),
                 None => Err(RowFailure::Schema(String::new())),

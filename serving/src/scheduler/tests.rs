@@ -7,10 +7,10 @@ use proptest::prelude::*;
 
 use super::fake_device::{END, FakeDevice, VOCAB, choose, extend, set_bits, state};
 use super::row::AnswerState;
-use super::test_constraints::{any_text, labels};
+use super::test_constraints::{any_text, labels, vector};
 use super::*;
 use crate::backend::BatchId;
-use crate::constraint::{Hidden, Next};
+use crate::constraint::Next;
 use crate::device::{Device, PoolSpec};
 use crate::encoder::unit_vector;
 use crate::request::{OutputShape, Request, RequestId, Sampling, TokenId};
@@ -25,7 +25,7 @@ fn job(id: u32, prompt: &[TokenId], shape: u8, max_tokens: u32) -> Job {
         2 => labels(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 5, 6, 7, 7, 1]], false),
         3 => labels(&[&[3, 3, 3, 1], &[4, 4], &[4, 4, 4]], true),
         4 => labels(&[&[5, 6]], false),
-        _ => Arc::new(|| Box::new(Hidden { dimensions: Some(2) })),
+        _ => vector(2),
     };
     let middle = prompt.len() / 2;
     let prompt = vec![prompt[..middle].into(), prompt[middle..].into()];

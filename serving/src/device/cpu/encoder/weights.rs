@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-use super::super::gemm::PackedMatrix;
+use super::super::panels::PackedMatrix;
 use super::super::weights::{Table, pack, read_vector};
 use super::layernorm::LayerNorm;
 use crate::error::Result;
