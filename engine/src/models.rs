@@ -14,9 +14,10 @@ use refrain_serving::device::Device;
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
 use refrain_serving::load::{self, LoadedModel};
 use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::open::{EmbeddingOptions, OpenedModel, is_embedding_folder, open_model};
 use refrain_serving::remote::{MessageTokenizer, RemoteBackend};
 use refrain_serving::{Backend, Error as ServingError, ModelKind, Tokenizer};
-use refrain_udf::TokenizerSource;
+use refrain_udf::{EmbeddingSource, TokenizerSource};
 
 use crate::Error;
 use crate::loading::{CountedWeights, LazyBackend, LoadFacts, LoadProgress, Loading};
@@ -127,6 +128,8 @@ struct Model {
     /// Serves only while no other model is there.
     is_fallback: bool,
     tokenizer: OnceLock<Arc<dyn Tokenizer>>,
+    /// The length of its vectors, where its files were read for that alone.
+    dimensions: OnceLock<u32>,
     backend: Arc<LazyBackend>,
 }
 
@@ -135,6 +138,8 @@ struct Model {
 struct Described {
     max_context: usize,
     digest: String,
+    /// The length of its vectors, where it makes any.
+    dimensions: Option<u32>,
 }
 
 impl ModelCatalog {
@@ -167,17 +172,21 @@ impl ModelCatalog {
         }
         check_path(name, &path)?;
         let read = path.clone();
-        let reading = SpawnedTask::spawn_blocking(move || load::load_folder(read));
+        let reading = SpawnedTask::spawn_blocking(move || describe(&read));
         let reading = reading.join().await.map_err(|e| internal_datafusion_err!("reading a model failed: {e}"))?;
-        let LoadedModel { config, tokenizer, digest, weights: _ } = reading.map_err(own)?;
-        let limit = config.max_context;
+        let (described, tokenizer) = reading.map_err(own)?;
+        let limit = described.max_context;
+        let found = if described.dimensions.is_some() { ModelType::Embedding } else { ModelType::Completion };
+        if let Some(wanted) = options.model_type.filter(|wanted| *wanted != found) {
+            return plan_err!("model {name:?}: option type is '{wanted}', and the folder holds a model of type '{found}'");
+        }
         if let Some(wanted) = options.max_context.filter(|wanted| *wanted > limit) {
             return plan_err!("model {name:?}: option max_context = {wanted} is more than the model's own limit, {limit}");
         }
         let mut model = Model::new(name, ModelSource::Path(path), false);
-        model.options = options;
-        model.described = Some(Described { max_context: options.max_context.unwrap_or(limit), digest });
-        model.tokenizer = OnceLock::from(tokenizer as Arc<dyn Tokenizer>);
+        model.options = LocalOptions { model_type: Some(found), ..options };
+        model.described = Some(Described { max_context: options.max_context.unwrap_or(limit), ..described });
+        model.tokenizer = OnceLock::from(tokenizer);
         if self.is_wanted(name, existing)? {
             self.insert(model);
         }
@@ -356,19 +365,38 @@ impl TokenizerSource for ModelCatalog {
     }
 }
 
+impl EmbeddingSource for ModelCatalog {
+    fn dimensions(&self, model: Option<&str>) -> Result<Option<u32>> {
+        let model = self.model(&self.resolve(model, ModelType::Embedding)?)?;
+        if let Some(dimensions) = model.info().dimensions.or_else(|| model.dimensions.get().copied()) {
+            return Ok(Some(dimensions));
+        }
+        let ModelSource::Path(path) = &model.source else { return Ok(None) };
+        let (described, _) = describe(path).map_err(own)?;
+        Ok(described.dimensions.map(|dimensions| *model.dimensions.get_or_init(|| dimensions)))
+    }
+}
+
 impl Model {
     fn new(name: &str, source: ModelSource, is_fallback: bool) -> Self {
         let backend = match &source {
             ModelSource::Backend(backend) => LazyBackend::ready(Arc::clone(backend)),
             _ => LazyBackend::default(),
         };
+        let mut options = LocalOptions::default();
+        if let ModelSource::Path(path) = &source
+            && is_embedding_folder(path)
+        {
+            options.model_type = Some(ModelType::Embedding);
+        }
         Model {
             name: name.to_owned(),
             source,
-            options: LocalOptions::default(),
+            options,
             described: None,
             is_fallback,
             tokenizer: OnceLock::new(),
+            dimensions: OnceLock::new(),
             backend: Arc::new(backend),
         }
     }
@@ -406,7 +434,8 @@ impl Model {
             info.max_context = Some(model.config.max_context);
             info.dimensions = model.config.dimensions;
         }
-        if let Some(Described { max_context, digest }) = &self.described {
+        if let Some(Described { max_context, digest, dimensions }) = &self.described {
+            info.dimensions = *dimensions;
             info.max_context = Some(*max_context);
             info.digest = Some(digest.clone());
         }
@@ -456,10 +485,23 @@ fn own(error: ServingError) -> DataFusionError {
     Error::from(error).into()
 }
 
+/// Reads what the files of a model say of it, and its tokenizer.
+fn describe(path: &Path) -> refrain_serving::Result<(Described, Arc<dyn Tokenizer>)> {
+    Ok(match open_model(path)? {
+        OpenedModel::Completion(LoadedModel { config, tokenizer, digest, weights: _ }) => {
+            (Described { max_context: config.max_context, digest, dimensions: None }, tokenizer)
+        }
+        OpenedModel::Embedding(model) => {
+            let (max_context, digest) = (model.max_tokens(), model.digest().to_owned());
+            (Described { max_context, digest, dimensions: Some(model.dimensions()) }, model.tokenizer())
+        }
+    })
+}
+
 /// Reads a model's configuration and tokenizer; weights are read tensor by tensor later.
 fn load_tokenizer(source: &ModelSource) -> refrain_serving::Result<Arc<dyn Tokenizer>> {
     Ok(match source {
-        ModelSource::Path(path) => load::load_folder(path)?.tokenizer,
+        ModelSource::Path(path) => describe(path)?.1,
         #[cfg(feature = "bundled-model")]
         ModelSource::Bundled(name) => load::bundled(*name)?.tokenizer,
         ModelSource::External(_) => Arc::new(MessageTokenizer),
@@ -477,8 +519,20 @@ fn start(
 ) -> refrain_serving::Result<Arc<dyn Backend>> {
     let model = match source {
         ModelSource::Path(path) => {
-            progress.total.store(weight_bytes(&path), Ordering::Relaxed);
-            load::load_folder(path)?
+            let bytes = weight_bytes(&path);
+            progress.total.store(bytes, Ordering::Relaxed);
+            match open_model(path)? {
+                OpenedModel::Completion(model) => model,
+                OpenedModel::Embedding(model) => {
+                    let backend = model.start(EmbeddingOptions {
+                        threads: device.threads,
+                        kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES),
+                        max_tokens: options.max_context,
+                    })?;
+                    progress.done.store(bytes, Ordering::Relaxed);
+                    return Ok(backend);
+                }
+            }
         }
         #[cfg(feature = "bundled-model")]
         ModelSource::Bundled(name) => load::bundled(name)?,

@@ -18,8 +18,8 @@ use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
 use refrain_serving::remote::MessageTokenizer;
-use refrain_serving::{OutputShape, Tokenizer, constraint};
-use refrain_udf::{Cache, LlmCall, Settings, Shape};
+use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
+use refrain_udf::{Cache, Function, LlmCall, Settings, Shape};
 
 use crate::answers::{AnswerCache, AnswerSettings};
 use crate::model_options::ModelType;
@@ -99,8 +99,18 @@ impl ExtensionPlanner for LlmPlanner {
         let mut calls = Vec::with_capacity(node.calls.len());
         for node_call in &node.calls {
             let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
-            let options = node_call.call.options.resolve(&settings);
-            let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
+            let mut options = node_call.call.options.resolve(&settings);
+            if node_call.call.function == Function::Embed {
+                // Nothing is drawn and nothing is written.
+                (options.sampling, options.max_tokens) = (Sampling::GREEDY, 1);
+            }
+            let (named, wanted) = match node_call.call.function {
+                Function::Embed => {
+                    (node_call.call.options.model.as_deref().or(settings.embedding_model.as_deref()), ModelType::Embedding)
+                }
+                _ => (options.model.as_deref(), ModelType::Completion),
+            };
+            let model = self.models.resolve(named, wanted)?;
             self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
             check_schema(&node_call.call)?;
             calls.push(Arc::new(PhysicalCall {

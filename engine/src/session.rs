@@ -6,7 +6,9 @@ use datafusion::common::Result;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use refrain_optimizer::rules::{llm_rules, optimizer_rules};
-use refrain_udf::{NameInputs, Settings, TokenizerSource, aggregate_functions, scalar_functions};
+use refrain_udf::{
+    EmbedTexts, EmbeddingSource, NameInputs, Settings, TokenizerSource, aggregate_functions, scalar_functions,
+};
 
 use crate::answers::AnswerCache;
 use crate::models::ModelCatalog;
@@ -26,6 +28,7 @@ pub(crate) fn new_session(
         .with_config(config)
         .with_default_features()
         .with_optimizer_rules(optimizer_rules())
+        .with_analyzer_rule(Arc::new(EmbedTexts))
         .with_analyzer_rule(Arc::new(NameInputs))
         .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
         .build();
@@ -53,6 +56,7 @@ pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> 
     let state = SessionStateBuilder::new_from_existing(state)
         .with_config(config)
         .with_optimizer_rules(rules)
+        .with_analyzer_rule(Arc::new(EmbedTexts))
         .with_analyzer_rule(Arc::new(NameInputs))
         .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
         .build();
@@ -69,7 +73,9 @@ fn with_answer_cache(config: SessionConfig) -> SessionConfig {
 }
 
 fn add_functions(context: &SessionContext, models: &Arc<ModelCatalog>) {
-    for function in scalar_functions(Arc::clone(models) as Arc<dyn TokenizerSource>) {
+    let (tokenizers, embeddings) =
+        (Arc::clone(models) as Arc<dyn TokenizerSource>, Arc::clone(models) as Arc<dyn EmbeddingSource>);
+    for function in scalar_functions(tokenizers, embeddings) {
         context.register_udf(function);
     }
     for function in aggregate_functions() {

@@ -8,39 +8,36 @@
 
 use std::error::Error;
 use std::fmt::Display;
-use std::hint::black_box;
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant};
 
-use pulp::{Arch, Simd, WithSimd};
-use refrain_serving::device::Device;
+use refrain_serving::Result;
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions, bench};
 use refrain_serving::model::{DType, HostTensor, ModelConfig, TensorSource};
-use refrain_serving::step::{
-    Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource,
-};
-use refrain_serving::{Result, Sampling};
 
-/// How long one line is measured.
-const BUDGET: Duration = Duration::from_millis(400);
+use self::measure::{best, memory_rate, peak, plan, step};
+
+mod measure;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let available = std::thread::available_parallelism()?;
     let threads = std::env::args().nth(1).map_or(Ok(available), |text| text.parse::<NonZeroUsize>())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build()?;
     let roof = peak(&pool);
-    println!("{threads} threads; fused multiply-adds in registers: {roof:.0} GFLOP/s\n");
+    println!(
+        "{threads} threads; fused multiply-adds in registers: {roof:.0} GFLOP/s; memory: {:.1} GB/s\n",
+        memory_rate(&pool)
+    );
 
-    println!("matrix product  n x k |     m = 1 |     m = 8 |    m = 64 |   m = 512   GFLOP/s (of the peak)");
-    for (name, n, k) in
-        [("qkv", 768, 512), ("output", 512, 512), ("gate_up", 2048, 512), ("down", 512, 1024), ("head", 16384, 512)]
-    {
-        let cells = [1, 8, 64, 512].map(|m| {
-            let mut product = bench::Product::new(m, n, k);
-            let rate = 2.0 * (m * n * k) as f64 / pool.install(|| best(|| product.run())).as_secs_f64() / 1e9;
-            format!("{rate:4.0} {:3.0} %", 100.0 * rate / roof)
-        });
-        println!("{name:8} {n:6} x {k:4} | {}", cells.join(" | "));
+    println!("matrix product         n x k |     m = 1 |     m = 8 |    m = 32 |   m = 512   GFLOP/s (of the peak)");
+    for (name, n, k) in [("qkv", 768, 512), ("gate_up", 2048, 512), ("down", 512, 1024), ("head", 16384, 512)] {
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::Q8_0] {
+            let cells = [1, 8, 32, 512].map(|m| {
+                let mut product = bench::Product::new(m, n, k, dtype);
+                let rate = 2.0 * (m * n * k) as f64 / pool.install(|| best(|| product.run())).as_secs_f64() / 1e9;
+                format!("{rate:4.0} {:3.0} %", 100.0 * rate / roof)
+            });
+            println!("{name:8} {:5} {n:6} x {k:4} | {}", format!("{dtype:?}"), cells.join(" | "));
+        }
     }
 
     let config = default_model();
@@ -58,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         (64, 1, 512),
         (256, 1, 128),
     ] {
-        let plan = plan(rows, tokens, context);
+        let plan = plan(rows, tokens, context, config.vocab_size);
         let time = best(|| step(&mut device, &plan)).as_secs_f64();
         let name = format!("{rows} rows x {tokens} tokens after {context}");
         line(&name, time, rows * tokens, floor(rows * tokens));
@@ -68,81 +65,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn line(name: &dyn Display, time: f64, tokens: usize, floor: f64) {
     println!("{name:43} | {:8.2} | {:8.0} | {:3.0} %", time * 1e3, tokens as f64 / time, 100.0 * floor / time);
-}
-
-fn best(mut work: impl FnMut()) -> Duration {
-    work();
-    let (start, mut best) = (Instant::now(), Duration::MAX);
-    while start.elapsed() < BUDGET {
-        let start = Instant::now();
-        work();
-        best = best.min(start.elapsed());
-    }
-    best
-}
-
-/// Returns GFLOP/s of fused multiply-adds that touch no memory, on all threads of `pool` together.
-fn peak(pool: &rayon::ThreadPool) -> f64 {
-    let steps = 1_000_000;
-    let arch = Arch::new();
-    let time = best(|| {
-        black_box(pool.broadcast(|_| arch.dispatch(Peak(black_box(steps)))));
-    });
-    let flops = arch.dispatch(Peak(0)).1 * steps * pool.current_num_threads();
-    flops as f64 / time.as_secs_f64() / 1e9
-}
-
-/// Chains of multiply-adds; gives their sum and the operations in one step.
-struct Peak(usize);
-
-impl WithSimd for Peak {
-    type Output = (f32, usize);
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> (f32, usize) {
-        let (x, y) = (simd.splat_f32s(0.999), simd.splat_f32s(1e-3));
-        let mut sums = [simd.splat_f32s(0.1); 12];
-        for _ in 0..self.0 {
-            for sum in &mut sums {
-                *sum = simd.mul_add_f32s(*sum, x, y);
-            }
-        }
-        (sums.iter().map(|&sum| simd.reduce_sum_f32s(sum)).sum(), 2 * 12 * S::F32_LANES)
-    }
-}
-
-fn step(device: &mut CpuDevice, plan: &StepPlan) {
-    let ticket = device.launch(plan).expect("the bench's plans are sound");
-    device.poll(ticket, &mut StepResult::default()).expect("the pass was launched");
-}
-
-/// Rows that each run `tokens` tokens after `context` tokens, whose KV may be anything, and sample after the last.
-fn plan(rows: usize, tokens: usize, context: usize) -> StepPlan {
-    let mut plan = StepPlan::default();
-    let pages = (context + tokens).div_ceil(PAGE_TOKENS);
-    for row in 0..rows {
-        let (first, table) = (plan.tokens.len() as u32, (row * pages) as u32);
-        for position in context..context + tokens {
-            let page = PageId(table + (position / PAGE_TOKENS) as u32);
-            plan.writes.push(KvWrite { token: plan.tokens.len() as u32, page, offset: (position % PAGE_TOKENS) as u32 });
-            plan.tokens.push(TokenSource::Host((position * 31 % 16_384) as u32));
-            plan.positions.push(position as u32);
-        }
-        let end = plan.tokens.len() as u32;
-        plan.rows.push(RowSpan { tokens: first..end, pages: table..table + pages as u32 });
-        let (slot, sampling) = (RowSlot(row as u32), Sampling::GREEDY);
-        plan.sample.push(SampleRow {
-            token: end - 1,
-            slot,
-            allowed: Allowed::All,
-            sampling,
-            draw: 0,
-            top_logits: 0,
-            logprobs: None,
-        });
-    }
-    plan.block_tables = (0..(rows * pages) as u32).map(PageId).collect();
-    plan
 }
 
 fn default_model() -> ModelConfig {

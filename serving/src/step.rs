@@ -109,6 +109,8 @@ pub enum Allowed {
     Candidates(Range<u32>),
     /// Those whose bit is set in this range of `StepPlan::masks`.
     Mask(Range<u32>),
+    /// None: nothing is chosen, and the token's own state after the last norm is returned.
+    Hidden,
 }
 
 /// Copies the first tokens of a page, in all layers.
@@ -131,4 +133,6 @@ pub struct StepResult {
     pub top_logits: Vec<Vec<(TokenId, f32)>>,
     /// For each sample the probabilities asked for.
     pub logprobs: Vec<Option<TokenLogprobs>>,
+    /// For each sample of [`Allowed::Hidden`] the state asked for, empty for the others; 0 stands for their chosen token.
+    pub hidden: Vec<Vec<f32>>,
 }

@@ -10,6 +10,7 @@ mod bundled_model;
 mod cancellation;
 mod chat_server;
 mod checkpoint;
+mod embeddings;
 mod explain;
 mod external_models;
 mod layering;

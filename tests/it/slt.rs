@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
-use refrain::Refrain;
+use refrain::serving::RowFailure;
+use refrain::serving::mock::{MockBackend, MockReply};
+use refrain::{ModelSource, Refrain};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
 use crate::support::session;
@@ -21,18 +24,30 @@ async fn run(file: &str) {
     let persistent = [("cache", "persistent"), ("cache_dir", folder.path().to_str().unwrap())];
     // The second time all answers are those of the first.
     for settings in [OPTIMIZED, BASELINE, ROWS_ONLY, &persistent, &persistent] {
-        let mut runner = Runner::new(|| async { Ok(Database { db: session(settings).await.0 }) });
+        let mut runner = Runner::new(|| async {
+            let db = session(settings).await.0;
+            if file == "embeddings.slt" {
+                db.model_catalog().add("vectors", word_counter(), true).unwrap();
+            }
+            Ok(Database { db })
+        });
         if let Err(error) = runner.run_file_async(&path).await {
             panic!("{file} with {settings:?}: {error}");
         }
     }
 }
 
+/// A model that counts words in 64 dimensions and fails texts that hold `FAIL`.
+fn word_counter() -> ModelSource {
+    let fails = |prompt: &str| prompt.contains("FAIL").then(|| MockReply::Fail(RowFailure::Schema("nonsense".to_owned())));
+    ModelSource::Backend(Arc::new(MockBackend::new(1).embedding(64).answer(fails)))
+}
+
 macro_rules! files {
     ($($name:ident)+) => { $(#[tokio::test] async fn $name() { run(concat!(stringify!($name), ".slt")).await; })+ };
 }
 
-files! { functions modes nulls options cache errors models secrets system_tables }
+files! { functions embeddings modes nulls options cache errors models secrets system_tables }
 
 /// Every file in the folder is run.
 #[test]

@@ -75,8 +75,11 @@ impl LlmCall {
             options.mode = Some(Mode::Fields);
         }
         let parts = Parts { called, args, raw: &raw, stored: stored.as_ref(), schema };
-        let (task, prompt, inputs) =
-            if called.function.takes_instruction() { parts.instruction(options.mode)? } else { parts.content()? };
+        let (task, prompt, inputs) = match called.function {
+            Function::Embed => parts.whole_input()?,
+            function if function.takes_instruction() => parts.instruction(options.mode)?,
+            _ => parts.content()?,
+        };
         Ok(LlmCall { function: called.function, task, prompt, options, inputs })
     }
 
@@ -94,6 +97,7 @@ impl LlmCall {
     /// Returns which rows get NULL without a call.
     pub fn null_policy(&self, null_input: NullInput) -> NullPolicy {
         match &self.prompt {
+            _ if self.function == Function::Embed => NullPolicy::SkipIfAny,
             _ if self.inputs.is_empty() => NullPolicy::Never,
             Prompt::Fields { .. } => NullPolicy::SkipIfAll,
             Prompt::Template(_) if null_input == NullInput::Text => NullPolicy::Never,
@@ -124,7 +128,9 @@ impl LlmCall {
     /// Returns the call in a few words, as EXPLAIN shows it: `ai_filter('clearly positive', fields=[title, body])`.
     pub fn describe(&self) -> String {
         let mut parts = Vec::new();
-        if let Prompt::Template(template) = &self.prompt {
+        if let Prompt::Template(template) = &self.prompt
+            && self.function != Function::Embed
+        {
             parts.push(format!("prompt('{}')", shorten(&template.source)));
         }
         if !self.task.shown.is_empty() {
@@ -274,8 +280,28 @@ impl Parts<'_> {
         Ok((task, Prompt::Fields { labels }, inputs))
     }
 
+    /// Reads a call whose only input is the whole prompt, word for word.
+    fn whole_input(&self) -> Result<(Task, Prompt, Vec<Expr>)> {
+        let name = self.called.name;
+        if prompt_args(&self.args[0]).is_some() {
+            return plan_err!("{name}: prompt(…) is an instruction, and {name} takes a text; join texts with ||");
+        }
+        let (labels, inputs) = self.inputs(&self.args[..1]);
+        // A struct is one text as well: that of its fields as JSON.
+        let label = if inputs.len() == 1 { labels } else { vec!["input1".to_string()] };
+        let template = Template::parse(name, "{0}", label)?;
+        Ok((self.task("", &[], "text")?, Prompt::Template(template), self.args[..1].to_vec()))
+    }
+
     fn task(&self, instruction: &str, positional: &[Option<Value>], noun: &str) -> Result<Task> {
-        let arguments = Arguments { name: self.called.name, instruction, positional, options: self.raw, noun };
+        let arguments = Arguments {
+            name: self.called.name,
+            instruction,
+            positional,
+            options: self.raw,
+            noun,
+            embeddings: self.called.embeddings(),
+        };
         scalar::task(self.called.function, &arguments)
     }
 
@@ -341,6 +367,15 @@ mod tests {
         check!(
             "ai_classify(body, ['a', 'b'], output_mode => 'multi')",
             Ok(("ai_classify(labels=[a, b], fields=[body])", "List(Utf8)"))
+        );
+        check!("ai_embed(body)", Ok(("ai_embed([body])", "FixedSizeList(8 x Float32)")));
+        check!("ai_embed(body, dimensions => 4)", Ok(("ai_embed(dimensions=4, [body])", "FixedSizeList(4 x Float32)")));
+        check!("ai_embed(body, dimensions => 9)", Err("ai_embed: dimensions => 9 is more than the model gives, which is 8"));
+        check!("ai_embed(body, model => 'words')", Err("model words makes no vectors"));
+        check!(
+            "ai_embed(body, temperature => 1)",
+            Err("ai_embed: there is no argument temperature; valid names are input, model, \
+            dimensions, on_error, on_overflow, reorder_window, dedup")
         );
         check!(
             "ai_extract(body, ['who', 'where'])",

@@ -21,7 +21,7 @@ use datafusion::sql::sqlparser::ast::{
     visit_expressions_mut,
 };
 
-use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, Signature, UNAVAILABLE_AGGREGATES, UNAVAILABLE_SCALARS};
+use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, SIMILARITY, Signature, UNAVAILABLE_AGGREGATES};
 use crate::options::{Keyword, Mode, OnError, suggest};
 use crate::placeholder::{AI_FIELDS, AI_OPTIONS};
 use crate::settings::Settings;
@@ -150,7 +150,7 @@ fn header(expr: &Expr) -> Option<String> {
         return None;
     };
     let name = simple_name(function)?;
-    if function::find(&name).is_none() && name != COUNT_TOKENS.name {
+    if function::find(&name).is_none() && ![COUNT_TOKENS.name, SIMILARITY.name].contains(&name.as_str()) {
         return None;
     }
     let mut shown = expr.clone();
@@ -193,12 +193,13 @@ impl Pass<'_, '_> {
         let Some(name) = simple_name(sql) else {
             return Ok(());
         };
-        if UNAVAILABLE_SCALARS.contains(&name.as_str()) || UNAVAILABLE_AGGREGATES.contains(&name.as_str()) {
+        if UNAVAILABLE_AGGREGATES.contains(&name.as_str()) {
             return plan_err!("{name} is not available in this version");
         }
         let (signature, called) = match function::find(&name) {
             Some(called) => (called.signature(), Some(called)),
             None if name == COUNT_TOKENS.name => (COUNT_TOKENS, None),
+            None if name == SIMILARITY.name => (SIMILARITY, None),
             None if name == PROMPT.name => (PROMPT, None),
             None => return Ok(()),
         };
@@ -216,7 +217,10 @@ impl Pass<'_, '_> {
             if called == Function::Extract && args.positional.len() > 1 {
                 fold_fields(&mut args.positional[1]);
             }
-            self.write_settings(signature, &args, &mut options);
+            self.write_settings(called, &args, &mut options);
+        }
+        if name == SIMILARITY.name {
+            self.write_model(self.settings.embedding_model.as_deref(), &args, &mut options);
         }
         list.args = args.positional.into_iter().map(unnamed).collect();
         let mut pairs = args.options;
@@ -284,15 +288,21 @@ impl Pass<'_, '_> {
     }
 
     /// Writes the settings into the call that it must keep or that decide its type.
-    fn write_settings(&self, signature: Signature, args: &CallArgs, options: &mut Vec<(String, Expr)>) {
-        if let Some(model) = &self.settings.model {
-            default_option(options, args, "model", model);
-        }
+    fn write_settings(&self, called: Function, args: &CallArgs, options: &mut Vec<(String, Expr)>) {
+        let is_embedding = called == Function::Embed;
+        let model = if is_embedding { &self.settings.embedding_model } else { &self.settings.model };
+        self.write_model(model.as_deref(), args, options);
         if self.settings.on_error == OnError::Capture {
             default_option(options, args, "on_error", OnError::Capture.name());
         }
-        if self.settings.mode != Mode::Auto && signature.options.contains(&"mode") {
+        if self.settings.mode != Mode::Auto && called.signature().options.contains(&"mode") {
             default_option(options, args, "mode", self.settings.mode.name());
+        }
+    }
+
+    fn write_model(&self, model: Option<&str>, args: &CallArgs, options: &mut Vec<(String, Expr)>) {
+        if let Some(model) = model {
+            default_option(options, args, "model", model);
         }
     }
 }
@@ -507,7 +517,7 @@ mod tests {
         );
         check_error("ai_sentiment(s, mode => 'fields')", "ai_sentiment: there is no argument mode; did you mean model?");
         check_error("ai_agg(s, 'sum up')", "ai_agg is not available in this version");
-        check_error("ai_embed(s, model => 'm')", "ai_embed is not available in this version");
+        check_error("ai_agg(s, 'p')", "ai_agg is not available in this version");
     }
 
     #[test]

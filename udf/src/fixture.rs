@@ -12,7 +12,7 @@ use datafusion::sql::parser::DFParser;
 use datafusion::sql::sqlparser::ast;
 use refrain_serving::{TokenId, Tokenizer};
 
-use crate::{LlmCall, NameInputs, Settings, TokenizerSource, is_llm_call};
+use crate::{EmbedTexts, EmbeddingSource, LlmCall, NameInputs, Settings, TokenizerSource, is_llm_call};
 
 const CONTROL: [&str; 5] = ["<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
 
@@ -124,15 +124,28 @@ impl TokenizerSource for OneTokenizer {
     }
 }
 
+/// Vectors have eight dimensions.
+impl EmbeddingSource for OneTokenizer {
+    fn dimensions(&self, model: Option<&str>) -> Result<Option<u32>> {
+        match model {
+            None | Some("vectors") => Ok(Some(8)),
+            Some("remote") => Ok(None),
+            Some(other) => datafusion::common::plan_err!("model {other} makes no vectors"),
+        }
+    }
+}
+
 /// A session with the functions and `t(title, body, price, seen, address)`.
 pub(crate) async fn session() -> SessionContext {
     let state = SessionStateBuilder::new()
         .with_config(SessionConfig::new().with_option_extension(Settings::default()))
         .with_default_features()
+        .with_analyzer_rule(Arc::new(EmbedTexts))
         .with_analyzer_rule(Arc::new(NameInputs))
         .build();
     let ctx = SessionContext::new_with_state(state);
-    for function in crate::scalar_functions(Arc::new(OneTokenizer::default())) {
+    let models = Arc::new(OneTokenizer::default());
+    for function in crate::scalar_functions(Arc::clone(&models) as Arc<dyn TokenizerSource>, models) {
         ctx.register_udf(function);
     }
     for function in crate::aggregate_functions() {

@@ -25,6 +25,8 @@ pub enum Function {
     Redact,
     /// The text without mistakes.
     FixGrammar,
+    /// A vector.
+    Embed,
 }
 
 /// What may stand between the parentheses of a function.
@@ -72,7 +74,7 @@ const INSTRUCTION: &[Param] = &[one("instruction"), Param { name: "input", arity
 
 impl Function {
     /// Every function, in the order of the documentation.
-    pub const ALL: [Function; 10] = [
+    pub const ALL: [Function; 11] = [
         Function::Complete,
         Function::Filter,
         Function::Classify,
@@ -83,6 +85,7 @@ impl Function {
         Function::Translate,
         Function::Redact,
         Function::FixGrammar,
+        Function::Embed,
     ];
 
     /// Returns the name in SQL.
@@ -113,6 +116,7 @@ impl Function {
             Function::Translate => of("ai_translate", &[], const { &[one("text"), one("target")] }, &["source_language"]),
             Function::Redact => of("ai_redact", &["ai_mask"], const { &[one("text"), optional("categories")] }, &[]),
             Function::FixGrammar => of("ai_fix_grammar", &[], const { &[one("text")] }, &[]),
+            Function::Embed => Signature { common_options: false, ..of("ai_embed", &[], const { &[one("input")] }, EMBED) },
         }
     }
 }
@@ -151,8 +155,17 @@ pub(crate) const COUNT_TOKENS: Signature = Signature {
     common_options: false,
 };
 
-/// Scalar functions that are planned and refused for now.
-pub(crate) const UNAVAILABLE_SCALARS: &[&str] = &["ai_embed", "ai_similarity"];
+/// Compares vectors; texts among its arguments are replaced by calls of `ai_embed`.
+pub(crate) const SIMILARITY: Signature = Signature {
+    name: "ai_similarity",
+    aliases: &[],
+    params: &[one("a"), one("b")],
+    options: &["model"],
+    common_options: false,
+};
+
+/// The options of `ai_embed`: those of every call that mean something where no text is written.
+const EMBED: &[&str] = &["model", "dimensions", "on_error", "on_overflow", "reorder_window", "dedup"];
 
 /// Aggregates that are planned and refused for now.
 pub(crate) const UNAVAILABLE_AGGREGATES: &[&str] = &["ai_agg", "ai_summarize_agg", "ai_top_k"];

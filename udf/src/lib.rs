@@ -10,6 +10,7 @@
 //! | [`desugar`] | the pass over the syntax tree |
 //! | `function` | names, parameters and options of the functions |
 //! | `placeholder` | the functions as the host engine sees them |
+//! | `similarity`, `embeddings` | the cosine of vectors, and where their lengths come from |
 //! | [`name_inputs`] | labels are kept as the user wrote them |
 //! | [`call`] | one call, everything constant checked |
 //! | [`options`], [`settings`] | what may be said in a call, and in a session |
@@ -22,6 +23,7 @@ pub mod call;
 mod constant;
 mod count_tokens;
 pub mod desugar;
+mod embeddings;
 #[cfg(test)]
 mod fixture;
 mod function;
@@ -33,6 +35,7 @@ pub mod prompt;
 pub mod render;
 mod scalar;
 pub mod settings;
+mod similarity;
 pub mod task;
 pub mod template;
 mod value_type;
@@ -44,23 +47,28 @@ use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
 
 pub use call::{LlmCall, NullPolicy, Prompt};
 pub use count_tokens::TokenizerSource;
+pub use embeddings::EmbeddingSource;
 pub use function::Function;
 pub use name_inputs::NameInputs;
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
 pub use prompt::{LAYOUT_VERSION, Place, PromptLayout};
 pub use render::JsonRenderer;
 pub use settings::{Cache, DeviceChoice, OptimizationMode, Settings};
+pub use similarity::EmbedTexts;
 pub use task::{Shape, Task};
 pub use template::{Piece, Template};
 
-use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AiFunction, Carrier, Unavailable};
+use crate::embeddings::Embeddings;
+use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AiFunction, Carrier};
 
 /// Returns every scalar function, to be registered with a session.
-pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>) -> Vec<ScalarUDF> {
-    let mut functions: Vec<ScalarUDF> = Function::ALL.into_iter().map(AiFunction::udf).collect();
+pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dyn EmbeddingSource>) -> Vec<ScalarUDF> {
+    let embeddings = Embeddings(embeddings);
+    let mut functions: Vec<ScalarUDF> =
+        Function::ALL.into_iter().map(|function| AiFunction::udf(function, &embeddings)).collect();
+    functions.push(similarity::Similarity::udf(Arc::new(AiFunction::udf(Function::Embed, &embeddings))));
     functions.push(AiFunction::llm());
     functions.extend([AI_OPTIONS, AI_FIELDS, function::PROMPT.name].map(Carrier::udf));
-    functions.extend(function::UNAVAILABLE_SCALARS.iter().copied().map(Unavailable::udf));
     functions.push(count_tokens::CountTokens::udf(tokenizers));
     functions
 }

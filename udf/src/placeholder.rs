@@ -16,6 +16,7 @@ use datafusion::logical_expr::{
 use serde_json::{Map, Value};
 
 use crate::constant::{known_argument, known_options, scalar_value};
+use crate::embeddings::{EmbeddingSource, Embeddings};
 use crate::function::{self, Arity, Function};
 use crate::options::{CallOptions, OnError, suggest};
 use crate::scalar::{self, Arguments};
@@ -42,17 +43,32 @@ pub(crate) struct AiFunction {
     pub(crate) name: &'static str,
     aliases: Vec<String>,
     signature: Signature,
+    /// The embedding models, for a function that makes vectors.
+    embeddings: Option<Embeddings>,
 }
 
 impl AiFunction {
-    pub(crate) fn udf(function: Function) -> ScalarUDF {
+    pub(crate) fn udf(function: Function, embeddings: &Embeddings) -> ScalarUDF {
         let aliases = function.signature().aliases.iter().map(|alias| alias.to_string()).collect();
-        ScalarUDF::new_from_impl(AiFunction { function, name: function.name(), aliases, signature: any_arguments() })
+        let embeddings = (function == Function::Embed).then(|| embeddings.clone());
+        ScalarUDF::new_from_impl(AiFunction {
+            function,
+            name: function.name(),
+            aliases,
+            signature: any_arguments(),
+            embeddings,
+        })
     }
 
     pub(crate) fn llm() -> ScalarUDF {
         let (function, name) = (Function::Complete, function::LLM);
-        ScalarUDF::new_from_impl(AiFunction { function, name, aliases: Vec::new(), signature: any_arguments() })
+        let (aliases, signature) = (Vec::new(), any_arguments());
+        ScalarUDF::new_from_impl(AiFunction { function, name, aliases, signature, embeddings: None })
+    }
+
+    /// Returns the embedding models, for a function that makes vectors.
+    pub(crate) fn embeddings(&self) -> Option<&dyn EmbeddingSource> {
+        self.embeddings.as_ref().map(|embeddings| embeddings.0.as_ref())
     }
 
     /// Returns whether the function reads placeholders as references to fields unless told otherwise.
@@ -122,8 +138,14 @@ impl ScalarUDFImpl for AiFunction {
         self.check_count(count)?;
         self.check_options(&options)?;
         let positional: Vec<Option<Value>> = (1..count).map(|position| known_argument(&args, position)).collect();
-        let arguments =
-            Arguments { name: self.name, instruction: "", positional: &positional, options: &options, noun: "text" };
+        let arguments = Arguments {
+            name: self.name,
+            instruction: "",
+            positional: &positional,
+            options: &options,
+            noun: "text",
+            embeddings: self.embeddings(),
+        };
         let value_type = scalar::value_type(self.function, &arguments)?;
         let on_error = CallOptions::from_raw(self.name, &options)?.on_error;
         Ok(Arc::new(Field::new(self.name, captured(value_type, on_error), true)))
@@ -226,37 +248,6 @@ fn literal_pairs(function: &str, args: &ReturnFieldArgs) -> Result<Map<String, V
     Ok(known)
 }
 
-/// A scalar function that is planned and refused for now.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Unavailable {
-    name: &'static str,
-    signature: Signature,
-}
-
-impl Unavailable {
-    pub(crate) fn udf(name: &'static str) -> ScalarUDF {
-        ScalarUDF::new_from_impl(Unavailable { name, signature: any_arguments() })
-    }
-}
-
-impl ScalarUDFImpl for Unavailable {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        plan_err!("{} is not available in this version", self.name)
-    }
-
-    fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        exec_err!("{} is not available in this version", self.name)
-    }
-}
-
 /// Returns the placeholder that an expression calls, if it calls one.
 pub(crate) fn placeholder(function: &ScalarFunction) -> Option<&AiFunction> {
     function.func.inner().downcast_ref::<AiFunction>()
@@ -345,14 +336,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_missing_says_so() {
-        for name in ["ai_embed", "ai_similarity", "ai_agg", "ai_summarize_agg", "ai_top_k"] {
+        for name in ["ai_agg", "ai_summarize_agg", "ai_top_k"] {
             assert_eq!(
                 error(&format!("SELECT {name}(body, 'x') FROM t")).await,
                 format!("{name} is not available in this version")
             );
         }
         let ctx = session().await;
-        for name in ["ai_embed", "ai_agg"] {
+        for name in ["ai_agg"] {
             let message = ctx.sql(&format!("SELECT {name}(body) FROM t")).await.unwrap_err().to_string();
             assert!(message.contains(&format!("{name} is not available in this version")), "{message}");
         }

@@ -10,6 +10,7 @@ use datafusion::common::{DataFusionError, Result, exec_err};
 use refrain_serving::{Segment, Tokenizer};
 
 use crate::call::{LlmCall, Prompt};
+use crate::function::Function;
 use crate::task::Task;
 use crate::template::{Piece, Template};
 
@@ -210,6 +211,8 @@ fn texts(call: &LlmCall) -> (&'static str, String, String, Body) {
             let labels = labels.iter().map(|label| serde_json::Value::from(label.as_str()).to_string()).collect();
             (SYSTEM_FIELDS, opening, String::new(), Body::Fields(labels))
         }
+        // A vector is that of the text alone.
+        Prompt::Template(_) if call.function == Function::Embed => ("", String::new(), String::new(), Body::Bare),
         Prompt::Template(template) if template.is_bare_value() => {
             let opening = if task.answer_form.is_empty() { String::new() } else { frame(task) };
             (SYSTEM_PLAIN, opening, String::new(), Body::Bare)

@@ -1,8 +1,11 @@
 //! What a function asks: the instruction, the form of the answer, and how an answer becomes a value.
 
-use datafusion::arrow::datatypes::DataType;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{FixedSizeListArray, Float32Array};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::ScalarValue;
-use refrain_serving::OutputShape;
+use refrain_serving::{Answer, OutputShape};
 use serde_json::{Value, json};
 
 use crate::options::Float;
@@ -51,6 +54,13 @@ pub enum Shape {
     },
     /// Any text: VARCHAR.
     Text,
+    /// A vector: a list of so many REAL.
+    Embedding {
+        /// Its length.
+        dimensions: u32,
+        /// Whether the call asks for this length; otherwise it is the model's own.
+        is_shortened: bool,
+    },
 }
 
 /// The answers of a [`Shape::Boolean`].
@@ -69,6 +79,9 @@ impl Task {
             Shape::Number { min, max, integer } => OutputShape::Number { min: min.0, max: max.0, integer: *integer },
             Shape::Json { schema, .. } => OutputShape::Json(schema.clone()),
             Shape::Text => OutputShape::Text,
+            Shape::Embedding { dimensions, is_shortened } => {
+                OutputShape::Embedding { dimensions: is_shortened.then_some(*dimensions) }
+            }
         }
     }
 
@@ -80,10 +93,21 @@ impl Task {
             Shape::Boolean => DataType::Boolean,
             Shape::Number { .. } => DataType::Float64,
             Shape::Json { value_type, .. } => value_type.clone(),
+            Shape::Embedding { dimensions, .. } => vector_type(*dimensions),
         }
     }
 
-    /// Converts an answer to a value. Fails, in words, if the answer does not have the shape.
+    /// Converts an answer to a value, from its vector or its text. Fails, in words, if the answer does not have the shape.
+    pub fn read(&self, answer: Answer) -> Result<ScalarValue, String> {
+        match (&self.shape, answer.embedding) {
+            (Shape::Embedding { dimensions, .. }, Some(vector)) => vector_value(vector, *dimensions),
+            (Shape::Embedding { .. }, None) => Err("the model answered without a vector".to_string()),
+            _ => self.parse(&answer.text),
+        }
+    }
+
+    /// Converts the text of an answer to a value; that of a vector is a JSON list. Fails, in words, if the answer does not have
+    /// the shape.
     pub fn parse(&self, answer: &str) -> Result<ScalarValue, String> {
         match &self.shape {
             Shape::Text => Ok(ScalarValue::Utf8(Some(answer.trim().to_string()))),
@@ -104,8 +128,32 @@ impl Task {
                 let value: Value = serde_json::from_str(answer).map_err(|error| not_json(answer, &error))?;
                 scalar_of(&value, value_type)
             }
+            Shape::Embedding { dimensions, .. } => {
+                vector_value(serde_json::from_str(answer).map_err(|error| not_json(answer, &error))?, *dimensions)
+            }
         }
     }
+}
+
+/// Returns the type of vectors of a length.
+pub(crate) fn vector_type(dimensions: u32) -> DataType {
+    DataType::FixedSizeList(vector_item(), dimensions as i32)
+}
+
+fn vector_item() -> FieldRef {
+    Arc::new(Field::new_list_field(DataType::Float32, true))
+}
+
+fn vector_value(vector: Vec<f32>, dimensions: u32) -> Result<ScalarValue, String> {
+    if vector.len() != dimensions as usize {
+        return Err(format!("the model answered with {} dimensions, and {dimensions} were planned", vector.len()));
+    }
+    if vector.iter().any(|x| !x.is_finite()) {
+        return Err("the model answered with a vector that is not finite".to_string());
+    }
+    let values = Arc::new(Float32Array::from(vector));
+    let list = FixedSizeListArray::try_new(vector_item(), dimensions as i32, values, None);
+    list.map(|list| ScalarValue::FixedSizeList(Arc::new(list))).map_err(|error| error.to_string())
 }
 
 fn truth(answer: &str) -> Result<ScalarValue, String> {
@@ -152,6 +200,8 @@ fn not_json(answer: &str, error: &serde_json::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use refrain_serving::FinishReason;
+
     use super::*;
 
     fn task(shape: Shape) -> Task {
@@ -190,6 +240,19 @@ mod tests {
         let list = Shape::Json { schema: json!({}), value_type: DataType::new_list(DataType::Utf8, true) };
         check(list.clone(), r#"["x"]"#, Ok("[x]"));
         check(list, "{}", Err("{} is no List(Utf8)"));
+    }
+
+    #[test]
+    fn reads_vectors() {
+        let task = task(Shape::Embedding { dimensions: 2, is_shortened: true });
+        let answer = |embedding| Answer { embedding, ..Answer::text("[1, 2]".into(), vec![], FinishReason::Stop) };
+        let value = task.read(answer(Some(vec![0.5, 2.0]))).unwrap();
+        assert_eq!((value.data_type(), value.to_string()), (task.value_type(), "[0.5, 2.0]".to_string()));
+        assert_eq!(task.parse("[0.5, 2.0]").unwrap(), value);
+        for wrong in [None, Some(vec![1.0]), Some(vec![1.0, f32::NAN])] {
+            assert!(task.read(answer(wrong)).is_err());
+        }
+        assert_eq!(task.output_shape(), OutputShape::Embedding { dimensions: Some(2) });
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Asker {
         let mut rest = vec![];
         for (question, kept) in mine.into_iter().zip(found) {
             // What no longer has the form of an answer is asked again.
-            match kept.map(|kept| self.value(&kept.to_answer())) {
+            match kept.map(|kept| self.call.call.task.read(kept.to_answer())) {
                 Some(Ok(value)) => {
                     self.stats.cache_hits.fetch_add(1, Ordering::Relaxed);
                     claims.publish(keys.in_memo(question), Ok(value.clone()));
@@ -309,10 +309,14 @@ impl Asker {
             attempts: usage.retries + 1,
         };
         match result {
-            Ok(answer) => match self.value(&answer) {
-                Ok(value) => (Ok(value), Kept::of(&answer)),
-                Err(message) => (Err(failure("schema", message, Some(&answer.text))), None),
-            },
+            Ok(answer) => {
+                let kept = Kept::of(&answer);
+                let text = answer.text.clone();
+                match self.call.call.task.read(answer) {
+                    Ok(value) => (Ok(value), kept),
+                    Err(message) => (Err(failure("schema", message, Some(&text))), None),
+                }
+            }
             Err(failed) => {
                 let output = match &failed {
                     RowFailure::Schema(text) => Some(text.as_str()),
@@ -321,11 +325,6 @@ impl Asker {
                 (Err(failure(failed.reason(), failed.to_string(), output)), None)
             }
         }
-    }
-
-    /// Turns an answer of the model, or one that was kept, into a value. Fails, in words, if it has not the form that was asked for.
-    fn value(&self, answer: &Answer) -> Result<ScalarValue, String> {
-        self.call.call.task.parse(&answer.text)
     }
 }
 

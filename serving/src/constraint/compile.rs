@@ -158,7 +158,7 @@ pub(super) mod tests {
             let next = state.next().unwrap();
             assert_eq!(next, state.next().unwrap());
             let allowed: Vec<TokenId> = match next {
-                Next::Free => return None,
+                Next::Free | Next::Hidden { .. } => return None,
                 Next::Finish(rest) => {
                     assert_eq!(state.is_complete(), rest.is_empty());
                     tokens.extend(rest);

@@ -5,17 +5,20 @@
 //! | text | not at all (`compile.rs`) |
 //! | choice | a trie of the labels' tokens (`choice.rs`) |
 //! | number | the decimal numbers of a range (`number.rs`); few whole numbers are a choice |
+//! | vector | nothing is decoded (`hidden.rs`) |
 //! | JSON, regular expression | token masks of llguidance (`grammar.rs`); a schema is looked at first (`schema.rs`) |
 
 mod choice;
 pub mod compile;
 mod grammar;
+mod hidden;
 mod number;
 mod schema;
 
 use std::fmt;
 
 pub use compile::{ConstraintCompiler, ConstraintFactory, check, constraint};
+pub(crate) use hidden::Hidden;
 
 use crate::error::Result;
 use crate::request::TokenId;
@@ -53,4 +56,9 @@ pub enum Next {
     OneOf(Vec<TokenId>),
     /// One of the tokens whose bit is set, `ceil(vocabulary / 32)` words; an end token among them ends the answer.
     Mask(Vec<u32>),
+    /// No token at all: the answer is the state of the prompt's last token, from which a vector is made.
+    Hidden {
+        /// Leading dimensions to keep; `None` keeps all.
+        dimensions: Option<u32>,
+    },
 }

@@ -5,6 +5,7 @@ pub mod cpu;
 use std::fmt;
 
 use crate::error::Result;
+use crate::request::TokenId;
 use crate::step::{PageCopy, StepPlan, StepResult};
 
 /// Runs forward passes of one model over one pool of KV pages.
@@ -38,4 +39,15 @@ pub struct PoolSpec {
     pub pages: u32,
     /// Bytes of one page over all layers, keys and values.
     pub page_bytes: usize,
+}
+
+/// Runs an encoder, which keeps nothing from one pass to the next.
+pub trait EncoderDevice: Send + fmt::Debug {
+    /// Describes the device in a few words for people, such as `cpu, 2 threads`.
+    fn describe(&self) -> String;
+
+    /// Returns the pooled vector of each text, as the model gives it, not yet of unit length.
+    ///
+    /// Fails if a text has no tokens, more than the model takes, or one that it does not know; or if the device is lost.
+    fn embed(&mut self, texts: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>>;
 }

@@ -17,9 +17,9 @@ use crate::model::{ModelConfig, TensorSource};
 use crate::request::TokenId;
 
 /// The longest configuration or template that is read.
-const CONFIG_MAX: u64 = 16 << 20;
+pub(super) const CONFIG_MAX: u64 = 16 << 20;
 /// The longest tokenizer.json that is read.
-const TOKENIZER_MAX: u64 = 256 << 20;
+pub(super) const TOKENIZER_MAX: u64 = 256 << 20;
 
 /// A model that is ready for a device.
 #[derive(Debug)]
@@ -147,14 +147,19 @@ impl ModelFiles {
     }
 
     fn digest(&self, weights: &impl WeightFiles) -> Result<String> {
-        let mut hasher = blake3::Hasher::new();
-        for text in self.texts.iter().chain([&self.tokenizer]) {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
-        }
-        weights.digest(&mut hasher)?;
-        Ok(hasher.finalize().to_hex().to_string())
+        digest_of(self.texts.iter().chain([&self.tokenizer]), weights)
     }
+}
+
+/// Returns the identity of a model: the digest of its texts and its weights.
+pub(super) fn digest_of<'a>(texts: impl IntoIterator<Item = &'a String>, weights: &impl WeightFiles) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for text in texts {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    }
+    weights.digest(&mut hasher)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn named_end_token(tokenizer_config: &Value, tokenizer: &HfTokenizer) -> Option<TokenId> {
@@ -162,7 +167,7 @@ fn named_end_token(tokenizer_config: &Value, tokenizer: &HfTokenizer) -> Option<
 }
 
 /// Reads a JSON file that need not be there.
-fn read_json(path: &Path) -> Result<Option<(String, Value)>> {
+pub(super) fn read_json(path: &Path) -> Result<Option<(String, Value)>> {
     if !path.exists() {
         return Ok(None);
     }

@@ -134,13 +134,13 @@ impl fmt::Debug for HfTokenizer {
 }
 
 /// A token that the file adds to the model's vocabulary.
-struct AddedToken {
-    id: TokenId,
-    content: String,
-    special: bool,
+pub(super) struct AddedToken {
+    pub(super) id: TokenId,
+    pub(super) content: String,
+    pub(super) special: bool,
 }
 
-fn added_tokens(json: &Value) -> Vec<AddedToken> {
+pub(super) fn added_tokens(json: &Value) -> Vec<AddedToken> {
     let tokens = json["added_tokens"].as_array().into_iter().flatten();
     let read = |token: &Value| {
         let id = TokenId::try_from(token["id"].as_u64()?).ok()?;
@@ -178,7 +178,7 @@ fn remove_dummy_prefix(component: &mut Value) {
 }
 
 /// Takes out the added tokens, also where the model's own vocabulary lists them. The unknown token stays: some models need it.
-fn remove_added_tokens(json: &mut Value, added: &[AddedToken]) {
+pub(super) fn remove_added_tokens(json: &mut Value, added: &[AddedToken]) {
     json["added_tokens"] = json!([]);
     let model = &mut json["model"];
     if model["type"].as_str().is_some_and(|kind| kind != "BPE") {
@@ -208,7 +208,7 @@ fn merged_tokens(merges: &Value) -> HashSet<String> {
     tokens
 }
 
-fn build(json: &Value) -> Result<tokenizers::Tokenizer> {
+pub(super) fn build(json: &Value) -> Result<tokenizers::Tokenizer> {
     let text = json.to_string();
     text.parse().map_err(|error| Error::Invalid(format!("the tokenizer cannot be used: {error}")))
 }

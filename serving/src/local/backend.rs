@@ -14,8 +14,9 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::engine::{Command, CompileShape, Engine, EngineThread};
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
-use crate::constraint::ConstraintCompiler;
+use crate::constraint::{ConstraintCompiler, Hidden};
 use crate::device::Device;
+use crate::encoder::check_shape;
 use crate::error::{Error, Result};
 use crate::request::{Batch, OutputShape};
 use crate::scheduler::{OpenConstraint, SchedulerConfig};
@@ -32,13 +33,15 @@ pub struct LocalConfig {
     pub queued_batches: usize,
     /// Threads that work out between two steps what each row may say next; `None` takes as many as the process may run at once.
     pub threads: Option<NonZeroUsize>,
+    /// For a model that makes vectors of the last token's state: their length. It answers nothing else.
+    pub embedding: Option<u32>,
 }
 
 impl LocalConfig {
     /// Returns the usual configuration for a model.
     pub fn new(max_context: usize, model_digest: impl Into<String>) -> Self {
         let (scheduler, model_digest) = (SchedulerConfig::new(max_context), model_digest.into());
-        LocalConfig { scheduler, model_digest, queued_batches: 4096, threads: None }
+        LocalConfig { scheduler, model_digest, queued_batches: 4096, threads: None, embedding: None }
     }
 }
 
@@ -74,6 +77,10 @@ impl LocalBackend {
         tokenizer: Arc<dyn Tokenizer>,
         config: LocalConfig,
     ) -> Result<Self> {
+        if let Some(dimensions) = config.embedding {
+            let compile = move |shape: &OutputShape| open_vector(shape, dimensions);
+            return LocalBackend::start_with(open, tokenizer, Box::new(compile), config);
+        }
         let lanes = worker_threads(&config);
         let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer)).with_lanes(lanes);
         let compile = move |shape: &OutputShape| {
@@ -118,10 +125,14 @@ impl LocalBackend {
         };
         let capabilities = Capabilities {
             device,
-            max_context: config.scheduler.max_context,
+            // Of a vector nothing is written, which the scheduler leaves one place for.
+            max_context: config.scheduler.max_context - usize::from(config.embedding.is_some()),
             prefix_granularity: 1,
             model_digest: config.model_digest,
-            kind: ModelKind::Completion,
+            kind: match config.embedding {
+                Some(_) => ModelKind::Embedding { dimensions: config.embedding },
+                None => ModelKind::Completion,
+            },
             token_scale: 1.0,
         };
         let (commands, thread, next_id) = (Some(commands), Some(thread), AtomicU64::new(0));
@@ -151,6 +162,12 @@ impl LocalBackend {
         }
         Ok(())
     }
+}
+
+/// Opens the constraint of a vector. Fails for any other shape.
+fn open_vector(shape: &OutputShape, dimensions: u32) -> Result<OpenConstraint> {
+    let dimensions = check_shape(shape, dimensions)?;
+    Ok(Arc::new(move || Box::new(Hidden { dimensions })))
 }
 
 impl Backend for LocalBackend {

@@ -207,6 +207,10 @@ impl Engine {
     fn completion(&self, finished: Finished) -> Completion {
         let Finished { batch: _, id, outcome, usage } = finished;
         let result = match outcome {
+            Outcome::Vector(vector) => {
+                let answer = Answer::text(String::new(), Vec::new(), FinishReason::Stop);
+                Ok(Answer { embedding: Some(vector), ..answer })
+            }
             Outcome::Overflow { tokens, limit } => Err(RowFailure::Overflow { tokens, limit }),
             Outcome::Answer { tokens, rest, logprobs, ending } => {
                 let text = self.text(&tokens, &rest);

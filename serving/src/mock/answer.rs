@@ -3,6 +3,7 @@
 use regex_syntax::hir::{Class, Hir, HirKind};
 use serde_json::{Map, Value, json};
 
+use crate::encoder::unit_vector;
 use crate::request::OutputShape;
 
 const WORDS: [&str; 16] = [
@@ -63,6 +64,26 @@ pub(super) fn answer(shape: &OutputShape, draws: &mut Draws) -> Option<String> {
         }
         OutputShape::Embedding { .. } => None,
     }
+}
+
+/// Returns the vector of a text: how often each of its words occurs, at a place that the word's hash names, scaled to unit
+/// length. Texts of the same words have the same vector; texts without a common word are nearly orthogonal.
+pub(super) fn embedding(text: &str, dimensions: u32) -> Vec<f32> {
+    let mut vector = vec![0.0; dimensions as usize];
+    let mut count = |word: &str| {
+        let hash = blake3::hash(word.as_bytes());
+        let place = hash.as_bytes()[..4].iter().fold(0, |place, byte| place << 8 | u64::from(*byte));
+        if let Some(cell) = vector.get_mut((place % u64::from(dimensions.max(1))) as usize) {
+            *cell += 1.0;
+        }
+    };
+    let text = text.to_lowercase();
+    let mut words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).peekable();
+    if words.peek().is_none() {
+        count("");
+    }
+    words.for_each(count);
+    unit_vector(vector, None)
 }
 
 /// A number of at most two decimals where the range allows; infinite ends are taken as a thousand.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::future::select;
 use tokio::sync::{mpsc, watch};
 
-use super::answer::{Draws, answer};
+use super::answer::{Draws, answer, embedding};
 use super::script::{Gate, MockReply, Release};
 use super::tokenizer::ByteTokenizer;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
@@ -34,6 +34,8 @@ pub struct MockBackend {
     tokenizer: ByteTokenizer,
     max_context: usize,
     history: bool,
+    /// Length of the vectors of an embedding model; `None` for one that completes text.
+    dimensions: Option<u32>,
     scripts: Vec<Script>,
     shared: Arc<Shared>,
     next_id: AtomicU64,
@@ -77,6 +79,7 @@ impl MockBackend {
             tokenizer: ByteTokenizer,
             max_context: 32_768,
             history: true,
+            dimensions: None,
             scripts: Vec::new(),
             shared: Arc::new(Shared { state: Mutex::default(), calls: watch::channel(0).0 }),
             next_id: AtomicU64::new(0),
@@ -93,6 +96,13 @@ impl MockBackend {
     /// Sets the longest prompt and answer together, in tokens; longer requests fail with [`RowFailure::Overflow`].
     pub fn max_context(mut self, tokens: usize) -> Self {
         self.max_context = tokens;
+        self
+    }
+
+    /// Makes it an embedding model with vectors of this length: each says how often which word occurs in the text, or in the
+    /// text of a [`MockReply::Text`], so that texts with common words are near each other.
+    pub fn embedding(mut self, dimensions: u32) -> Self {
+        self.dimensions = Some(dimensions);
         self
     }
 
@@ -156,6 +166,11 @@ impl MockBackend {
         usage.cached = if self.history { self.shared.lock().remember(tokens, prompt) as u32 } else { 0 };
         let result = match reply {
             MockReply::Error(error) => return (gate, Err(error)),
+            _ if self.dimensions.is_some() != matches!(*request.shape, OutputShape::Embedding { .. }) => {
+                let error =
+                    Error::Invalid("an embedding model answers with a vector, every other one with text".to_string());
+                return (gate, Err(error));
+            }
             _ if usage.prompt == 0 => {
                 let error = Error::Invalid(format!("the prompt of request {} is empty", request.id.0));
                 return (gate, Err(error));
@@ -165,6 +180,7 @@ impl MockBackend {
             }
             MockReply::Fail(failure) => Err(failure),
             MockReply::Text(text) => self.finish(request, &text),
+            _ if self.dimensions.is_some() => self.finish(request, &self.tokenizer.user_text(&request.prompt.concat())),
             MockReply::Seeded | MockReply::After(..) => match answer(&request.shape, draws) {
                 Some(text) => self.finish(request, &text),
                 None => Err(RowFailure::Schema(String::new())),
@@ -176,6 +192,10 @@ impl MockBackend {
 
     /// Makes an answer of a text, cut where the request or the context ends.
     fn finish(&self, request: &Request, text: &str) -> Result<Answer, RowFailure> {
+        if let (Some(all), OutputShape::Embedding { dimensions }) = (self.dimensions, &*request.shape) {
+            let embedding = Some(embedding(text, dimensions.unwrap_or(all)));
+            return Ok(Answer { embedding, ..Answer::text(String::new(), Vec::new(), FinishReason::Stop) });
+        }
         let limit = (request.max_tokens as usize).min(self.max_context - request.prompt_len());
         let mut tokens = self.tokenizer.encode(text);
         if tokens.len() <= limit {
@@ -197,7 +217,10 @@ impl Backend for MockBackend {
             max_context: self.max_context,
             prefix_granularity: 1,
             model_digest: format!("mock-{}", self.seed),
-            kind: ModelKind::Completion,
+            kind: match self.dimensions {
+                Some(_) => ModelKind::Embedding { dimensions: self.dimensions },
+                None => ModelKind::Completion,
+            },
             token_scale: 1.0,
         }
     }
@@ -397,6 +420,27 @@ mod tests {
         block_on(mock.wait_until_idle());
         assert!(block_on(cancelled.collect::<Vec<_>>()).is_empty());
         assert_eq!((mock.stats().cancelled, mock.stats().pending), (3, 0));
+    }
+
+    #[test]
+    fn an_embedding_model_counts_words() {
+        let mock =
+            MockBackend::new(1).embedding(64).answer(|prompt| prompt.contains("alias").then(|| MockReply::text("a b")));
+        let shape = |dimensions| OutputShape::Embedding { dimensions };
+        let texts = ["the red fox", "Fox, the red!", "blue whales", "", "alias", "b a"];
+        let vectors: Vec<Vec<f32>> = ask(&mock, &texts, shape(None), 1)
+            .into_iter()
+            .map(|completion| completion.unwrap().result.unwrap().embedding.unwrap())
+            .collect();
+        let similarity = |a: usize, b: usize| vectors[a].iter().zip(&vectors[b]).map(|(a, b)| a * b).sum::<f32>();
+        assert!(vectors.iter().all(|vector| vector.len() == 64));
+        assert!((similarity(3, 3) - 1.0).abs() < 1e-6 && similarity(0, 2) < 0.5);
+        assert_eq!(vectors[4], vectors[5]);
+        let short = ask(&mock, &texts[..1], shape(Some(8)), 1).remove(0).unwrap().result.unwrap().embedding.unwrap();
+        assert_eq!(short.len(), 8);
+        for (mock, shape) in [(mock, OutputShape::Text), (MockBackend::new(1), shape(None))] {
+            assert!(matches!(ask(&mock, &["a"], shape, 9)[..], [Err(Error::Invalid(_))]));
+        }
     }
 
     #[test]

@@ -26,6 +26,12 @@ const BYTES: [u8; 256] = {
 pub struct ByteTokenizer;
 
 impl ByteTokenizer {
+    /// Decodes what stands behind the last `<|user|>`; all of it if there is none.
+    pub fn user_text(&self, tokens: &[TokenId]) -> String {
+        let start = tokens.iter().rposition(|token| control_name(*token) == Some("<|user|>")).map_or(0, |at| at + 1);
+        self.decode(&tokens[start..])
+    }
+
     /// Decodes tokens with control tokens spelled out, as they stand in the chat template.
     pub fn spell(&self, tokens: &[TokenId]) -> String {
         let mut bytes = Vec::with_capacity(tokens.len());

@@ -1,7 +1,9 @@
-//! What a decoder is made of, apart from its weights.
+//! What a model is made of, apart from its weights.
 
 mod config;
+mod encoder;
 mod tensor;
 
 pub use config::{ModelConfig, RopeScaling};
+pub use encoder::{Activation, EncoderConfig, Pooling};
 pub use tensor::{DType, HostTensor, TensorSource};

@@ -9,7 +9,7 @@ use super::prefix_tree::NodeId;
 use super::row::{AnswerState, Row};
 use super::scheduler::{Outcome, RowId, Scheduler};
 use super::waiting::{NextRow, WaitingBatch, next_batch};
-use crate::request::{RequestId, Usage};
+use crate::request::{OutputShape, RequestId, Usage};
 use crate::step::PAGE_TOKENS;
 
 impl Scheduler {
@@ -39,7 +39,11 @@ impl Scheduler {
         if prompt + 1 > self.config.max_context {
             return Err(Outcome::Overflow { tokens: prompt + 1, limit: self.config.max_context });
         }
-        let limit = (next.job.request.max_tokens as usize).min(self.config.max_context - prompt);
+        let limit = match *next.job.request.shape {
+            // Nothing is written; one place is what computing the last token takes.
+            OutputShape::Embedding { .. } => 1,
+            _ => (next.job.request.max_tokens as usize).min(self.config.max_context - prompt),
+        };
         let (tokens, room) = (row_end(prompt, limit), self.pool.total() * PAGE_TOKENS);
         if tokens > room { Err(Outcome::Overflow { tokens, limit: room }) } else { Ok(limit) }
     }

@@ -134,7 +134,11 @@ impl Device for FakeDevice {
         let logprobs = plan.sample.iter().zip(&sampled).map(|(sample, token)| Some(logprobs_of(*token, sample.logprobs?)));
         let (logprobs, top_logits) = (logprobs.collect(), vec![Vec::new(); plan.sample.len()]);
         let ticket = StepTicket(self.steps);
-        self.results.insert(ticket, StepResult { sampled, top_logits, logprobs });
+        let hidden = plan.sample.iter().map(|sample| match sample.allowed {
+            Allowed::Hidden => state(hashes[sample.token as usize].hash),
+            _ => Vec::new(),
+        });
+        self.results.insert(ticket, StepResult { sampled, top_logits, logprobs, hidden: hidden.collect() });
         Ok(ticket)
     }
 
@@ -191,7 +195,7 @@ impl Tokenizer for Digits {
 
 fn choose_of(plan: &StepPlan, sample: &SampleRow, hash: u64) -> TokenId {
     let allowed: Vec<TokenId> = match &sample.allowed {
-        Allowed::All => (0..VOCAB).collect(),
+        Allowed::All | Allowed::Hidden => (0..VOCAB).collect(),
         Allowed::Candidates(range) => plan.candidates[range.start as usize..range.end as usize].to_vec(),
         Allowed::Mask(range) => set_bits(&plan.masks[range.start as usize..range.end as usize]),
     };
@@ -208,6 +212,11 @@ pub(crate) fn logprobs_of(token: TokenId, top: u32) -> TokenLogprobs {
 pub(crate) fn choose(hash: u64, seed: u64, draw: u32, allowed: &[TokenId]) -> TokenId {
     let draw = extend(extend(hash, seed as u32), draw);
     allowed[(draw >> 33) as usize % allowed.len()]
+}
+
+/// The state of a token: what the device returns, and what a test expects. Exact in f32, and different for different prefixes.
+pub(crate) fn state(hash: u64) -> Vec<f32> {
+    vec![(hash >> 41) as f32, 1.0, 2.0]
 }
 
 /// Returns the tokens whose bit is set.

@@ -120,6 +120,11 @@ impl AnswerState {
                         }
                     }
                 }
+                // A vector takes no room.
+                Ok(choice @ Next::Hidden { .. }) => {
+                    self.allowed = choice;
+                    return None;
+                }
                 Ok(Next::Free) if self.room() == 0 => return Some(Ending::Length),
                 // A number or a label that could go on is not the answer, even if it could end here: 8 of 87 is wrong.
                 Ok(_) if self.room() == 0 => return Some(Ending::Incomplete),

@@ -27,7 +27,9 @@ use super::run::Run;
 use super::step_builder::StepBuilder;
 use super::waiting::{WaitingBatch, Work};
 use crate::backend::{BatchId, Stats};
+use crate::constraint::Next;
 use crate::device::PoolSpec;
+use crate::encoder::unit_vector;
 use crate::error::{Error, Result};
 use crate::request::{RequestId, TokenId, TokenLogprobs, Usage};
 use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
@@ -92,6 +94,8 @@ pub enum Outcome {
         /// Why it ended.
         ending: Ending,
     },
+    /// The vector that was asked for, of unit length.
+    Vector(Vec<f32>),
     /// The row can never run.
     Overflow {
         /// Tokens that it needs.
@@ -220,8 +224,16 @@ impl Scheduler {
         let samples: AHashMap<RowId, usize> = samples.into_iter().zip(0..).collect();
         let end_tokens = self.end_tokens.as_slice();
         let mut decisions = Vec::with_capacity(samples.len());
+        let mut vectors = Vec::new();
         for (id, row) in &mut self.rows {
             let Some(&index) = samples.get(id) else { continue };
+            if let Next::Hidden { dimensions } = row.answer.allowed {
+                let Some(state) = result.hidden.get(index).filter(|state| !state.is_empty()) else {
+                    return Err(Error::Device("the device gave no state where one was asked for".to_string()));
+                };
+                vectors.push((*id, unit_vector(state.clone(), dimensions)));
+                continue;
+            }
             let (token, logprobs) = (result.sampled[index], result.logprobs.get(index).cloned().flatten());
             decisions.push(Decision { row: *id, answer: &mut row.answer, token, logprobs, end_tokens, ending: None });
         }
@@ -229,6 +241,9 @@ impl Scheduler {
         // In an order that does not depend on who decided first.
         decisions.sort_unstable_by_key(|decision| decision.row);
         let ended: Vec<_> = decisions.iter().filter_map(|decision| Some((decision.row, decision.ending?))).collect();
+        for (row, vector) in vectors {
+            self.finish_vector(row, vector);
+        }
         for (row, ending) in ended {
             self.finish(row, ending);
         }
@@ -299,6 +314,13 @@ impl Scheduler {
         self.tree.unlock(row.leaf, &mut self.pool);
         self.slots.push(row.slot);
         row
+    }
+
+    /// Ends a running row with its vector.
+    fn finish_vector(&mut self, id: RowId, vector: Vec<f32>) {
+        let row = self.release(id);
+        let usage = row.usage();
+        self.conclude(row.batch, row.answer.id, Outcome::Vector(vector), usage);
     }
 
     /// Ends a running row.

@@ -73,6 +73,7 @@ impl StepBuilder {
         sample.allowed = match allowed {
             Next::OneOf(tokens) => Allowed::Candidates(append(&mut self.plan.candidates, tokens)),
             Next::Mask(words) => Allowed::Mask(append(&mut self.plan.masks, words)),
+            Next::Hidden { .. } => Allowed::Hidden,
             Next::Free | Next::Forced(_) | Next::Finish(_) => Allowed::All,
         };
         self.plan.sample.push(sample);

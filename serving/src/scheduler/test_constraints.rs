@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::fake_device::{END, VOCAB};
 use super::waiting::OpenConstraint;
 use crate::constraint::compile::FreeText;
-use crate::constraint::{Constraint, Next};
+use crate::constraint::{Constraint, Hidden, Next};
 use crate::error::Result;
 use crate::request::TokenId;
 
@@ -56,6 +56,11 @@ impl Constraint for Labels {
 
 pub(crate) fn any_text() -> OpenConstraint {
     Arc::new(|| Box::new(FreeText))
+}
+
+/// A vector of so many dimensions.
+pub(crate) fn vector(dimensions: u32) -> OpenConstraint {
+    Arc::new(move || Box::new(Hidden { dimensions: Some(dimensions) }))
 }
 
 pub(crate) fn labels(labels: &[&[TokenId]], masked: bool) -> OpenConstraint {

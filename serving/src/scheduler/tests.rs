@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::fake_device::{Digits, END, FakeDevice, VOCAB, choose, extend, logprobs_of, set_bits};
+use super::fake_device::{Digits, END, FakeDevice, VOCAB, choose, extend, logprobs_of, set_bits, state};
 use super::row::AnswerState;
 use super::scheduler::decide;
-use super::test_constraints::{any_text, labels};
+use super::test_constraints::{any_text, labels, vector};
 use super::*;
 use crate::backend::BatchId;
 use crate::constraint::Next;
 use crate::device::{Device, PoolSpec};
+use crate::encoder::unit_vector;
 use crate::request::{OutputShape, Request, RequestId, Sampling, TokenId};
 use crate::step::{PAGE_TOKENS, PageId, StepPlan, StepResult};
 
@@ -24,12 +25,14 @@ fn job(id: u32, prompt: &[TokenId], shape: u8, max_tokens: u32) -> Job {
         1 => labels(&[&[1], &[2]], false),
         2 => labels(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 5, 6, 7, 7, 1]], false),
         3 => labels(&[&[3, 3, 3, 1], &[4, 4], &[4, 4, 4]], true),
-        _ => labels(&[&[5, 6]], false),
+        4 => labels(&[&[5, 6]], false),
+        _ => vector(2),
     };
     let middle = prompt.len() / 2;
     let prompt = vec![prompt[..middle].into(), prompt[middle..].into()];
     let sampling = Sampling { seed: u64::from(id % 3), ..Sampling::GREEDY };
-    let request = Request::new(RequestId(id), prompt, Arc::new(OutputShape::Text), sampling, max_tokens);
+    let output = if shape < 5 { OutputShape::Text } else { OutputShape::Embedding { dimensions: Some(2) } };
+    let request = Request::new(RequestId(id), prompt, Arc::new(output), sampling, max_tokens);
     let stop = if id % 4 == 1 { StopStrings::new(&["77".to_string(), "4".to_string()], &Digits::shared()) } else { None };
     let request = Request { logprobs: (id % 5 == 2).then_some(id % 2), ..request };
     Job { request, constraint, stop }
@@ -102,7 +105,8 @@ fn reference(job: &Job, pages: u32) -> String {
     if prompt + 1 > MAX_CONTEXT {
         return format!("{:?}", Outcome::Overflow { tokens: prompt + 1, limit: MAX_CONTEXT });
     }
-    let limit = (job.request.max_tokens as usize).min(MAX_CONTEXT - prompt);
+    let is_vector = matches!(*job.request.shape, OutputShape::Embedding { .. });
+    let limit = if is_vector { 1 } else { (job.request.max_tokens as usize).min(MAX_CONTEXT - prompt) };
     let room = pages as usize * PAGE_TOKENS;
     if prompt - 1 + limit > room {
         return format!("{:?}", Outcome::Overflow { tokens: prompt - 1 + limit, limit: room });
@@ -112,6 +116,9 @@ fn reference(job: &Job, pages: u32) -> String {
     while ending.is_none() {
         let hash = answer.tokens.iter().fold(0, |hash, token| extend(hash, *token));
         let allowed = match &answer.allowed {
+            Next::Hidden { dimensions } => {
+                return format!("{:?}", Outcome::Vector(unit_vector(state(hash), *dimensions)));
+            }
             Next::OneOf(tokens) => tokens.clone(),
             Next::Mask(words) => set_bits(words),
             _ => (0..VOCAB).collect(),
@@ -206,7 +213,7 @@ fn any_config() -> impl Strategy<Value = SchedulerConfig> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let batches = prop::collection::vec(any::<bool>().prop_flat_map(|sorted| batch(sorted, 0..5, 0..20)), 1..4);
+    let batches = prop::collection::vec(any::<bool>().prop_flat_map(|sorted| batch(sorted, 0..6, 0..20)), 1..4);
     (batches, any_config(), 4..60_u32).prop_map(|(batches, config, pages)| Case { batches, config, pages })
 }
 

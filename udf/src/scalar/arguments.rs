@@ -5,6 +5,7 @@ use datafusion::common::{Result, plan_err};
 use serde_json::{Map, Value};
 
 use super::*;
+use crate::embeddings::EmbeddingSource;
 use crate::function::Function;
 use crate::task::Task;
 
@@ -20,6 +21,8 @@ pub(crate) struct Arguments<'a> {
     pub(crate) options: &'a Map<String, Value>,
     /// What the content is called in a sentence: `review`, or `text` if it has no name.
     pub(crate) noun: &'a str,
+    /// The embedding models, for functions that make vectors.
+    pub(crate) embeddings: Option<&'a dyn EmbeddingSource>,
 }
 
 impl Arguments<'_> {
@@ -121,6 +124,7 @@ pub(crate) fn value_type(function: Function, arguments: &Arguments) -> Result<Da
         Function::Score => Ok(DataType::Float64),
         Function::Sentiment => Ok(ai_sentiment::value_type(arguments)),
         Function::Summarize | Function::Translate | Function::Redact | Function::FixGrammar => Ok(DataType::Utf8),
+        Function::Embed => ai_embed::value_type(arguments),
     }
 }
 
@@ -137,5 +141,6 @@ pub(crate) fn task(function: Function, arguments: &Arguments) -> Result<Task> {
         Function::Translate => ai_translate::task(arguments),
         Function::Redact => ai_redact::task(arguments),
         Function::FixGrammar => Ok(ai_fix_grammar::task(arguments)),
+        Function::Embed => ai_embed::task(arguments),
     }
 }

@@ -4,6 +4,7 @@
 
 mod ai_classify;
 mod ai_complete;
+mod ai_embed;
 mod ai_extract;
 mod ai_filter;
 mod ai_fix_grammar;

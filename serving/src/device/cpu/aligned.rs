@@ -1,25 +1,26 @@
-//! A buffer of floats that begins on a cache line.
+//! A buffer of numbers that begins on a cache line.
 //!
 //! A 64-byte vector load that straddles two lines costs twice as much: aligned panels made the matrix product 5 to 10 % faster.
 
 use std::ops::{Deref, DerefMut};
 
 const ALIGN_BYTES: usize = 64;
-const SLACK: usize = ALIGN_BYTES / size_of::<f32>() - 1;
 
-/// A buffer of floats whose first element lies on a cache line. Never moved by the allocator except in `resize`.
+/// A buffer of numbers whose first element lies on a cache line. Never moved by the allocator except in `resize`.
 #[derive(Debug, Default)]
-pub(super) struct AlignedVec {
-    data: Vec<f32>,
+pub(super) struct AlignedVec<T = f32> {
+    data: Vec<T>,
     start: usize,
     len: usize,
 }
 
-impl AlignedVec {
+impl<T: Copy + Default> AlignedVec<T> {
+    const SLACK: usize = ALIGN_BYTES / size_of::<T>() - 1;
+
     /// Returns `len` zeros. Memory of a large buffer is committed by the system only when it is first touched.
     pub(super) fn zeroed(len: usize) -> Self {
-        let data = vec![0.0; len + SLACK];
-        let start = data.as_ptr().align_offset(ALIGN_BYTES).min(SLACK);
+        let data = vec![T::default(); len + Self::SLACK];
+        let start = data.as_ptr().align_offset(ALIGN_BYTES).min(Self::SLACK);
         AlignedVec { data, start, len }
     }
 
@@ -34,16 +35,16 @@ impl AlignedVec {
     }
 }
 
-impl Deref for AlignedVec {
-    type Target = [f32];
+impl<T> Deref for AlignedVec<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         &self.data[self.start..self.start + self.len]
     }
 }
 
-impl DerefMut for AlignedVec {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T> DerefMut for AlignedVec<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         &mut self.data[self.start..self.start + self.len]
     }
 }
@@ -54,7 +55,7 @@ mod tests {
 
     #[test]
     fn begins_on_a_cache_line_and_keeps_its_memory_when_it_shrinks() {
-        let mut buffer = AlignedVec::zeroed(1000);
+        let mut buffer = AlignedVec::<f32>::zeroed(1000);
         assert_eq!((buffer.as_ptr() as usize % ALIGN_BYTES, buffer.len()), (0, 1000));
         let address = buffer.as_ptr();
         buffer.resize(10);

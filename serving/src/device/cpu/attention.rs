@@ -19,6 +19,8 @@ pub(super) const HEAD_DIM_MAX: usize = 256;
 const LANES: usize = 8;
 /// Queries of one task.
 const TASK_QUERIES: usize = 8;
+/// Keys seen times width of the queries, for each KV head, below which threads are not worth waking.
+const TASK_WORK_MIN: usize = 32 * 1024;
 
 /// One token that attends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,10 @@ pub(super) struct Inputs<'a> {
 /// Attends on the rayon pool of the calling thread. Shape of `out`: `[kv_heads][queries][group * head_dim]`.
 pub(super) fn attention(arch: Arch, inputs: Inputs<'_>, out: &mut [f32]) {
     let width = inputs.group * inputs.head_dim;
-    out.par_chunks_mut(inputs.queries.len().max(1) * width).enumerate().for_each(|(kv_head, out)| {
+    let seen: usize = inputs.queries.iter().map(|query| query.position as usize + 1).sum();
+    let heads = if seen * width < TASK_WORK_MIN { out.len() } else { 1 };
+    let slabs = out.par_chunks_mut(inputs.queries.len().max(1) * width).enumerate().with_min_len(heads.max(1));
+    slabs.for_each(|(kv_head, out)| {
         let tasks = out.par_chunks_mut(TASK_QUERIES * width).zip(inputs.queries.par_chunks(TASK_QUERIES));
         tasks.for_each(|(out, queries)| arch.dispatch(Task { inputs, kv_head, queries, out }));
     });
@@ -103,7 +108,8 @@ impl WithSimd for Task<'_> {
                 first += match lanes - first {
                     LANES.. => walk.attend::<LANES>(std::array::from_fn(|i| lane(first + i)), out),
                     4.. => walk.attend::<4>(std::array::from_fn(|i| lane(first + i)), out),
-                    2.. => walk.attend::<2>(std::array::from_fn(|i| lane(first + i)), out),
+                    3 => walk.attend::<3>(std::array::from_fn(|i| lane(first + i)), out),
+                    2 => walk.attend::<2>(std::array::from_fn(|i| lane(first + i)), out),
                     _ => walk.attend::<1>([lane(first)], out),
                 };
             }
@@ -164,13 +170,10 @@ impl<S: Simd> Walk<'_, S> {
         running: &mut Running<R>,
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) {
-        let mut scores = [[0.0; PAGE_TOKENS]; R];
-        self.score(q, page.keys, &mut scores);
-        let mut weights = [[f32::NEG_INFINITY; R]; PAGE_TOKENS];
+        let mut weights = [[0.0; PAGE_TOKENS]; R];
+        self.score(q, page.keys, &mut weights);
         for i in 0..R {
-            for j in 0..seen[i] {
-                weights[j][i] = scores[i][j];
-            }
+            weights[i][seen[i]..].fill(f32::NEG_INFINITY);
         }
         let rescale = softmax_page(&mut weights, running);
         let width = value_width(self.inputs.head_dim);
@@ -182,14 +185,17 @@ impl<S: Simd> Walk<'_, S> {
                 }
             }
         }
-        if seen == [PAGE_TOKENS; R] {
-            self.add_values(&weights, page.values, sums);
+        if seen == [seen[0]; R] {
+            self.add_values(&weights, page.values, seen[0], sums);
             return;
         }
         for i in 0..R {
-            let weights = weights.map(|weights| [weights[i]]);
-            let sums: &mut [[f32; HEAD_DIM_MAX]; 1] = std::array::from_mut(&mut sums[i]);
-            self.add_values(&weights[..seen[i]], page.values, sums);
+            self.add_values::<1>(
+                std::array::from_ref(&weights[i]),
+                page.values,
+                seen[i],
+                std::array::from_mut(&mut sums[i]),
+            );
         }
     }
 
@@ -197,24 +203,55 @@ impl<S: Simd> Walk<'_, S> {
     #[inline(always)]
     fn score<const R: usize>(self, q: &[[f32; R]], keys: &[f32], scores: &mut [[f32; PAGE_TOKENS]; R]) {
         let vectors = PAGE_TOKENS / S::F32_LANES;
-        for v in 0..vectors {
-            let zero = [[self.simd.splat_f32s(0.0); 1]; R];
-            let sums = multiply_add(self.simd, q, &S::as_simd_f32s(keys).0[v..], vectors, zero);
-            for i in 0..R {
-                S::as_mut_simd_f32s(&mut scores[i]).0[v] = sums[i][0];
-            }
+        let mut v = 0;
+        while v < vectors {
+            v += match vectors - v {
+                2.. if R <= 4 => self.score_vectors::<R, 2>(q, keys, v, scores),
+                _ => self.score_vectors::<R, 1>(q, keys, v, scores),
+            };
         }
     }
 
-    /// Adds weighted rows of `values` to each lane's sums, row after row.
     #[inline(always)]
-    fn add_values<const R: usize>(self, weights: &[[f32; R]], values: &[f32], sums: &mut [[f32; HEAD_DIM_MAX]; R]) {
+    #[allow(clippy::manual_memcpy, reason = "a slice of the sums would make them live in memory instead of registers")]
+    fn score_vectors<const R: usize, const V: usize>(
+        self,
+        q: &[[f32; R]],
+        keys: &[f32],
+        first: usize,
+        scores: &mut [[f32; PAGE_TOKENS]; R],
+    ) -> usize {
+        let zero = [[self.simd.splat_f32s(0.0); V]; R];
+        let sums = multiply_add(self.simd, q, &S::as_simd_f32s(keys).0[first..], PAGE_TOKENS / S::F32_LANES, zero);
+        for i in 0..R {
+            for v in 0..V {
+                S::as_mut_simd_f32s(&mut scores[i]).0[first + v] = sums[i][v];
+            }
+        }
+        V
+    }
+
+    /// Adds the first `keys` weighted rows of `values` to each lane's sums, row after row.
+    #[inline(always)]
+    fn add_values<const R: usize>(
+        self,
+        weights: &[[f32; PAGE_TOKENS]; R],
+        values: &[f32],
+        keys: usize,
+        sums: &mut [[f32; HEAD_DIM_MAX]; R],
+    ) {
+        if keys == 0 {
+            return;
+        }
         let vectors = value_width(self.inputs.head_dim) / S::F32_LANES;
+        let values = &values[..keys * value_width(self.inputs.head_dim)];
+        // V vectors at once need R * V registers for sums and V + 1 beside them; fewer than 8 sums wait for each other.
+        let most = if S::REGISTER_COUNT >= 32 { 28 } else { 12 } / R;
         let mut v = 0;
         while v < vectors {
-            // Two vectors at once need 2 R + 3 registers.
-            v += match vectors - v {
-                2.. if S::REGISTER_COUNT >= 32 => self.add_vectors::<R, 2>(weights, values, vectors, v, sums),
+            v += match most.min(vectors - v) {
+                4.. if R <= 4 => self.add_vectors::<R, 4>(weights, values, vectors, v, sums),
+                2.. => self.add_vectors::<R, 2>(weights, values, vectors, v, sums),
                 _ => self.add_vectors::<R, 1>(weights, values, vectors, v, sums),
             };
         }
@@ -224,7 +261,7 @@ impl<S: Simd> Walk<'_, S> {
     #[allow(clippy::needless_range_loop, reason = "iterating would make the vectors live in memory instead of registers")]
     fn add_vectors<const R: usize, const V: usize>(
         self,
-        weights: &[[f32; R]],
+        weights: &[[f32; PAGE_TOKENS]; R],
         values: &[f32],
         stride: usize,
         first: usize,
@@ -236,7 +273,15 @@ impl<S: Simd> Walk<'_, S> {
                 vectors[i][v] = S::as_simd_f32s(&sums[i]).0[first + v];
             }
         }
-        let vectors = multiply_add(self.simd, weights, &S::as_simd_f32s(values).0[first..], stride, vectors);
+        for (j, row) in (0..PAGE_TOKENS).zip(S::as_simd_f32s(values).0[first..].chunks(stride)) {
+            let Some(row) = row.first_chunk::<V>() else { break };
+            for i in 0..R {
+                let weight = self.simd.splat_f32s(weights[i][j]);
+                for v in 0..V {
+                    vectors[i][v] = self.simd.mul_add_f32s(weight, row[v], vectors[i][v]);
+                }
+            }
+        }
         for i in 0..R {
             for v in 0..V {
                 S::as_mut_simd_f32s(&mut sums[i]).0[first + v] = vectors[i][v];
@@ -246,34 +291,39 @@ impl<S: Simd> Walk<'_, S> {
     }
 }
 
-/// Turns scores `[keys][lanes]` into weights, those of minus infinity into zero; returns what earlier sums are to be multiplied
-/// with. Each lane takes its keys in order; a lane without keys keeps its state and gets 1.
-///
-/// Lanes lie side by side, so nothing is reduced within a vector: that took half of the time of attention.
+/// Turns scores into weights, those of minus infinity into zero; returns what earlier sums are to be multiplied with. A lane
+/// without keys keeps its state and gets 1.
 #[inline(always)]
-fn softmax_page<const R: usize>(weights: &mut [[f32; R]; PAGE_TOKENS], running: &mut Running<R>) -> [f32; R] {
+fn softmax_page<const R: usize>(weights: &mut [[f32; PAGE_TOKENS]; R], running: &mut Running<R>) -> [f32; R] {
     let mut max = running.max;
-    for scores in weights.iter() {
-        for i in 0..R {
-            max[i] = if scores[i] > max[i] { scores[i] } else { max[i] };
+    for i in 0..R {
+        let of_page = halve(weights[i], |a, b| if a > b { a } else { b });
+        max[i] = if of_page > max[i] { of_page } else { max[i] };
+        for weight in &mut weights[i] {
+            *weight = exp(*weight - max[i]);
         }
     }
     let mut rescale = [0.0; R];
     for i in 0..R {
         rescale[i] = exp(running.max[i] - max[i]);
-    }
-    let mut sum = [0.0; R];
-    for weights in weights.iter_mut() {
-        for i in 0..R {
-            weights[i] = exp(weights[i] - max[i]);
-            sum[i] += weights[i];
-        }
-    }
-    for i in 0..R {
-        running.sum[i] = running.sum[i].mul_add(rescale[i], sum[i]);
+        running.sum[i] = running.sum[i].mul_add(rescale[i], halve(weights[i], |a, b| a + b));
     }
     running.max = max;
     rescale
+}
+
+/// Combines all values: the first half with the second, again and again. Always in this order, so that sums have the same bits
+/// on every machine.
+#[inline(always)]
+fn halve(mut values: [f32; PAGE_TOKENS], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut len = PAGE_TOKENS / 2;
+    while len > 0 {
+        for i in 0..len {
+            values[i] = combine(values[i], values[i + len]);
+        }
+        len /= 2;
+    }
+    values[0]
 }
 
 #[cfg(test)]

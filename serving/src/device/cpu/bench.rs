@@ -4,7 +4,10 @@ use std::fmt;
 
 use pulp::Arch;
 
-use super::gemm::{GemmScratch, PackedMatrix, Start, gemm};
+use super::gemm::{GemmScratch, Start, gemm};
+use super::panels::{Encoding, PackedMatrix};
+use super::weights::row_bytes;
+use crate::model::DType;
 
 /// A product of activations [m, k] with packed weights [n, k].
 pub struct Product {
@@ -15,12 +18,13 @@ pub struct Product {
 }
 
 impl Product {
-    /// Makes a product of random numbers.
-    pub fn new(m: usize, n: usize, k: usize) -> Self {
+    /// Makes a product of numbers; weights are stored as `dtype`. For Q8_0, `k` must be a multiple of 32.
+    pub fn new(m: usize, n: usize, k: usize, dtype: DType) -> Self {
         let values = |len: usize| (0..len).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect::<Vec<_>>();
-        let mut weights = PackedMatrix::zeros(Arch::new(), n, k);
-        for (row, values) in values(n * k).chunks_exact(k).enumerate() {
-            weights.set_row(row, values);
+        let mut weights = PackedMatrix::zeros(Arch::new(), Encoding::of([dtype].into_iter()), n, k);
+        let bytes: Vec<u8> = (0..row_bytes(dtype, k)).map(|i| (i * 37 % 60) as u8).collect();
+        for row in 0..n {
+            weights.set_row(row, dtype, &bytes);
         }
         Product { activations: values(m * k), weights, out: vec![0.0; m * n], scratch: GemmScratch::default() }
     }

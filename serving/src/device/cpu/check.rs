@@ -92,7 +92,7 @@ fn check_sample(sample: &SampleRow, plan: &StepPlan, candidates: &[TokenId], mas
     check_slot(*slot)?;
     check_sampling(sampling)?;
     match allowed {
-        Allowed::All => Ok(()),
+        Allowed::All | Allowed::Hidden => Ok(()),
         Allowed::Candidates(range) => {
             ensure(inside(range, candidates.len()) && !range.is_empty(), || format!("no candidates lie at {range:?}"))?;
             candidates[range.start as usize..range.end as usize].iter().try_for_each(|&token| check_token(token, limits))

@@ -7,8 +7,9 @@ use pulp::Arch;
 
 use super::aligned::AlignedVec;
 use super::attention::{Inputs, Query, attention};
-use super::gemm::{GemmScratch, PackedMatrix, Start, gemm};
+use super::gemm::{GemmScratch, Start, gemm};
 use super::kv::KvPool;
+use super::panels::PackedMatrix;
 use super::rmsnorm::rmsnorm;
 use super::rope::Rope;
 use super::rows::for_row_blocks;
@@ -88,7 +89,7 @@ impl Decoder {
         buffers.x.resize(tokens.len() * hidden);
         for_row_blocks(&mut buffers.x, hidden, |first, block| {
             for (row, &token) in block.chunks_exact_mut(hidden).zip(&tokens[first..]) {
-                self.weights.embedding.decode(token, row);
+                self.weights.embed(token, row);
             }
         });
     }

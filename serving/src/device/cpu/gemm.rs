@@ -26,13 +26,10 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::aligned::AlignedVec;
+use super::panels::{PANEL_MAX, PANEL_VECTORS, PackedMatrix};
 
-/// Steps of `k` that are walked before the next tile of rows.
+/// Steps of `k` that are walked before the next tile of rows, for one panel at a time; of several panels proportionally fewer.
 const KC: usize = 256;
-/// Vectors in the width of a panel.
-const PANEL_VECTORS: usize = 2;
-/// The widest panel of any instruction set.
-const PANEL_MAX: usize = 32;
 /// The tallest tile; machines with 16 vector registers use half of it.
 const TILE_ROWS_MAX: usize = 12;
 /// With fewer rows than this for each thread, threads take columns instead.
@@ -41,15 +38,6 @@ const ROWS_PER_THREAD_MIN: usize = 24;
 const ROWS_PER_TASK_MAX: usize = 96;
 /// Multiply-adds that are worth a task of their own.
 const TASK_WORK_MIN: usize = 64 * 1024;
-
-/// Weights in panels, ready for `gemm`.
-#[derive(Debug)]
-pub(super) struct PackedMatrix {
-    n: usize,
-    k: usize,
-    panel: usize,
-    data: AlignedVec,
-}
 
 /// What `gemm` adds the product to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,125 +52,52 @@ pub(super) enum Start {
 #[derive(Debug, Default)]
 pub(super) struct GemmScratch {
     packed: AlignedVec,
-    columns: AlignedVec,
-}
-
-impl PackedMatrix {
-    /// Returns an [n, k] matrix of zeros.
-    pub(super) fn zeros(arch: Arch, n: usize, k: usize) -> Self {
-        let panel = arch.dispatch(PanelWidth);
-        PackedMatrix { n, k, panel, data: AlignedVec::zeroed(n.next_multiple_of(panel) * k) }
-    }
-
-    /// Returns the number of output columns.
-    pub(super) fn n(&self) -> usize {
-        self.n
-    }
-
-    /// Returns the length of the sums.
-    pub(super) fn k(&self) -> usize {
-        self.k
-    }
-
-    /// Sets row `row` of the matrix.
-    pub(super) fn set_row(&mut self, row: usize, values: &[f32]) {
-        let at = self.element(row);
-        for (cell, &value) in self.data[at..].iter_mut().step_by(self.panel).zip(&values[..self.k]) {
-            *cell = value;
-        }
-    }
-
-    /// Returns a matrix of the rows named, in their order, repetitions included.
-    pub(super) fn gather(&self, arch: Arch, rows: impl ExactSizeIterator<Item = usize>) -> PackedMatrix {
-        let mut gathered = PackedMatrix::zeros(arch, rows.len(), self.k);
-        for (to, from) in rows.enumerate() {
-            let (to, from) = (gathered.element(to), self.element(from));
-            let source = self.data[from..].iter().step_by(self.panel);
-            for (cell, &value) in gathered.data[to..].iter_mut().step_by(self.panel).zip(source).take(self.k) {
-                *cell = value;
-            }
-        }
-        gathered
-    }
-
-    fn panels(&self) -> usize {
-        self.n.div_ceil(self.panel)
-    }
-
-    /// Where row `row` begins; its next value lies `panel` further.
-    fn element(&self, row: usize) -> usize {
-        row / self.panel * self.k * self.panel + row % self.panel
-    }
 }
 
 /// Multiplies on the rayon pool of the calling thread. Shapes: `a` [m, k], `out` [m, n], `m` given by `out`.
 pub(super) fn gemm(arch: Arch, scratch: &mut GemmScratch, a: &[f32], w: &PackedMatrix, out: &mut [f32], start: Start) {
-    let m = out.len() / w.n.max(1);
-    debug_assert!(a.len() == m * w.k && out.len() == m * w.n);
+    let m = out.len() / w.n().max(1);
+    debug_assert!(a.len() == m * w.k() && out.len() == m * w.n());
     if m == 0 {
         return;
     }
-    scratch.packed.resize(m * w.k);
+    scratch.packed.resize(m * w.k());
     if m >= ROWS_PER_THREAD_MIN * rayon::current_num_threads() {
         by_rows(arch, &mut scratch.packed, a, w, out, start);
     } else {
-        by_columns(arch, scratch, a, w, out, start);
+        by_columns(arch, &mut scratch.packed, a, w, out, start);
     }
 }
 
 fn by_rows(arch: Arch, packed: &mut [f32], a: &[f32], w: &PackedMatrix, out: &mut [f32], start: Start) {
-    let m = out.len() / w.n;
+    let (n, k, m) = (w.n(), w.k(), out.len() / w.n());
     let threads = rayon::current_num_threads();
     let tasks = threads * m.div_ceil(threads * ROWS_PER_TASK_MAX);
     let rows = m.div_ceil(tasks);
-    let blocks = packed.par_chunks_mut(rows * w.k).zip(a.par_chunks(rows * w.k)).zip(out.par_chunks_mut(rows * w.n));
+    let blocks = packed.par_chunks_mut(rows * k).zip(a.par_chunks(rows * k)).zip(out.par_chunks_mut(rows * n));
     blocks.for_each(|((packed, a), out)| {
-        arch.dispatch(Pack { a, k: w.k, packed });
-        arch.dispatch(Multiply { packed, w, panels: 0..w.panels(), out, stride: w.n, columns: w.n, start });
+        arch.dispatch(Pack { a, k, packed });
+        let rows = &mut out.chunks_exact_mut(n).collect::<Vec<_>>();
+        arch.dispatch(Multiply { packed, w, panels: 0..w.panels(), rows, start });
     });
 }
 
-/// Each task writes a group of panels into a buffer of its own, whose pieces then go to the rows of `out`.
-fn by_columns(arch: Arch, scratch: &mut GemmScratch, a: &[f32], w: &PackedMatrix, out: &mut [f32], start: Start) {
-    let m = out.len() / w.n;
-    let packed: &mut [f32] = &mut scratch.packed;
-    arch.dispatch(Pack { a, k: w.k, packed });
-    let tasks = (m * w.n * w.k).div_ceil(TASK_WORK_MIN).min(2 * rayon::current_num_threads());
-    let panels = w.panels().div_ceil(tasks);
-    let width = panels * w.panel;
-    scratch.columns.resize(w.panels().div_ceil(panels) * width * m);
-    if start == Start::Out {
-        for_pieces(m, w.n, width, |at, piece| scratch.columns[piece].copy_from_slice(&out[at]));
-    }
+/// Each task takes a group of panels, and with it a piece of every row of `out`.
+fn by_columns(arch: Arch, packed: &mut [f32], a: &[f32], w: &PackedMatrix, out: &mut [f32], start: Start) {
+    let (n, k, m) = (w.n(), w.k(), out.len() / w.n());
+    arch.dispatch(Pack { a, k, packed });
     let packed: &[f32] = packed;
-    scratch.columns.par_chunks_mut(width * m).enumerate().for_each(|(group, out)| {
+    let tasks = (m * n * k).div_ceil(TASK_WORK_MIN).min(2 * rayon::current_num_threads());
+    let panels = w.panels().div_ceil(tasks);
+    let mut groups: Vec<Vec<&mut [f32]>> = (0..w.panels().div_ceil(panels)).map(|_| Vec::with_capacity(m)).collect();
+    for row in out.chunks_exact_mut(n) {
+        let pieces = row.chunks_mut(panels * w.panel());
+        groups.iter_mut().zip(pieces).for_each(|(rows, piece)| rows.push(piece));
+    }
+    groups.par_iter_mut().enumerate().for_each(|(group, rows)| {
         let panels = group * panels..((group + 1) * panels).min(w.panels());
-        arch.dispatch(Multiply { packed, w, panels, out, stride: width, columns: width, start });
+        arch.dispatch(Multiply { packed, w, panels, rows, start });
     });
-    for_pieces(m, w.n, width, |at, piece| out[at].copy_from_slice(&scratch.columns[piece]));
-}
-
-/// Calls `copy(range of out, range of the column buffer)` for every row of every group.
-fn for_pieces(m: usize, n: usize, width: usize, mut copy: impl FnMut(Range<usize>, Range<usize>)) {
-    for row in 0..m {
-        for (group, column) in (0..n).step_by(width).enumerate() {
-            let len = width.min(n - column);
-            let piece = (group * m + row) * width;
-            copy(row * n + column..row * n + column + len, piece..piece + len);
-        }
-    }
-}
-
-/// Width of a panel on this machine.
-struct PanelWidth;
-
-impl WithSimd for PanelWidth {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        PANEL_VECTORS * S::F32_LANES
-    }
 }
 
 /// Cuts `rows` rows into tiles as equal as possible and returns (first row, height) of each.
@@ -242,77 +157,128 @@ fn pack_tile<const M: usize>(a: &[f32], k: usize, packed: &mut [f32]) {
     }
 }
 
-/// Multiplies packed rows with some panels. `out` begins at the first column of the first panel; its rows are `stride` apart
-/// and end after `columns`.
-struct Multiply<'a> {
+/// Multiplies packed rows with some panels. `rows` are rows of `out` from the first column of the first panel on; they end with
+/// the last panel, or within it.
+struct Multiply<'a, 'out> {
     packed: &'a [f32],
     w: &'a PackedMatrix,
     panels: Range<usize>,
-    out: &'a mut [f32],
-    stride: usize,
-    columns: usize,
+    rows: &'a mut [&'out mut [f32]],
     start: Start,
 }
 
-impl WithSimd for Multiply<'_> {
+/// A piece of some panels as f32. On the stack, so that the cache keeps it.
+#[repr(align(64))]
+struct Piece([f32; KC * PANEL_MAX]);
+
+impl WithSimd for Multiply<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Multiply { packed, w, panels, out, stride, columns, start } = self;
-        let k = w.k;
-        let tiles = tiles::<S>(packed.len() / k);
-        for (i, panel) in panels.enumerate() {
-            let column = i * w.panel;
-            let width = w.panel.min(columns - column);
-            for from in (0..k).step_by(KC) {
-                let to = (from + KC).min(k);
-                let b = &w.data[(panel * k + from) * w.panel..(panel * k + to) * w.panel];
-                let resume = from > 0 || start == Start::Out;
-                for (first, height) in tiles.clone() {
-                    let a = &packed[first * k + from * height..first * k + to * height];
-                    let out = &mut out[first * stride + column..];
-                    with_height!(height, tile for S, (simd, a, b, out, stride, width, resume));
-                }
-            }
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let mut piece = Piece([0.0; KC * PANEL_MAX]);
+        let mut panel = self.panels.start;
+        while panel < self.panels.end {
+            // A chain waits for its own sums: few rows need several panels to keep the processor busy.
+            panel += match (self.rows.len(), self.panels.end - panel) {
+                (1, 4..) => self.panels::<S, 4>(simd, panel, &mut piece),
+                (1..=3, 2..) => self.panels::<S, 2>(simd, panel, &mut piece),
+                _ => self.panels::<S, 1>(simd, panel, &mut piece),
+            };
         }
     }
 }
 
-/// Adds `a` `[steps][M]` times `b` `[steps][panel]` to M rows of `out`, or overwrites them unless `resume`.
-#[inline(always)]
-fn tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, width: usize, resume: bool) {
-    let panel = PANEL_VECTORS * S::F32_LANES;
-    if width < panel {
-        let mut edge = [0.0; TILE_ROWS_MAX * PANEL_MAX];
-        for i in 0..M {
-            edge[i * panel..][..width].copy_from_slice(&out[i * stride..][..width]);
+impl Multiply<'_, '_> {
+    /// Multiplies with P panels, and returns P.
+    #[inline(always)]
+    fn panels<S: Simd, const P: usize>(&mut self, simd: S, panel: usize, piece: &mut Piece) -> usize {
+        let (w, k) = (self.w, self.w.k());
+        let column = (panel - self.panels.start) * w.panel();
+        for from in (0..k).step_by(KC / P) {
+            let to = (from + KC / P).min(k);
+            let b = match w.as_floats(panel, from..to) {
+                Some(floats) if P == 1 => floats,
+                _ => {
+                    let piece = &mut piece.0[..(to - from) * P * w.panel()];
+                    w.widen::<S, P>(panel, from..to, piece);
+                    piece
+                }
+            };
+            let resume = from > 0 || self.start == Start::Out;
+            for (first, height) in tiles::<S>(self.rows.len()) {
+                let a = &self.packed[first * k + from * height..first * k + to * height];
+                let rows = &mut self.rows[first..first + height];
+                match P {
+                    4 => tile::<S, 1, { 4 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+                    2 => match height {
+                        1 => tile::<S, 1, { 2 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+                        2 => tile::<S, 2, { 2 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+                        _ => tile::<S, 3, { 2 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+                    },
+                    _ => with_height!(height, one_panel for S, (simd, a, b, rows, column, resume)),
+                }
+            }
         }
-        full_tile::<S, M>(simd, a, b, &mut edge, panel, resume);
-        for i in 0..M {
-            out[i * stride..][..width].copy_from_slice(&edge[i * panel..][..width]);
+        P
+    }
+}
+
+#[inline(always)]
+fn one_panel<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], rows: &mut [&mut [f32]], column: usize, resume: bool) {
+    tile::<S, M, PANEL_VECTORS>(simd, a, b, rows, column, resume);
+}
+
+/// Adds `a` `[steps][M]` times `b` `[steps][V vectors]` to M rows from `column` on, or overwrites them unless `resume`.
+#[inline(always)]
+fn tile<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    a: &[f32],
+    b: &[f32],
+    rows: &mut [&mut [f32]],
+    column: usize,
+    resume: bool,
+) {
+    let width = V * S::F32_LANES;
+    let visible = rows.iter().map(|row| row.len() - column).min().unwrap_or(0);
+    if visible < width {
+        let mut edge = [[0.0; 4 * PANEL_MAX]; TILE_ROWS_MAX];
+        for (edge, row) in edge.iter_mut().zip(rows.iter()) {
+            edge[..visible].copy_from_slice(&row[column..]);
+        }
+        let mut pieces = edge.each_mut().map(|edge| &mut edge[..]);
+        full_tile::<S, M, V>(simd, a, b, &mut pieces[..M], 0, resume);
+        for (edge, row) in edge.iter().zip(rows) {
+            row[column..].copy_from_slice(&edge[..visible]);
         }
     } else {
-        full_tile::<S, M>(simd, a, b, out, stride, resume);
+        full_tile::<S, M, V>(simd, a, b, rows, column, resume);
     }
 }
 
 #[inline(always)]
 #[allow(clippy::manual_memcpy, reason = "a slice of the sums would make them live in memory instead of registers")]
-fn full_tile<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], out: &mut [f32], stride: usize, resume: bool) {
-    let mut sums = [[simd.splat_f32s(0.0); PANEL_VECTORS]; M];
+fn full_tile<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    a: &[f32],
+    b: &[f32],
+    rows: &mut [&mut [f32]],
+    column: usize,
+    resume: bool,
+) {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
     if resume {
         for i in 0..M {
-            let row = S::as_simd_f32s(&out[i * stride..][..PANEL_VECTORS * S::F32_LANES]).0;
-            for v in 0..PANEL_VECTORS {
+            let row = S::as_simd_f32s(&rows[i][column..][..V * S::F32_LANES]).0;
+            for v in 0..V {
                 sums[i][v] = row[v];
             }
         }
     }
-    let sums = multiply_add(simd, a.as_chunks().0, S::as_simd_f32s(b).0, PANEL_VECTORS, sums);
+    let sums = multiply_add(simd, a.as_chunks().0, S::as_simd_f32s(b).0, V, sums);
     for i in 0..M {
-        let row = S::as_mut_simd_f32s(&mut out[i * stride..][..PANEL_VECTORS * S::F32_LANES]).0;
-        for v in 0..PANEL_VECTORS {
+        let row = S::as_mut_simd_f32s(&mut rows[i][column..][..V * S::F32_LANES]).0;
+        for v in 0..V {
             row[v] = sums[i][v];
         }
     }
@@ -344,17 +310,45 @@ pub(super) fn multiply_add<S: Simd, const M: usize, const V: usize>(
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use proptest::prelude::*;
 
+    use super::super::panels::{BLOCK, Encoding};
     use super::super::reference::{Random, close, on_threads};
+    use super::super::weights::{decode, row_bytes};
     use super::*;
+    use crate::model::DType;
 
-    fn packed(arch: Arch, w: &[f32], n: usize, k: usize) -> PackedMatrix {
-        let mut matrix = PackedMatrix::zeros(arch, n, k);
-        for row in 0..n {
-            matrix.set_row(row, &w[row * k..(row + 1) * k]);
+    /// A random matrix in panels, and as the f32 values it stands for.
+    fn packed(arch: Arch, random: &mut Random, dtype: DType, n: usize, k: usize) -> (PackedMatrix, Vec<f32>) {
+        let mut matrix = PackedMatrix::zeros(arch, Encoding::of([dtype].into_iter()), n, k);
+        let mut values = vec![0.0; n * k];
+        for (row, values) in values.chunks_exact_mut(k).enumerate() {
+            let bytes = stored(random, dtype, k);
+            matrix.set_row(row, dtype, &bytes);
+            decode(dtype, &bytes, values);
         }
-        matrix
+        (matrix, values)
+    }
+
+    /// Random values between -1 and 1 as a tensor stores them, small and subnormal ones among them.
+    fn stored(random: &mut Random, dtype: DType, k: usize) -> Vec<u8> {
+        let mut floats = random.floats(k);
+        floats.iter_mut().step_by(7).for_each(|value| *value *= 1e-6);
+        let bytes: Vec<u8> = match dtype {
+            DType::F32 => floats.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            DType::F16 => floats.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+            DType::BF16 => floats.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+            DType::Q8_0 => {
+                let block = |values: &[f32]| {
+                    let codes = values.iter().map(|value| (value * 127.0) as i8 as u8);
+                    f16::from_f32(values[1] / 127.0).to_le_bytes().into_iter().chain(codes).collect::<Vec<_>>()
+                };
+                floats.chunks_exact(BLOCK).flat_map(block).collect()
+            }
+        };
+        assert_eq!(bytes.len(), row_bytes(dtype, k));
+        bytes
     }
 
     /// The definition: one chain of fused multiply-adds over `k`.
@@ -363,11 +357,11 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(arch: Arch, threads: usize, m: usize, n: usize, k: usize, start: Start) {
+    fn check(arch: Arch, threads: usize, dtype: DType, [m, n, k]: [usize; 3], start: Start) {
         let mut random = Random::new((m * n * k) as u64);
-        let (a, w, old) = (random.floats(m * k), random.floats(n * k), random.floats(m * n));
+        let (a, old) = (random.floats(m * k), random.floats(m * n));
+        let (matrix, w) = packed(arch, &mut random, dtype, n, k);
         let mut out = old.clone();
-        let matrix = packed(arch, &w, n, k);
         on_threads(threads, || gemm(arch, &mut GemmScratch::default(), &a, &matrix, &mut out, start));
         for (i, &out) in out.iter().enumerate() {
             let (a, w) = (&a[i / n * k..][..k], &w[i % n * k..][..k]);
@@ -381,10 +375,13 @@ mod tests {
     #[test]
     fn every_output_is_one_chain_of_fused_multiply_adds() {
         for arch in [Arch::new(), Arch::Scalar] {
-            for (m, n, k) in [(1, 1, 1), (1, 33, 7), (5, 64, 300), (13, 40, 257), (24, 7, 64), (61, 95, 31), (200, 70, 600)]
+            for (m, n, k) in [(1, 1, 1), (1, 330, 7), (5, 64, 300), (13, 40, 257), (24, 7, 64), (61, 95, 31), (200, 70, 600)]
             {
-                check(arch, 2, m, n, k, Start::Zero);
-                check(arch, 3, m, n, k, Start::Out);
+                for dtype in [DType::F32, DType::F16, DType::BF16] {
+                    check(arch, 2, dtype, [m, n, k], Start::Zero);
+                    check(arch, 3, dtype, [m, n, k], Start::Out);
+                }
+                check(arch, 2, DType::Q8_0, [m, n, k.next_multiple_of(BLOCK)], Start::Out);
             }
         }
     }
@@ -394,23 +391,33 @@ mod tests {
 
         #[test]
         fn any_shape_on_any_number_of_threads(m in 1usize..130, n in 1usize..140, k in 1usize..530, threads in 1usize..4) {
-            check(Arch::new(), threads, m, n, k, Start::Zero);
+            check(Arch::new(), threads, DType::F16, [m, n, k], Start::Zero);
+        }
+
+        #[test]
+        fn few_rows_of_any_shape_in_blocks(m in 1usize..9, n in 1usize..300, blocks in 1usize..13, threads in 1usize..4) {
+            check(Arch::new(), threads, DType::Q8_0, [m, n, blocks * BLOCK], Start::Out);
         }
     }
 
     #[test]
     fn gathered_rows_give_the_bits_of_the_whole() {
         let (arch, mut random) = (Arch::new(), Random::new(9));
-        let (m, n, k) = (5, 100, 129);
-        let (a, w) = (random.floats(m * k), random.floats(n * k));
-        let matrix = packed(arch, &w, n, k);
-        let rows = [99, 0, 31, 32, 31];
-        let (mut whole, mut part) = (vec![0.0; m * n], vec![0.0; m * rows.len()]);
-        let mut scratch = GemmScratch::default();
-        gemm(arch, &mut scratch, &a, &matrix, &mut whole, Start::Zero);
-        gemm(arch, &mut scratch, &a, &matrix.gather(arch, rows.into_iter()), &mut part, Start::Zero);
-        for (i, part) in part.iter().enumerate() {
-            assert_eq!(part.to_bits(), whole[i / rows.len() * n + rows[i % rows.len()]].to_bits());
+        let (m, n, k) = (5, 100, 160);
+        let a = random.floats(m * k);
+        for dtype in [DType::F32, DType::F16, DType::BF16, DType::Q8_0] {
+            let (matrix, values) = packed(arch, &mut random, dtype, n, k);
+            let rows = [99, 0, 31, 32, 31];
+            let (mut whole, mut part) = (vec![0.0; m * n], vec![0.0; m * rows.len()]);
+            let mut scratch = GemmScratch::default();
+            gemm(arch, &mut scratch, &a, &matrix, &mut whole, Start::Zero);
+            gemm(arch, &mut scratch, &a, &matrix.gather(arch, rows.into_iter()), &mut part, Start::Zero);
+            for (i, part) in part.iter().enumerate() {
+                assert_eq!(part.to_bits(), whole[i / rows.len() * n + rows[i % rows.len()]].to_bits());
+            }
+            let mut row = vec![0.0; k];
+            matrix.row(99, &mut row);
+            assert_eq!(row, values[99 * k..]);
         }
     }
 }

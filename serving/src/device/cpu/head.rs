@@ -8,7 +8,8 @@ use rayon::prelude::*;
 
 use super::aligned::AlignedVec;
 use super::forward::{Buffers, Decoder};
-use super::gemm::{GemmScratch, PackedMatrix};
+use super::gemm::GemmScratch;
+use super::panels::PackedMatrix;
 use super::sampler::{Scored, choose, greedy, keep_largest, logprobs};
 use crate::request::{TokenId, TokenLogprobs};
 use crate::step::{Allowed, SampleRow, StepPlan, StepResult};
@@ -28,12 +29,20 @@ pub(super) struct HeadBuffers {
 /// Chooses a token for every sample of `plan`, after `Decoder::forward` has run it.
 pub(super) fn sample(decoder: &Decoder, plan: &StepPlan, hidden: &mut Buffers, buffers: &mut HeadBuffers) -> StepResult {
     let count = plan.sample.len();
-    let mut result =
-        StepResult { sampled: vec![0; count], top_logits: vec![Vec::new(); count], logprobs: vec![None; count] };
+    let mut result = StepResult {
+        sampled: vec![0; count],
+        top_logits: vec![Vec::new(); count],
+        logprobs: vec![None; count],
+        hidden: vec![Vec::new(); count],
+    };
     let HeadBuffers { inputs, logits, whole, restricted } = buffers;
     whole.clear();
     restricted.clear();
     for (i, sample) in plan.sample.iter().enumerate() {
+        if sample.allowed == Allowed::Hidden {
+            result.hidden[i] = state_of(hidden, sample, decoder.config.hidden_size).to_vec();
+            continue;
+        }
         let few = matches!(sample.allowed, Allowed::Candidates(_)) && sample.top_logits == 0 && !needs_all(sample);
         if few { restricted.push(i) } else { whole.push(i) }
     }
@@ -54,14 +63,21 @@ fn needs_all(sample: &SampleRow) -> bool {
     match sample.allowed {
         Allowed::Candidates(_) => sample.logprobs.is_some_and(|top| top > 0),
         Allowed::All | Allowed::Mask(_) => sample.logprobs.is_some(),
+        Allowed::Hidden => false,
     }
+}
+
+/// The state of a sample's token after the last norm.
+fn state_of<'a>(hidden: &'a Buffers, sample: &SampleRow, width: usize) -> &'a [f32] {
+    let at = hidden.live.partition_point(|&token| token < sample.token);
+    &hidden.normed[at * width..(at + 1) * width]
 }
 
 /// The candidates of a sample; none for samples without a list.
 fn candidates<'a>(plan: &'a StepPlan, sample: &SampleRow) -> &'a [TokenId] {
     match &sample.allowed {
         Allowed::Candidates(range) => &plan.candidates[range.start as usize..range.end as usize],
-        Allowed::All | Allowed::Mask(_) => &[],
+        Allowed::All | Allowed::Mask(_) | Allowed::Hidden => &[],
     }
 }
 
@@ -117,7 +133,7 @@ fn pick(plan: &StepPlan, sample: &SampleRow, tokens: Option<&[TokenId]>, logits:
     let mut allowed: Vec<Scored> = match (&sample.allowed, tokens) {
         (_, Some(tokens)) => tokens.iter().copied().zip(logits.iter().copied()).collect(),
         (Allowed::All, None) if sample.sampling.temperature == 0.0 => largest(logits).into_iter().collect(),
-        (Allowed::All, None) => all().collect(),
+        (Allowed::All | Allowed::Hidden, None) => all().collect(),
         (Allowed::Candidates(_), None) => {
             candidates(plan, sample).iter().map(|&token| (token, logits[token as usize])).collect()
         }

@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::step::{KvWrite, PAGE_TOKENS, PageCopy, PageId};
 
+/// Below this many keys a task costs less than handing it to a thread.
+const TASK_VALUES_MIN: usize = 8192;
+
 /// Keys and values of all pages.
 #[derive(Debug)]
 pub(super) struct KvPool {
@@ -69,7 +72,8 @@ impl KvPool {
     pub(super) fn write(&mut self, layer: usize, writes: &[KvWrite], qkv: &[f32], stride: usize, keys: usize) {
         let (heads, dim) = (self.kv_heads, self.head_dim);
         let slabs = &mut self.slabs[layer * heads..(layer + 1) * heads];
-        slabs.par_iter_mut().enumerate().for_each(|(head, slab)| {
+        let heads_per_task = (TASK_VALUES_MIN / (writes.len() * dim).max(1)).max(1);
+        slabs.par_iter_mut().enumerate().with_min_len(heads_per_task).for_each(|(head, slab)| {
             for write in writes {
                 let row = &qkv[write.token as usize * stride..][..stride];
                 let (key, value) = (&row[keys + head * dim..][..dim], &row[keys + (heads + head) * dim..][..dim]);

@@ -15,8 +15,10 @@
 //! | `weights` | tensors into panels, embedding rows |
 //! | `kv` | the page pool: layout, writes, copies |
 //! | `attention` | paged causal attention |
-//! | `gemm` | packed matrices and their product |
+//! | `panels` | packed matrices, at 32, 16 or 8 bits a value |
+//! | `gemm` | their product with activations |
 //! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
+//! | `encoder` | encoders for embeddings, over the same kernels |
 //! | `bench` | one matrix product, for examples/cpu_bench.rs |
 //! | `rows`, `aligned` | splitting rows over threads; aligned buffers |
 
@@ -26,11 +28,13 @@ mod attention;
 pub mod bench;
 mod check;
 mod device;
+mod encoder;
 mod exp;
 mod forward;
 mod gemm;
 mod head;
 mod kv;
+mod panels;
 #[cfg(test)]
 mod reference;
 mod rmsnorm;
@@ -41,3 +45,4 @@ mod swiglu;
 mod weights;
 
 pub use device::{CpuDevice, CpuOptions};
+pub use encoder::CpuEncoder;

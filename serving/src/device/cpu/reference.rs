@@ -103,7 +103,7 @@ impl MemoryTensors {
         MemoryTensors { tensors: tensors.collect() }
     }
 
-    fn values(&self, name: &str) -> Vec<f64> {
+    pub(super) fn values(&self, name: &str) -> Vec<f64> {
         self.tensors[name].bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect()
     }
 }

@@ -1,12 +1,13 @@
-//! A model's tensors: projections as f32 panels, the embedding as stored.
+//! A model's tensors: projections in panels, the embedding as stored, or in the panels of the head where the two are one.
 //!
-//! Projections that read the same input are packed as one matrix: query, key and value; gate and up.
+//! Projections that read the same input are packed as one matrix: query, key and value; gate and up. Tensors are read and packed
+//! one matrix after the other, so that loading takes little more memory than the packed weights.
 
 use half::{bf16, f16};
 use pulp::Arch;
 
 use super::attention::HEAD_DIM_MAX;
-use super::gemm::PackedMatrix;
+use super::panels::{Encoding, PackedMatrix};
 use crate::error::{Error, Result};
 use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
 use crate::request::TokenId;
@@ -19,8 +20,8 @@ const Q8_BLOCK_BYTES: usize = 34;
 /// All weights of a decoder.
 #[derive(Debug)]
 pub(super) struct Weights {
-    /// [vocabulary, hidden], from which input tokens are looked up.
-    pub(super) embedding: Table,
+    /// [vocabulary, hidden], from which input tokens are looked up; where there is none, in the head.
+    embedding: Option<Table>,
     /// The decoder layers, first to last.
     pub(super) layers: Vec<LayerWeights>,
     /// `[hidden]`.
@@ -48,7 +49,7 @@ pub(super) struct LayerWeights {
     pub(super) down: PackedMatrix,
 }
 
-/// A tensor of two dimensions whose rows are decoded one at a time.
+/// A tensor of two dimensions, as stored.
 #[derive(Debug)]
 pub(super) struct Table {
     tensor: HostTensor,
@@ -61,10 +62,10 @@ impl Weights {
         check_config(config)?;
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         let embedding = Table::read(source, "model.embed_tokens.weight", vocabulary, hidden)?;
-        let head = if config.tie_word_embeddings {
-            pack(arch, &[&embedding])
+        let (embedding, head) = if config.tie_word_embeddings {
+            (None, pack(arch, &[embedding]))
         } else {
-            pack(arch, &[&Table::read(source, "lm_head.weight", vocabulary, hidden)?])
+            (Some(embedding), pack(arch, &[Table::read(source, "lm_head.weight", vocabulary, hidden)?]))
         };
         Ok(Weights {
             embedding,
@@ -75,6 +76,14 @@ impl Weights {
             head,
         })
     }
+
+    /// Looks up the embedding of `token`.
+    pub(super) fn embed(&self, token: TokenId, out: &mut [f32]) {
+        match &self.embedding {
+            Some(table) => table.decode(token, out),
+            None => self.head.row(token as usize, out),
+        }
+    }
 }
 
 impl LayerWeights {
@@ -83,65 +92,70 @@ impl LayerWeights {
         let matrix = |part: &str, n: usize, k: usize| Table::read(source, &name(&format!("{part}.weight")), n, k);
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let q = matrix("self_attn.q_proj", queries, hidden)?;
-        let k = matrix("self_attn.k_proj", keys, hidden)?;
-        let v = matrix("self_attn.v_proj", keys, hidden)?;
+        let qkv = [
+            matrix("self_attn.q_proj", queries, hidden)?,
+            matrix("self_attn.k_proj", keys, hidden)?,
+            matrix("self_attn.v_proj", keys, hidden)?,
+        ];
         let bias = |part: &str, n: usize| read_vector(source, &name(&format!("self_attn.{part}.bias")), n);
         let qkv_bias = if config.qkv_bias {
             Some([bias("q_proj", queries)?, bias("k_proj", keys)?, bias("v_proj", keys)?].concat())
         } else {
             None
         };
-        let gate = matrix("mlp.gate_proj", intermediate, hidden)?;
-        let up = matrix("mlp.up_proj", intermediate, hidden)?;
         Ok(LayerWeights {
             attention_norm: read_vector(source, &name("input_layernorm.weight"), hidden)?,
-            qkv: pack(arch, &[&q, &k, &v]),
+            qkv: pack(arch, &qkv),
             qkv_bias,
-            output: pack(arch, &[&matrix("self_attn.o_proj", hidden, queries)?]),
+            output: pack(arch, &[matrix("self_attn.o_proj", hidden, queries)?]),
             mlp_norm: read_vector(source, &name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: pack(arch, &[&gate, &up]),
-            down: pack(arch, &[&matrix("mlp.down_proj", hidden, intermediate)?]),
+            gate_up: pack(
+                arch,
+                &[matrix("mlp.gate_proj", intermediate, hidden)?, matrix("mlp.up_proj", intermediate, hidden)?],
+            ),
+            down: pack(arch, &[matrix("mlp.down_proj", hidden, intermediate)?]),
         })
     }
 }
 
 impl Table {
     /// Reads a tensor of shape [rows, width].
-    fn read(source: &dyn TensorSource, name: &str, rows: usize, width: usize) -> Result<Self> {
+    pub(super) fn read(source: &dyn TensorSource, name: &str, rows: usize, width: usize) -> Result<Self> {
         let tensor = source.read(name, &[rows, width])?;
         check_bytes(name, &tensor, rows, width)?;
         Ok(Table { tensor, width })
+    }
+
+    /// Decodes row `row` into `out`, which has the width of the table.
+    pub(super) fn decode(&self, row: TokenId, out: &mut [f32]) {
+        decode(self.tensor.dtype, self.row(row as usize), out);
     }
 
     fn rows(&self) -> usize {
         self.tensor.shape.first().copied().unwrap_or(0)
     }
 
-    /// Decodes row `row` into `out`, which has the width of the table.
-    pub(super) fn decode(&self, row: TokenId, out: &mut [f32]) {
+    /// The stored values of row `row`.
+    fn row(&self, row: usize) -> &[u8] {
         let size = row_bytes(self.tensor.dtype, self.width);
-        decode(self.tensor.dtype, &self.tensor.bytes[row as usize * size..][..size], out);
+        &self.tensor.bytes[row * size..][..size]
     }
 }
 
 /// Packs tables of equal width as one matrix, one below the other.
-fn pack(arch: Arch, tables: &[&Table]) -> PackedMatrix {
+pub(super) fn pack(arch: Arch, tables: &[Table]) -> PackedMatrix {
     let width = tables.first().map_or(0, |table| table.width);
-    let mut matrix = PackedMatrix::zeros(arch, tables.iter().map(|table| table.rows()).sum(), width);
-    let mut values = vec![0.0; width];
-    let mut to = 0;
-    for table in tables {
-        for row in 0..table.rows() {
-            table.decode(row as TokenId, &mut values);
-            matrix.set_row(to, &values);
-            to += 1;
-        }
+    let encoding = Encoding::of(tables.iter().map(|table| table.tensor.dtype));
+    let mut matrix = PackedMatrix::zeros(arch, encoding, tables.iter().map(Table::rows).sum(), width);
+    let rows = tables.iter().flat_map(|table| (0..table.rows()).map(move |row| (table.tensor.dtype, table.row(row))));
+    for (to, (dtype, bytes)) in rows.enumerate() {
+        matrix.set_row(to, dtype, bytes);
     }
     matrix
 }
 
-fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
+/// Reads a tensor of one dimension.
+pub(super) fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<f32>> {
     let tensor = source.read(name, &[len])?;
     check_bytes(name, &tensor, 1, len)?;
     let mut values = vec![0.0; len];
@@ -150,7 +164,7 @@ fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<
 }
 
 /// Bytes of a row of `width` values.
-fn row_bytes(dtype: DType, width: usize) -> usize {
+pub(super) fn row_bytes(dtype: DType, width: usize) -> usize {
     match dtype {
         DType::F32 => 4 * width,
         DType::F16 | DType::BF16 => 2 * width,
@@ -168,7 +182,7 @@ fn check_bytes(name: &str, tensor: &HostTensor, rows: usize, width: usize) -> Re
 }
 
 /// Decodes one row of stored values.
-fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+pub(super) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         DType::F32 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f32::from_le_bytes(bytes)),
         DType::F16 => {
