@@ -175,7 +175,7 @@ fn is_rotary(json: &Value, architecture: Architecture, layer: usize) -> Result<b
     match &json["no_rope_layers"] {
         Value::Null => {
             let interval = optional_size(json, "no_rope_layer_interval")?.unwrap_or(4).max(1);
-            Ok((layer + 1) % interval != 0)
+            Ok(!(layer + 1).is_multiple_of(interval))
         }
         // A layer marked with 1 turns, in spite of the name of the list.
         layers => match &layers[layer] {
