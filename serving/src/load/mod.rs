@@ -13,6 +13,7 @@ mod encoder;
 pub mod folder;
 pub mod gguf;
 mod hf_config;
+mod hf_rope;
 mod kind;
 pub mod safetensors;
 mod sentence;

@@ -4,6 +4,6 @@ mod config;
 mod encoder;
 mod tensor;
 
-pub use config::{ModelConfig, RopeScaling};
+pub use config::{LayerAttention, ModelConfig, RopeScaling};
 pub use encoder::{Activation, EncoderConfig, Pooling};
 pub use tensor::{DType, HostTensor, TensorSource};
