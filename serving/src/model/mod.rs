@@ -3,5 +3,5 @@
 mod config;
 mod tensor;
 
-pub use config::{ModelConfig, RopeScaling};
+pub use config::{LayerAttention, ModelConfig, RopeScaling};
 pub use tensor::{DType, HostTensor, TensorSource};

@@ -3,7 +3,10 @@
 //! The softmax is online (Milakov and Gimelshein 2018), one page at a time from the first position: running maximum, running
 //! sum, running weighted values. For each query head the operations and their order depend on its position alone; several
 //! are walked together (heads of a group, neighbouring queries) only so that they share loads and fill the pipeline.
-//! Keys after a query's position are never read into its result, so stale page contents cannot reach it.
+//! Keys after a query's position are never read into its result, so stale page contents cannot reach it. With a sliding window
+//! the walk begins at the page of the first key that one of the lanes sees; keys before its own window leave a lane untouched.
+
+use std::num::NonZeroUsize;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -29,7 +32,7 @@ pub(super) struct Query {
     pub(super) token: u32,
     /// Its row in the pass.
     pub(super) row: u32,
-    /// Its position; it sees this and all earlier ones.
+    /// Its position; it sees this and earlier ones.
     pub(super) position: u32,
 }
 
@@ -52,6 +55,8 @@ pub(super) struct Inputs<'a> {
     pub(super) group: usize,
     /// Width of a head.
     pub(super) head_dim: usize,
+    /// Positions that a query sees, its own included; `None` sees all.
+    pub(super) window: Option<NonZeroUsize>,
 }
 
 /// Attends on the rayon pool of the calling thread. Shape of `out`: `[kv_heads][queries][group * head_dim]`.
@@ -78,8 +83,10 @@ struct Task<'a> {
 #[derive(Clone, Copy)]
 struct Lane<'a> {
     q: &'a [f32],
-    /// How many leading positions it sees.
-    visible: usize,
+    /// The first position that it sees.
+    first: usize,
+    /// One after the last position that it sees.
+    end: usize,
 }
 
 impl WithSimd for Task<'_> {
@@ -95,9 +102,11 @@ impl WithSimd for Task<'_> {
             let walk = Walk { simd, inputs, kv_head, pages };
             let lane = |i: usize| {
                 let (query, head) = (queries[i / group], kv_head * group + i % group);
+                let end = query.position as usize + 1;
                 Lane {
                     q: &inputs.q[query.token as usize * inputs.stride + head * dim..][..dim],
-                    visible: query.position as usize + 1,
+                    first: inputs.window.map_or(0, |window| end.saturating_sub(window.get())),
+                    end,
                 }
             };
             let lanes = queries.len() * group;
@@ -145,10 +154,12 @@ impl<S: Simd> Walk<'_, S> {
         }
         let mut running = Running { max: [f32::NEG_INFINITY; R], sum: [0.0; R] };
         let mut sums = [[0.0; HEAD_DIM_MAX]; R];
-        let visible = lanes.iter().map(|lane| lane.visible).max().unwrap_or(0);
-        for (&page, start) in self.pages.iter().zip((0..visible).step_by(PAGE_TOKENS)) {
+        let first_page = lanes.iter().map(|lane| lane.first).min().unwrap_or(0) / PAGE_TOKENS;
+        let end = lanes.iter().map(|lane| lane.end).max().unwrap_or(0);
+        for (&page, start) in self.pages.iter().zip((0..end).step_by(PAGE_TOKENS)).skip(first_page) {
             let page = self.inputs.kv.page(self.inputs.layer, self.kv_head, page);
-            let seen = lanes.map(|lane| lane.visible.saturating_sub(start).min(PAGE_TOKENS));
+            let in_page = |position: usize| position.saturating_sub(start).min(PAGE_TOKENS);
+            let seen = lanes.map(|lane| (in_page(lane.first), in_page(lane.end)));
             self.walk_page(&q[..dim], page, seen, &mut running, &mut sums);
         }
         for ((out, sums), sum) in out.chunks_exact_mut(dim).zip(&sums).zip(running.sum) {
@@ -160,20 +171,21 @@ impl<S: Simd> Walk<'_, S> {
         R
     }
 
-    /// Adds one page, of whose keys lane `i` sees the first `seen[i]`.
+    /// Adds one page, of whose keys lane `i` sees those from `seen[i].0` up to `seen[i].1`.
     #[inline(always)]
     fn walk_page<const R: usize>(
         self,
         q: &[[f32; R]],
         page: Page<'_>,
-        seen: [usize; R],
+        seen: [(usize, usize); R],
         running: &mut Running<R>,
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) {
         let mut weights = [[0.0; PAGE_TOKENS]; R];
         self.score(q, page.keys, &mut weights);
         for i in 0..R {
-            weights[i][seen[i]..].fill(f32::NEG_INFINITY);
+            weights[i][..seen[i].0].fill(f32::NEG_INFINITY);
+            weights[i][seen[i].1..].fill(f32::NEG_INFINITY);
         }
         let rescale = softmax_page(&mut weights, running);
         let width = value_width(self.inputs.head_dim);
@@ -231,38 +243,40 @@ impl<S: Simd> Walk<'_, S> {
         V
     }
 
-    /// Adds the first `keys` weighted rows of `values` to each lane's sums, row after row.
+    /// Adds the weighted rows of `values` from `keys.0` up to `keys.1` to each lane's sums, row after row.
     #[inline(always)]
     fn add_values<const R: usize>(
         self,
         weights: &[[f32; PAGE_TOKENS]; R],
         values: &[f32],
-        keys: usize,
+        keys: (usize, usize),
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) {
-        if keys == 0 {
+        if keys.0 >= keys.1 {
             return;
         }
-        let vectors = value_width(self.inputs.head_dim) / S::F32_LANES;
-        let values = &values[..keys * value_width(self.inputs.head_dim)];
+        let width = value_width(self.inputs.head_dim);
+        let (vectors, values) = (width / S::F32_LANES, &values[keys.0 * width..keys.1 * width]);
         // V vectors at once need R * V registers for sums and V + 1 beside them; fewer than 8 sums wait for each other.
         let most = if S::REGISTER_COUNT >= 32 { 28 } else { 12 } / R;
         let mut v = 0;
         while v < vectors {
             v += match most.min(vectors - v) {
-                4.. if R <= 4 => self.add_vectors::<R, 4>(weights, values, vectors, v, sums),
-                2.. => self.add_vectors::<R, 2>(weights, values, vectors, v, sums),
-                _ => self.add_vectors::<R, 1>(weights, values, vectors, v, sums),
+                4.. if R <= 4 => self.add_vectors::<R, 4>(weights, values, keys.0, vectors, v, sums),
+                2.. => self.add_vectors::<R, 2>(weights, values, keys.0, vectors, v, sums),
+                _ => self.add_vectors::<R, 1>(weights, values, keys.0, vectors, v, sums),
             };
         }
     }
 
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "iterating would make the vectors live in memory instead of registers")]
+    #[allow(clippy::too_many_arguments, reason = "what to add, where from and where to")]
     fn add_vectors<const R: usize, const V: usize>(
         self,
         weights: &[[f32; PAGE_TOKENS]; R],
         values: &[f32],
+        key: usize,
         stride: usize,
         first: usize,
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
@@ -273,7 +287,7 @@ impl<S: Simd> Walk<'_, S> {
                 vectors[i][v] = S::as_simd_f32s(&sums[i]).0[first + v];
             }
         }
-        for (j, row) in (0..PAGE_TOKENS).zip(S::as_simd_f32s(values).0[first..].chunks(stride)) {
+        for (j, row) in (key..PAGE_TOKENS).zip(S::as_simd_f32s(values).0[first..].chunks(stride)) {
             let Some(row) = row.first_chunk::<V>() else { break };
             for i in 0..R {
                 let weight = self.simd.splat_f32s(weights[i][j]);
@@ -292,20 +306,22 @@ impl<S: Simd> Walk<'_, S> {
 }
 
 /// Turns scores into weights, those of minus infinity into zero; returns what earlier sums are to be multiplied with. A lane
-/// without keys keeps its state and gets 1.
+/// without keys keeps its state and gets 1, or 0 while its sums are zero.
 #[inline(always)]
 fn softmax_page<const R: usize>(weights: &mut [[f32; PAGE_TOKENS]; R], running: &mut Running<R>) -> [f32; R] {
-    let mut max = running.max;
+    let (mut max, mut base) = (running.max, [0.0; R]);
     for i in 0..R {
         let of_page = halve(weights[i], |a, b| if a > b { a } else { b });
         max[i] = if of_page > max[i] { of_page } else { max[i] };
+        // A lane whose window has not begun has no maximum yet, and minus infinity less itself is not a number.
+        base[i] = if max[i] == f32::NEG_INFINITY { 0.0 } else { max[i] };
         for weight in &mut weights[i] {
-            *weight = exp(*weight - max[i]);
+            *weight = exp(*weight - base[i]);
         }
     }
     let mut rescale = [0.0; R];
     for i in 0..R {
-        rescale[i] = exp(running.max[i] - max[i]);
+        rescale[i] = exp(running.max[i] - base[i]);
         running.sum[i] = running.sum[i].mul_add(rescale[i], halve(weights[i], |a, b| a + b));
     }
     running.max = max;
@@ -333,7 +349,14 @@ mod tests {
     use crate::step::{KvWrite, RowSpan};
 
     /// A row of `len` tokens, all of which attend, for one KV head with `group` query heads; returns (out, naive).
-    fn run(arch: Arch, len: usize, group: usize, dim: usize, from: usize) -> (Vec<f32>, Vec<f64>) {
+    fn run(
+        arch: Arch,
+        len: usize,
+        group: usize,
+        dim: usize,
+        from: usize,
+        window: Option<NonZeroUsize>,
+    ) -> (Vec<f32>, Vec<f64>) {
         let mut config = tiny_config();
         (config.layers, config.heads, config.kv_heads, config.head_dim) = (1, 2 * group, 2, dim);
         let stride = (2 * group + 4) * dim;
@@ -354,7 +377,8 @@ mod tests {
         };
         let queries: Vec<_> = (from as u32..len as u32).map(|t| Query { token: t, row: 0, position: t }).collect();
         let mut out = vec![0.0; 2 * queries.len() * group * dim];
-        let inputs = Inputs { queries: &queries, q: &x, stride, plan: &plan, kv: &kv, layer: 0, group, head_dim: dim };
+        let (queries, q, plan, kv) = (&queries[..], &x[..], &plan, &kv);
+        let inputs = Inputs { queries, q, stride, plan, kv, layer: 0, group, head_dim: dim, window };
         on_threads(2, || attention(arch, inputs, &mut out));
 
         let at = |token: usize, head: usize, d: usize| f64::from(x[token * stride + head * dim + d]);
@@ -366,12 +390,14 @@ mod tests {
                         (0..dim).map(|d| at(query, head, d) * at(key, 2 * group + kv_head, d)).sum::<f64>()
                             / (dim as f64).sqrt()
                     };
-                    let scores: Vec<f64> = (0..=query).map(score).collect();
+                    let first = window.map_or(0, |window| (query + 1).saturating_sub(window.get()));
+                    let scores: Vec<f64> = (first..=query).map(score).collect();
                     let max = scores.iter().copied().fold(f64::MIN, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    let value =
-                        |d: usize| (0..=query).map(|key| weights[key] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>();
+                    let value = |d: usize| {
+                        (first..=query).map(|key| weights[key - first] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>()
+                    };
                     naive.extend((0..dim).map(|d| value(d) / total));
                 }
             }
@@ -383,18 +409,21 @@ mod tests {
     fn matches_double_precision_over_odd_sizes() {
         for (len, group, dim) in [(1, 1, 2), (5, 3, 10), (16, 4, 64), (17, 4, 64), (50, 2, 16), (70, 7, 80), (33, 8, 256)] {
             for arch in [Arch::new(), Arch::Scalar] {
-                let (out, naive) = run(arch, len, group, dim, 0);
-                out.iter().zip(&naive).for_each(|(&out, &naive)| close(out, naive, 2e-5));
+                for window in [0, 1, 15, 16, 17, 40].map(NonZeroUsize::new) {
+                    let (out, naive) = run(arch, len, group, dim, 0, window);
+                    out.iter().zip(&naive).for_each(|(&out, &naive)| close(out, naive, 2e-5));
+                }
             }
         }
     }
 
     #[test]
     fn a_query_alone_gives_the_bits_it_gives_among_others() {
-        for (len, group, dim) in [(40, 4, 64), (29, 3, 24)] {
-            let (all, _) = run(Arch::new(), len, group, dim, 0);
+        for (len, group, dim, window) in [(40, 4, 64, 0), (29, 3, 24, 0), (40, 4, 64, 18), (61, 1, 8, 3)] {
+            let window = NonZeroUsize::new(window);
+            let (all, _) = run(Arch::new(), len, group, dim, 0, window);
             for from in 1..len {
-                let (last, _) = run(Arch::new(), len, group, dim, from);
+                let (last, _) = run(Arch::new(), len, group, dim, from, window);
                 let width = group * dim;
                 for kv_head in 0..2 {
                     let of_all = &all[(kv_head * len + from) * width..(kv_head + 1) * len * width];
@@ -403,5 +432,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn pages_before_the_window_are_not_read() {
+        // The first 32 tokens are not numbers; a window of 8 leaves them out of what tokens 40 to 49 see.
+        let window = NonZeroUsize::new(8);
+        let mut config = tiny_config();
+        (config.layers, config.heads, config.kv_heads, config.head_dim) = (1, 1, 1, 16);
+        let (len, dim, stride) = (50, 16, 48);
+        let mut x = Random::new(9).floats(len * stride);
+        x[..32 * stride].fill(f32::NAN);
+        let mut kv = KvPool::new(&config, 1 << 20).unwrap();
+        let page = |at: usize| PageId((at / PAGE_TOKENS) as u32);
+        let writes: Vec<_> =
+            (0..len).map(|at| KvWrite { token: at as u32, page: page(at), offset: (at % PAGE_TOKENS) as u32 }).collect();
+        kv.write(0, &writes, &x, stride, dim);
+        let plan = StepPlan {
+            rows: vec![RowSpan { tokens: 0..len as u32, pages: 0..4 }],
+            block_tables: (0..4).map(PageId).collect(),
+            ..StepPlan::default()
+        };
+        let queries: Vec<_> = (40..50).map(|t| Query { token: t, row: 0, position: t }).collect();
+        let mut out = vec![0.0; queries.len() * dim];
+        let (queries, q, plan, kv) = (&queries[..], &x[..], &plan, &kv);
+        let inputs = Inputs { queries, q, stride, plan, kv, layer: 0, group: 1, head_dim: dim, window };
+        attention(Arch::new(), inputs, &mut out);
+        assert!(out.iter().all(|x| x.is_finite()));
     }
 }
