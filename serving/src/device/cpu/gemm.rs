@@ -322,9 +322,8 @@ mod tests {
 
     use super::super::panels::{BLOCK, Encoding};
     use super::super::reference::{Random, close, on_threads};
-    use super::super::weights::{decode, row_bytes};
     use super::*;
-    use crate::model::DType;
+    use crate::model::{DType, dequantize};
 
     /// A random matrix in panels, and as the f32 values it stands for.
     fn packed(arch: Arch, random: &mut Random, dtype: DType, n: usize, k: usize) -> (PackedMatrix, Vec<f32>) {
@@ -333,7 +332,7 @@ mod tests {
         for (row, values) in values.chunks_exact_mut(k).enumerate() {
             let bytes = stored(random, dtype, k);
             matrix.set_row(row, dtype, &bytes);
-            decode(dtype, &bytes, values);
+            dequantize(dtype, &bytes, values);
         }
         (matrix, values)
     }
@@ -353,8 +352,9 @@ mod tests {
                 };
                 floats.chunks_exact(BLOCK).flat_map(block).collect()
             }
+            _ => unreachable!("the tests use no other type"),
         };
-        assert_eq!(bytes.len(), row_bytes(dtype, k));
+        assert_eq!(Some(bytes.len()), dtype.row_bytes(k));
         bytes
     }
 

@@ -20,8 +20,7 @@ use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::aligned::AlignedVec;
-use super::weights::decode;
-use crate::model::DType;
+use crate::model::{DType, dequantize};
 
 /// Vectors in the width of a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -142,7 +141,7 @@ impl PackedMatrix {
             }
             (cells, dtype) => {
                 let mut values = vec![0.0; k];
-                decode(dtype, bytes, &mut values);
+                dequantize(dtype, bytes, &mut values);
                 column.set_values(cells, &values);
             }
         }
@@ -451,6 +450,7 @@ mod tests {
         check(&[DType::F16, DType::Q8_0], Encoding::F16);
         check(&[DType::F16, DType::BF16], Encoding::F32);
         check(&[DType::Q8_0, DType::F32], Encoding::F32);
+        check(&[DType::Q4K, DType::Q6K], Encoding::F16);
     }
 
     #[test]
