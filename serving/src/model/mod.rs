@@ -2,8 +2,10 @@
 
 mod config;
 mod encoder;
+mod quant;
 mod tensor;
 
 pub use config::{LayerAttention, ModelConfig, RopeScaling};
 pub use encoder::{Activation, EncoderConfig, Pooling};
+pub use quant::dequantize;
 pub use tensor::{DType, HostTensor, TensorSource};

@@ -184,9 +184,8 @@ impl<S: Simd> Walk<'_, S> {
         let mut weights = [[0.0; PAGE_TOKENS]; R];
         self.score(q, page.keys, &mut weights);
         for i in 0..R {
-            let (first, end) = seen[i];
-            weights[i][..first].fill(f32::NEG_INFINITY);
-            weights[i][end..].fill(f32::NEG_INFINITY);
+            weights[i][..seen[i].0].fill(f32::NEG_INFINITY);
+            weights[i][seen[i].1..].fill(f32::NEG_INFINITY);
         }
         let rescale = softmax_page(&mut weights, running);
         let width = value_width(self.inputs.head_dim);
@@ -244,7 +243,7 @@ impl<S: Simd> Walk<'_, S> {
         V
     }
 
-    /// Adds weighted rows of `values` to each lane's sums, row after row: those of the keys from `keys.0` up to `keys.1`.
+    /// Adds the weighted rows of `values` from `keys.0` up to `keys.1` to each lane's sums, row after row.
     #[inline(always)]
     fn add_values<const R: usize>(
         self,
@@ -253,36 +252,35 @@ impl<S: Simd> Walk<'_, S> {
         keys: (usize, usize),
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) {
-        let (first, end) = keys;
-        if first >= end {
+        if keys.0 >= keys.1 {
             return;
         }
         let width = value_width(self.inputs.head_dim);
-        let (vectors, values) = (width / S::F32_LANES, &values[first * width..end * width]);
+        let (vectors, values) = (width / S::F32_LANES, &values[keys.0 * width..keys.1 * width]);
         // V vectors at once need R * V registers for sums and V + 1 beside them; fewer than 8 sums wait for each other.
         let most = if S::REGISTER_COUNT >= 32 { 28 } else { 12 } / R;
         let mut v = 0;
         while v < vectors {
             v += match most.min(vectors - v) {
-                4.. if R <= 4 => self.add_vectors::<R, 4>(weights, values, first, v, sums),
-                2.. => self.add_vectors::<R, 2>(weights, values, first, v, sums),
-                _ => self.add_vectors::<R, 1>(weights, values, first, v, sums),
+                4.. if R <= 4 => self.add_vectors::<R, 4>(weights, values, keys.0, vectors, v, sums),
+                2.. => self.add_vectors::<R, 2>(weights, values, keys.0, vectors, v, sums),
+                _ => self.add_vectors::<R, 1>(weights, values, keys.0, vectors, v, sums),
             };
         }
     }
 
-    /// Adds V vectors, from vector `first` on, of `values`, whose first row is that of `key`.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "iterating would make the vectors live in memory instead of registers")]
+    #[allow(clippy::too_many_arguments, reason = "what to add, where from and where to")]
     fn add_vectors<const R: usize, const V: usize>(
         self,
         weights: &[[f32; PAGE_TOKENS]; R],
         values: &[f32],
         key: usize,
+        stride: usize,
         first: usize,
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) -> usize {
-        let stride = value_width(self.inputs.head_dim) / S::F32_LANES;
         let mut vectors = [[self.simd.splat_f32s(0.0); V]; R];
         for i in 0..R {
             for v in 0..V {

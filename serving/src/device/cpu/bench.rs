@@ -6,7 +6,6 @@ use pulp::Arch;
 
 use super::gemm::{GemmScratch, Start, gemm};
 use super::panels::{Encoding, PackedMatrix};
-use super::weights::row_bytes;
 use crate::model::DType;
 
 /// A product of activations [m, k] with packed weights [n, k].
@@ -18,11 +17,11 @@ pub struct Product {
 }
 
 impl Product {
-    /// Makes a product of numbers; weights are stored as `dtype`. For Q8_0, `k` must be a multiple of 32.
+    /// Makes a product of numbers; weights are stored as `dtype`, `k` of whose values must be whole blocks.
     pub fn new(m: usize, n: usize, k: usize, dtype: DType) -> Self {
         let values = |len: usize| (0..len).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect::<Vec<_>>();
         let mut weights = PackedMatrix::zeros(Arch::new(), Encoding::of([dtype].into_iter()), n, k);
-        let bytes: Vec<u8> = (0..row_bytes(dtype, k)).map(|i| (i * 37 % 60) as u8).collect();
+        let bytes: Vec<u8> = (0..dtype.row_bytes(k).expect("rows of whole blocks")).map(|i| (i * 37 % 60) as u8).collect();
         for row in 0..n {
             weights.set_row(row, dtype, &bytes);
         }

@@ -35,7 +35,7 @@ const TILE_ROWS_MAX: usize = 12;
 /// With fewer rows than this for each thread, threads take columns instead.
 const ROWS_PER_THREAD_MIN: usize = 24;
 /// The most rows of one task, so that packed rows stay in the second-level cache.
-const ROWS_PER_TASK_MAX: usize = 96;
+const ROWS_PER_TASK_MAX: usize = 128;
 /// Multiply-adds that are worth a task of their own.
 const TASK_WORK_MIN: usize = 64 * 1024;
 
@@ -169,14 +169,14 @@ struct Multiply<'a, 'out> {
 
 /// A piece of some panels as f32. On the stack, so that the cache keeps it.
 #[repr(align(64))]
-struct Piece([f32; KC * PANEL_MAX]);
+struct Piece<S: Simd>([S::f32s; KC * PANEL_VECTORS]);
 
 impl WithSimd for Multiply<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let mut piece = Piece([0.0; KC * PANEL_MAX]);
+        let mut piece = Piece::<S>([simd.splat_f32s(0.0); KC * PANEL_VECTORS]);
         let mut panel = self.panels.start;
         while panel < self.panels.end {
             // A chain waits for its own sums: few rows need several panels to keep the processor busy.
@@ -192,16 +192,16 @@ impl WithSimd for Multiply<'_, '_> {
 impl Multiply<'_, '_> {
     /// Multiplies with P panels, and returns P.
     #[inline(always)]
-    fn panels<S: Simd, const P: usize>(&mut self, simd: S, panel: usize, piece: &mut Piece) -> usize {
+    fn panels<S: Simd, const P: usize>(&mut self, simd: S, panel: usize, piece: &mut Piece<S>) -> usize {
         let (w, k) = (self.w, self.w.k());
         let column = (panel - self.panels.start) * w.panel();
         for from in (0..k).step_by(KC / P) {
             let to = (from + KC / P).min(k);
             let b = match w.as_floats(panel, from..to) {
-                Some(floats) if P == 1 => floats,
+                Some(floats) if P == 1 => S::as_simd_f32s(floats).0,
                 _ => {
-                    let piece = &mut piece.0[..(to - from) * P * w.panel()];
-                    w.widen::<S, P>(panel, from..to, piece);
+                    let piece = &mut piece.0[..(to - from) * P * PANEL_VECTORS];
+                    w.widen::<S, P>(simd, panel, from..to, piece);
                     piece
                 }
             };
@@ -225,7 +225,14 @@ impl Multiply<'_, '_> {
 }
 
 #[inline(always)]
-fn one_panel<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], rows: &mut [&mut [f32]], column: usize, resume: bool) {
+fn one_panel<S: Simd, const M: usize>(
+    simd: S,
+    a: &[f32],
+    b: &[S::f32s],
+    rows: &mut [&mut [f32]],
+    column: usize,
+    resume: bool,
+) {
     tile::<S, M, PANEL_VECTORS>(simd, a, b, rows, column, resume);
 }
 
@@ -234,7 +241,7 @@ fn one_panel<S: Simd, const M: usize>(simd: S, a: &[f32], b: &[f32], rows: &mut 
 fn tile<S: Simd, const M: usize, const V: usize>(
     simd: S,
     a: &[f32],
-    b: &[f32],
+    b: &[S::f32s],
     rows: &mut [&mut [f32]],
     column: usize,
     resume: bool,
@@ -261,7 +268,7 @@ fn tile<S: Simd, const M: usize, const V: usize>(
 fn full_tile<S: Simd, const M: usize, const V: usize>(
     simd: S,
     a: &[f32],
-    b: &[f32],
+    b: &[S::f32s],
     rows: &mut [&mut [f32]],
     column: usize,
     resume: bool,
@@ -275,7 +282,7 @@ fn full_tile<S: Simd, const M: usize, const V: usize>(
             }
         }
     }
-    let sums = multiply_add(simd, a.as_chunks().0, S::as_simd_f32s(b).0, V, sums);
+    let sums = multiply_add(simd, a.as_chunks().0, b, V, sums);
     for i in 0..M {
         let row = S::as_mut_simd_f32s(&mut rows[i][column..][..V * S::F32_LANES]).0;
         for v in 0..V {
@@ -315,9 +322,8 @@ mod tests {
 
     use super::super::panels::{BLOCK, Encoding};
     use super::super::reference::{Random, close, on_threads};
-    use super::super::weights::{decode, row_bytes};
     use super::*;
-    use crate::model::DType;
+    use crate::model::{DType, dequantize};
 
     /// A random matrix in panels, and as the f32 values it stands for.
     fn packed(arch: Arch, random: &mut Random, dtype: DType, n: usize, k: usize) -> (PackedMatrix, Vec<f32>) {
@@ -326,7 +332,7 @@ mod tests {
         for (row, values) in values.chunks_exact_mut(k).enumerate() {
             let bytes = stored(random, dtype, k);
             matrix.set_row(row, dtype, &bytes);
-            decode(dtype, &bytes, values);
+            dequantize(dtype, &bytes, values);
         }
         (matrix, values)
     }
@@ -346,8 +352,9 @@ mod tests {
                 };
                 floats.chunks_exact(BLOCK).flat_map(block).collect()
             }
+            _ => unreachable!("the tests use no other type"),
         };
-        assert_eq!(bytes.len(), row_bytes(dtype, k));
+        assert_eq!(Some(bytes.len()), dtype.row_bytes(k));
         bytes
     }
 

@@ -8,17 +8,19 @@
 //! |---|---|---|
 //! | F32 | 4 bytes | itself |
 //! | F16, BF16 | 2 bytes | itself |
-//! | Q8_0 | a signed byte, and an f16 scale for 32 of them | byte times scale, which is exact |
+//! | Q8_0 | a byte, and an f16 scale for 32 of them | byte times scale, which is exact |
 //! | other blocks | 2 bytes, as F16 | rounded to 11 bits, far below what the blocks had rounded away |
+//!
+//! Values of fewer than 32 bits are fields of words: a word holds two or four consecutive values of one column, the first in its
+//! lowest bits. So a vector of words widens to as many vectors by shifts and masks, which every instruction set has.
 
 use std::ops::Range;
 
-use half::f16;
+use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::aligned::AlignedVec;
-use super::weights::decode;
-use crate::model::DType;
+use crate::model::{DType, dequantize};
 
 /// Vectors in the width of a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -49,16 +51,16 @@ pub(super) enum Encoding {
     Q8,
 }
 
-/// Values in panels, 16-bit floats as their bits.
+/// Values in panels.
 #[derive(Debug)]
 enum Cells {
     F32(AlignedVec<f32>),
-    F16(AlignedVec<u16>),
-    BF16(AlignedVec<u16>),
-    /// Scales lie in panels `[n / panel][k / BLOCK][panel]`.
+    F16(AlignedVec<u32>),
+    BF16(AlignedVec<u32>),
+    /// Codes are 128 more than the signed bytes. Scales are halves, `[n / panel][k / BLOCK / 2][panel]` words.
     Q8 {
-        codes: AlignedVec<i8>,
-        scales: AlignedVec<u16>,
+        codes: AlignedVec<u32>,
+        scales: AlignedVec<u32>,
     },
 }
 
@@ -84,14 +86,17 @@ impl PackedMatrix {
     /// Returns an [n, k] matrix of zeros. `Encoding::Q8` needs whole blocks in `k`.
     pub(super) fn zeros(arch: Arch, encoding: Encoding, n: usize, k: usize) -> Self {
         let panel = arch.dispatch(PanelWidth);
-        let len = n.next_multiple_of(panel) * k;
+        let columns = n.next_multiple_of(panel);
         let cells = match encoding {
-            Encoding::F32 => Cells::F32(AlignedVec::zeroed(len)),
-            Encoding::F16 => Cells::F16(AlignedVec::zeroed(len)),
-            Encoding::BF16 => Cells::BF16(AlignedVec::zeroed(len)),
+            Encoding::F32 => Cells::F32(AlignedVec::zeroed(columns * k)),
+            Encoding::F16 => Cells::F16(AlignedVec::zeroed(columns * words::<16>(k))),
+            Encoding::BF16 => Cells::BF16(AlignedVec::zeroed(columns * words::<16>(k))),
             Encoding::Q8 => {
                 debug_assert!(k.is_multiple_of(BLOCK));
-                Cells::Q8 { codes: AlignedVec::zeroed(len), scales: AlignedVec::zeroed(len / BLOCK) }
+                Cells::Q8 {
+                    codes: AlignedVec::zeroed(columns * words::<8>(k)),
+                    scales: AlignedVec::zeroed(columns * words::<16>(k / BLOCK)),
+                }
             }
         };
         PackedMatrix { n, k, panel, cells }
@@ -122,16 +127,21 @@ impl PackedMatrix {
         let (column, k) = (Column { row, panel: self.panel }, self.k);
         match (&mut self.cells, dtype) {
             (Cells::F16(cells), DType::F16) | (Cells::BF16(cells), DType::BF16) => {
-                column.set(cells, k, bytes.as_chunks().0.iter().map(|&bits| u16::from_le_bytes(bits)));
+                column.set_fields::<16>(cells, k, bytes.as_chunks().0.iter().map(|&bits| u16::from_le_bytes(bits).into()));
             }
             (Cells::Q8 { codes, scales }, DType::Q8_0) => {
                 let blocks = bytes.as_chunks::<{ BLOCK + 2 }>().0.iter();
-                column.set(scales, k / BLOCK, blocks.clone().map(|block| u16::from_le_bytes([block[0], block[1]])));
-                column.set(codes, k, blocks.flat_map(|block| block[2..].iter().map(|&code| code as i8)));
+                let bits = blocks.clone().map(|block| u16::from_le_bytes([block[0], block[1]]).into());
+                column.set_fields::<16>(scales, k / BLOCK, bits);
+                column.set_fields::<8>(
+                    codes,
+                    k,
+                    blocks.flat_map(|block| block[2..].iter().map(|&code| (code ^ 128).into())),
+                );
             }
             (cells, dtype) => {
                 let mut values = vec![0.0; k];
-                decode(dtype, bytes, &mut values);
+                dequantize(dtype, bytes, &mut values);
                 column.set_values(cells, &values);
             }
         }
@@ -140,15 +150,20 @@ impl PackedMatrix {
     /// Reads row `row` as f32.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         let (column, k) = (Column { row, panel: self.panel }, self.k);
+        let halves = |cells| column.fields::<16>(cells, k).map(|bits| bits as u16);
         match &self.cells {
             Cells::F32(cells) => out.iter_mut().zip(column.of(cells, k)).for_each(|(out, &value)| *out = value),
-            Cells::F16(cells) => out.iter_mut().zip(column.of(cells, k)).for_each(|(out, &bits)| *out = from_f16(bits)),
-            Cells::BF16(cells) => out.iter_mut().zip(column.of(cells, k)).for_each(|(out, &bits)| *out = from_bf16(bits)),
+            Cells::F16(cells) => {
+                out.iter_mut().zip(halves(cells)).for_each(|(out, bits)| *out = f16::from_bits(bits).to_f32());
+            }
+            Cells::BF16(cells) => {
+                out.iter_mut().zip(halves(cells)).for_each(|(out, bits)| *out = bf16::from_bits(bits).to_f32());
+            }
             Cells::Q8 { codes, scales } => {
-                let mut codes = column.of(codes, k);
-                for (out, &scale) in out.chunks_mut(BLOCK).zip(column.of(scales, k / BLOCK)) {
-                    let scale = from_f16(scale);
-                    out.iter_mut().zip(codes.by_ref()).for_each(|(out, &code)| *out = from_code(code) * scale);
+                let mut codes = column.fields::<8>(codes, k);
+                for (out, bits) in out.chunks_mut(BLOCK).zip(column.fields::<16>(scales, k / BLOCK)) {
+                    let scale = f16::from_bits(bits as u16).to_f32();
+                    out.iter_mut().zip(codes.by_ref()).for_each(|(out, code)| *out = (code as f32 - 128.0) * scale);
                 }
             }
         }
@@ -167,13 +182,13 @@ impl PackedMatrix {
         for (to, from) in rows.enumerate() {
             let (to, from) = (Column { row: to, panel }, Column { row: from, panel });
             match (&mut gathered.cells, &self.cells) {
-                (Cells::F32(target), Cells::F32(source)) => to.set(target, k, from.of(source, k).copied()),
+                (Cells::F32(target), Cells::F32(source)) => to.copy(target, from, source, k),
                 (Cells::F16(target), Cells::F16(source)) | (Cells::BF16(target), Cells::BF16(source)) => {
-                    to.set(target, k, from.of(source, k).copied());
+                    to.copy(target, from, source, words::<16>(k));
                 }
                 (Cells::Q8 { codes, scales }, Cells::Q8 { codes: source, scales: source_scales }) => {
-                    to.set(codes, k, from.of(source, k).copied());
-                    to.set(scales, k / BLOCK, from.of(source_scales, k / BLOCK).copied());
+                    to.copy(codes, from, source, words::<8>(k));
+                    to.copy(scales, from, source_scales, words::<16>(k / BLOCK));
                 }
                 _ => unreachable!("both matrices have the same encoding"),
             }
@@ -181,22 +196,19 @@ impl PackedMatrix {
         gathered
     }
 
-    /// Writes `steps` of P panels from `panel` on as f32 into rows of `out`, `[steps][P][panel]`. `steps` begins with a block.
-    ///
-    /// Plain loops: inlined into a dispatched function, they become vector code.
+    /// Writes `steps` of P panels from `panel` on as f32 into rows of `out`, `[steps][P][panel]`. `steps` begins at a multiple of
+    /// two blocks.
     #[inline(always)]
-    pub(super) fn widen<S: Simd, const P: usize>(&self, panel: usize, steps: Range<usize>, out: &mut [f32]) {
-        let lanes = PANEL_VECTORS * S::F32_LANES;
+    pub(super) fn widen<S: Simd, const P: usize>(&self, simd: S, panel: usize, steps: Range<usize>, out: &mut [S::f32s]) {
+        let widener = Widener { simd, k: self.k, steps };
         for p in 0..P {
-            let cells = ((panel + p) * self.k + steps.start) * lanes..((panel + p) * self.k + steps.end) * lanes;
+            let (panel, vectors) = (panel + p, p * PANEL_VECTORS..(p + 1) * PANEL_VECTORS);
+            let stride = P * PANEL_VECTORS;
             match &self.cells {
-                Cells::F32(values) => widen_panel::<S, _, P>(&values[cells], p, out, itself),
-                Cells::F16(bits) => widen_panel::<S, _, P>(&bits[cells], p, out, from_f16),
-                Cells::BF16(bits) => widen_panel::<S, _, P>(&bits[cells], p, out, from_bf16),
-                Cells::Q8 { codes, scales } => {
-                    let scales = &scales[cells.start / BLOCK..cells.end / BLOCK];
-                    widen_blocks::<S, P>(&codes[cells], scales, p, out);
-                }
+                Cells::F32(values) => widener.floats(values, panel, out, stride, vectors),
+                Cells::F16(words) => widener.halves(words, panel, out, stride, vectors, even_f16, odd_f16),
+                Cells::BF16(words) => widener.halves(words, panel, out, stride, vectors, even_bf16, odd_bf16),
+                Cells::Q8 { codes, scales } => widener.blocks(codes, scales, panel, out, stride, vectors),
             }
         }
     }
@@ -209,6 +221,11 @@ impl PackedMatrix {
     }
 }
 
+/// Words of `len` fields.
+const fn words<const BITS: usize>(len: usize) -> usize {
+    len.div_ceil(32 / BITS)
+}
+
 /// Where the values of a row of the matrix lie.
 #[derive(Clone, Copy)]
 struct Column {
@@ -219,75 +236,177 @@ struct Column {
 impl Column {
     /// The cells of the row, which has `len` of them.
     fn of<T>(self, cells: &[T], len: usize) -> impl Iterator<Item = &T> {
-        let first = self.row / self.panel * len * self.panel + self.row % self.panel;
-        cells[first..].iter().step_by(self.panel).take(len)
+        cells[self.first(len)..].iter().step_by(self.panel).take(len)
     }
 
-    fn set<T>(self, cells: &mut [T], len: usize, values: impl Iterator<Item = T>) {
-        let first = self.row / self.panel * len * self.panel + self.row % self.panel;
-        for (cell, value) in cells[first..].iter_mut().step_by(self.panel).take(len).zip(values) {
-            *cell = value;
+    fn of_mut<T>(self, cells: &mut [T], len: usize) -> impl Iterator<Item = &mut T> {
+        cells[self.first(len)..].iter_mut().step_by(self.panel).take(len)
+    }
+
+    fn first(self, len: usize) -> usize {
+        self.row / self.panel * len * self.panel + self.row % self.panel
+    }
+
+    fn copy<T: Copy>(self, cells: &mut [T], from: Column, source: &[T], len: usize) {
+        self.of_mut(cells, len).zip(from.of(source, len)).for_each(|(cell, &value)| *cell = value);
+    }
+
+    /// The `len` fields of the row.
+    fn fields<const BITS: usize>(self, cells: &[u32], len: usize) -> impl Iterator<Item = u32> {
+        let of_word = |&word: &u32| (0..32 / BITS).map(move |i| word >> (i * BITS) & ((1 << BITS) - 1));
+        self.of(cells, words::<BITS>(len)).flat_map(of_word).take(len)
+    }
+
+    fn set_fields<const BITS: usize>(self, cells: &mut [u32], len: usize, mut fields: impl Iterator<Item = u32>) {
+        for word in self.of_mut(cells, words::<BITS>(len)) {
+            *word = fields.by_ref().take(32 / BITS).zip(0..).fold(0, |word, (field, i)| word | field << (i * BITS));
         }
     }
 
     /// Stores floats; never asked of bytes, which are made from blocks only.
     fn set_values(self, cells: &mut Cells, values: &[f32]) {
+        let len = values.len();
         match cells {
-            Cells::F32(cells) => self.set(cells, values.len(), values.iter().copied()),
-            Cells::F16(cells) => self.set(cells, values.len(), values.iter().map(|&value| f16::from_f32(value).to_bits())),
+            Cells::F32(cells) => self.of_mut(cells, len).zip(values).for_each(|(cell, &value)| *cell = value),
+            Cells::F16(cells) => {
+                self.set_fields::<16>(cells, len, values.iter().map(|&value| f16::from_f32(value).to_bits().into()));
+            }
             Cells::BF16(_) | Cells::Q8 { .. } => unreachable!("`Encoding::of` keeps these for rows of their own type"),
         }
     }
 }
 
-#[inline(always)]
-fn itself(value: f32) -> f32 {
-    value
+/// Widens some steps of panels of a matrix with `k` steps, each into certain `vectors` of rows of `out`, which are `stride` vectors
+/// apart.
+struct Widener<S> {
+    simd: S,
+    k: usize,
+    steps: Range<usize>,
 }
 
-/// Widens the bits of a finite half: exponent and fraction are put in place, then the exponent's bias is corrected by a product,
-/// which is exact for subnormal numbers too.
-#[inline(always)]
-fn from_f16(bits: u16) -> f32 {
-    const BIAS: f32 = f32::from_bits((127 + 112) << 23);
-    f32::from_bits((i32::from(bits as i16) << 13) as u32 & 0x8fff_e000) * BIAS
-}
+impl<S: Simd> Widener<S> {
+    /// Where the words of one panel lie that hold the steps.
+    #[inline(always)]
+    fn words(&self, cells: &[u32], panel: usize, steps_per_word: usize) -> Range<usize> {
+        let lanes = PANEL_VECTORS * S::F32_LANES;
+        let first = panel * self.k.div_ceil(steps_per_word);
+        let range = self.steps.start / steps_per_word..self.steps.end.div_ceil(steps_per_word);
+        debug_assert!((first + range.end) * lanes <= cells.len());
+        (first + range.start) * lanes..(first + range.end) * lanes
+    }
 
-#[inline(always)]
-fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-#[inline(always)]
-fn from_code(code: i8) -> f32 {
-    f32::from(code)
-}
-
-#[inline(always)]
-fn widen_panel<S: Simd, T: Copy, const P: usize>(cells: &[T], p: usize, out: &mut [f32], value: impl Fn(T) -> f32) {
-    let lanes = PANEL_VECTORS * S::F32_LANES;
-    for (out, cells) in out.chunks_exact_mut(P * lanes).zip(cells.chunks_exact(lanes)) {
-        for (out, &cell) in out[p * lanes..][..lanes].iter_mut().zip(cells) {
-            *out = value(cell);
+    #[inline(always)]
+    fn floats(&self, values: &[f32], panel: usize, out: &mut [S::f32s], stride: usize, vectors: Range<usize>) {
+        let lanes = PANEL_VECTORS * S::F32_LANES;
+        let cells = (panel * self.k + self.steps.start) * lanes..(panel * self.k + self.steps.end) * lanes;
+        let cells = S::as_simd_f32s(&values[cells]).0;
+        for (out, cells) in out.chunks_exact_mut(stride).zip(cells.chunks_exact(PANEL_VECTORS)) {
+            out[vectors.clone()].copy_from_slice(cells);
         }
     }
-}
 
-#[inline(always)]
-fn widen_blocks<S: Simd, const P: usize>(codes: &[i8], scales: &[u16], p: usize, out: &mut [f32]) {
-    let lanes = PANEL_VECTORS * S::F32_LANES;
-    let blocks = codes.chunks_exact(BLOCK * lanes).zip(scales.chunks_exact(lanes));
-    for (out, (codes, bits)) in out.chunks_exact_mut(BLOCK * P * lanes).zip(blocks) {
-        let mut scales = [0.0; PANEL_MAX];
-        for (scale, &bits) in scales.iter_mut().zip(bits) {
-            *scale = from_f16(bits);
-        }
-        for (out, codes) in out.chunks_exact_mut(P * lanes).zip(codes.chunks_exact(lanes)) {
-            for ((out, &code), scale) in out[p * lanes..][..lanes].iter_mut().zip(codes).zip(&scales[..lanes]) {
-                *out = from_code(code) * scale;
+    /// Halves, two steps in a word: `even` takes the low one of a word and `odd` the high one.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "where from, where to and how")]
+    fn halves(
+        &self,
+        cells: &[u32],
+        panel: usize,
+        out: &mut [S::f32s],
+        stride: usize,
+        vectors: Range<usize>,
+        even: impl Fn(S, S::u32s) -> S::f32s,
+        odd: impl Fn(S, S::u32s) -> S::f32s,
+    ) {
+        let words = S::as_simd_u32s(&cells[self.words(cells, panel, 2)]).0;
+        for (out, words) in out.chunks_mut(2 * stride).zip(words.chunks_exact(PANEL_VECTORS)) {
+            for (v, &word) in vectors.clone().zip(words) {
+                out[v] = even(self.simd, word);
+                if let Some(out) = out.get_mut(stride + v) {
+                    *out = odd(self.simd, word);
+                }
             }
         }
     }
+
+    /// Codes, four steps in a word, with scales for blocks, two in a word.
+    #[inline(always)]
+    fn blocks(
+        &self,
+        codes: &[u32],
+        scales: &[u32],
+        panel: usize,
+        out: &mut [S::f32s],
+        stride: usize,
+        vectors: Range<usize>,
+    ) {
+        let simd = self.simd;
+        let scales = S::as_simd_u32s(&scales[self.words(scales, panel, 2 * BLOCK)]).0;
+        let codes = S::as_simd_u32s(&codes[self.words(codes, panel, 4)]).0;
+        let codes = codes.chunks(2 * BLOCK / 4 * PANEL_VECTORS);
+        for (out, (codes, scales)) in out.chunks_mut(2 * BLOCK * stride).zip(codes.zip(scales.chunks_exact(PANEL_VECTORS))) {
+            let blocks = out.chunks_exact_mut(BLOCK * stride).zip(codes.chunks_exact(BLOCK / 4 * PANEL_VECTORS));
+            for (i, (out, codes)) in blocks.enumerate() {
+                let mut factors = [simd.splat_f32s(0.0); PANEL_VECTORS];
+                let mut offsets = factors;
+                for v in 0..PANEL_VECTORS {
+                    factors[v] = if i == 0 { even_f16(simd, scales[v]) } else { odd_f16(simd, scales[v]) };
+                    offsets[v] = simd.mul_f32s(factors[v], simd.splat_f32s(-CODE_OFFSET));
+                }
+                for (out, words) in out.chunks_exact_mut(4 * stride).zip(codes.chunks_exact(PANEL_VECTORS)) {
+                    for v in 0..PANEL_VECTORS {
+                        let fields = spread_codes(simd, words[v]);
+                        for (j, &field) in fields.iter().enumerate() {
+                            out[j * stride + vectors.start + v] = simd.mul_add_f32s(field, factors[v], offsets[v]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What `spread_codes` gives for code 128, which stands for zero.
+const CODE_OFFSET: f32 = 32768.0 + 128.0;
+
+/// The four codes of each word, each as 32768 plus the code: a code is put into the fraction of that power of two. A multiply-add
+/// with scale and offset then gives code times scale exactly, since all three have few bits.
+#[inline(always)]
+fn spread_codes<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 4] {
+    let (byte, short) = (simd.splat_u32s(8), simd.splat_u32s(16));
+    let (mask, power) = (simd.splat_u32s(0xff00), simd.splat_u32s(32768.0_f32.to_bits()));
+    let place = |words| simd.transmute_f32s_u32s(simd.or_u32s(simd.and_u32s(words, mask), power));
+    [
+        place(simd.wrapping_dyn_shl_u32s(words, byte)),
+        place(words),
+        place(simd.wrapping_dyn_shr_u32s(words, byte)),
+        place(simd.wrapping_dyn_shr_u32s(words, short)),
+    ]
+}
+
+#[inline(always)]
+fn even_f16<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
+    odd_f16(simd, simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)))
+}
+
+/// Widens finite halves: exponent and fraction are put in place, then the exponent's bias is corrected by a product, which is
+/// exact for subnormal numbers too.
+#[inline(always)]
+fn odd_f16<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
+    let sign = simd.and_u32s(words, simd.splat_u32s(0x8000_0000));
+    let rest = simd.and_u32s(simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(3)), simd.splat_u32s(0x0fff_e000));
+    let bias = simd.splat_f32s(f32::from_bits((127 + 112) << 23));
+    simd.mul_f32s(simd.transmute_f32s_u32s(simd.or_u32s(sign, rest)), bias)
+}
+
+#[inline(always)]
+fn even_bf16<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
+    simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)))
+}
+
+#[inline(always)]
+fn odd_bf16<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
+    simd.transmute_f32s_u32s(simd.and_u32s(words, simd.splat_u32s(0xffff_0000)))
 }
 
 /// Width of a panel on this machine.
@@ -299,5 +418,54 @@ impl WithSimd for PanelWidth {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) -> usize {
         PANEL_VECTORS * S::F32_LANES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finite_half_widens_exactly() {
+        let simd = pulp::Scalar;
+        for bits in 0..=u16::MAX {
+            let words = u32::from(bits) << 16 | u32::from(!bits);
+            for (bits, f16s, bf16s) in
+                [(bits, odd_f16(simd, words), odd_bf16(simd, words)), (!bits, even_f16(simd, words), even_bf16(simd, words))]
+            {
+                if f16::from_bits(bits).is_finite() {
+                    assert_eq!(f16s.to_bits(), f16::from_bits(bits).to_f32().to_bits());
+                }
+                assert_eq!(bf16s.to_bits(), bf16::from_bits(bits).to_f32().to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_several_types_keeps_what_all_of_them_have() {
+        let check = |types: &[DType], expected| assert_eq!(Encoding::of(types.iter().copied()), expected);
+        check(&[DType::Q8_0, DType::Q8_0], Encoding::Q8);
+        check(&[DType::BF16], Encoding::BF16);
+        check(&[DType::F16, DType::F16], Encoding::F16);
+        check(&[DType::F16, DType::Q8_0], Encoding::F16);
+        check(&[DType::F16, DType::BF16], Encoding::F32);
+        check(&[DType::Q8_0, DType::F32], Encoding::F32);
+        check(&[DType::Q4K, DType::Q6K], Encoding::F16);
+    }
+
+    #[test]
+    fn rows_of_other_types_are_converted() {
+        let mut block = f16::from_f32(0.5).to_le_bytes().to_vec();
+        block.extend((0..32).map(|i| (i - 16) as u8));
+        let values: Vec<f32> = (0..32).map(|i| 0.5 * (i as f32 - 16.0)).collect();
+        for encoding in [Encoding::F32, Encoding::F16, Encoding::Q8] {
+            let mut matrix = PackedMatrix::zeros(Arch::new(), encoding, 40, 32);
+            matrix.set_row(35, DType::Q8_0, &block);
+            let mut row = vec![1.0; 32];
+            matrix.row(35, &mut row);
+            assert_eq!(row, values, "{encoding:?}");
+            matrix.row(34, &mut row);
+            assert!(row.iter().all(|&value| value == 0.0));
+        }
     }
 }
