@@ -2,22 +2,25 @@
 
 use std::path::Path;
 
-use super::config::model_config;
+use super::config::{architecture, interleaved, model_config};
 use super::header::{Contents, Place};
+use super::vocabulary::{Vocabulary, tokenizer_config};
 use crate::error::{Error, Result};
 use crate::load::storage::Storage;
 use crate::load::weights::{WeightFiles, check_shape, missing};
 use crate::model::{HostTensor, ModelConfig, TensorSource};
 
-/// A GGUF file of a Llama model. Tensors are read when they are asked for, under their Hugging Face names.
+/// A GGUF file of a decoder. Tensors are read when they are asked for, under their Hugging Face names.
 #[derive(Debug)]
 pub struct GgufFile {
     contents: Contents,
     config: ModelConfig,
+    /// Whether rows of query and key heads are interleaved rotary pairs.
+    interleaved: bool,
 }
 
 impl GgufFile {
-    /// Opens a file and reads its header. Fails if it is damaged or of another architecture than llama.
+    /// Opens a file and reads its header. Fails if it is damaged or of an architecture that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         GgufFile::parse(Storage::open(path)?)
     }
@@ -32,31 +35,84 @@ impl GgufFile {
         &self.config
     }
 
+    /// Reads the tokenizer in the file, or none if it is not inside.
+    pub(crate) fn vocabulary(&self) -> Result<Option<Vocabulary>> {
+        Vocabulary::read(&self.contents)
+    }
+
+    /// Returns what tokenizer_config.json would hold: special tokens and chat template. Empty if the vocabulary is unreadable.
+    pub(crate) fn tokenizer_config(&self) -> serde_json::Value {
+        tokenizer_config(&self.contents).unwrap_or_default()
+    }
+
     fn parse(storage: Storage) -> Result<Self> {
         let contents = Contents::parse(storage)?;
         let config = model_config(&contents).map_err(|reason| contents.storage.error(reason))?;
-        Ok(GgufFile { contents, config })
+        let interleaved = architecture(&contents).is_ok_and(interleaved);
+        Ok(GgufFile { contents, config, interleaved })
     }
 
+    /// Finds a tensor: its own, or its rows in one that the file joins with others.
     fn place(&self, name: &str, shape: &[usize]) -> Result<Place> {
         let gguf_name = gguf_name(name).ok_or_else(|| missing(self, name))?;
-        let found = self.contents.shape(&gguf_name).ok_or_else(|| missing(self, &gguf_name))?;
-        check_shape(self, &gguf_name, found, shape)?;
-        self.contents.place(&gguf_name)
+        let Some(joined) = self.joined(&gguf_name) else {
+            let found = self.contents.shape(&gguf_name).ok_or_else(|| missing(self, &gguf_name))?;
+            check_shape(self, &gguf_name, found, shape)?;
+            return self.contents.place(&gguf_name);
+        };
+        let (rows, width) = shape.split_first().ok_or_else(|| missing(self, name))?;
+        let found = self.contents.shape(&joined.name).ok_or_else(|| missing(self, &gguf_name))?;
+        check_shape(self, &joined.name, found, &[&[joined.rows], width].concat())?;
+        let whole = self.contents.place(&joined.name)?;
+        if !whole.len.is_multiple_of(joined.rows as u64) {
+            return Err(self.error(format!("tensor {:?} is stored in blocks that span rows; convert it again", joined.name)));
+        }
+        let row_bytes = whole.len / joined.rows as u64;
+        let offset = whole.offset + joined.first as u64 * row_bytes;
+        Ok(Place { dtype: whole.dtype, offset, len: *rows as u64 * row_bytes })
     }
+
+    /// Returns where the rows of a tensor are if the file joins it with others, as Phi-3's do with query, key and value, and
+    /// with gate and up.
+    fn joined(&self, gguf_name: &str) -> Option<Joined> {
+        let (layer, part) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
+        let (part, suffix) = part.split_once('.')?;
+        let ModelConfig { heads, kv_heads, head_dim, intermediate_size, .. } = self.config;
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let (joined, parts, first, rows) = match part {
+            "attn_q" => ("attn_qkv", "attn_q", 0, queries + 2 * keys),
+            "attn_k" => ("attn_qkv", "attn_q", queries, queries + 2 * keys),
+            "attn_v" => ("attn_qkv", "attn_q", queries + keys, queries + 2 * keys),
+            "ffn_gate" => ("ffn_up", "ffn_gate", 0, 2 * intermediate_size),
+            "ffn_up" => ("ffn_up", "ffn_gate", intermediate_size, 2 * intermediate_size),
+            _ => return None,
+        };
+        let has = |part: &str| self.contents.shape(&format!("blk.{layer}.{part}.{suffix}")).is_some();
+        (has(joined) && !has(parts)).then(|| Joined { name: format!("blk.{layer}.{joined}.{suffix}"), first, rows })
+    }
+}
+
+/// Rows of a tensor that lies in a larger one.
+struct Joined {
+    /// The larger tensor.
+    name: String,
+    /// The first of the rows.
+    first: usize,
+    /// All rows of the larger tensor.
+    rows: usize,
 }
 
 impl TensorSource for GgufFile {
     fn contains(&self, name: &str) -> bool {
-        gguf_name(name).is_some_and(|name| self.contents.shape(&name).is_some())
+        gguf_name(name).is_some_and(|name| self.contents.shape(&name).is_some() || self.joined(&name).is_some())
     }
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         let place = self.place(name, shape)?;
         let bytes = self.contents.storage.read(place.offset, place.len)?;
-        let heads = if name.contains(".q_proj.") {
+        let heads = if self.interleaved && name.contains(".q_proj.") {
             self.config.heads
-        } else if name.contains(".k_proj.") {
+        } else if self.interleaved && name.contains(".k_proj.") {
             self.config.kv_heads
         } else {
             return Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes });
@@ -116,6 +172,8 @@ fn gguf_name(name: &str) -> Option<String> {
                 "self_attn.k_proj" => "attn_k",
                 "self_attn.v_proj" => "attn_v",
                 "self_attn.o_proj" => "attn_output",
+                "self_attn.q_norm" => "attn_q_norm",
+                "self_attn.k_norm" => "attn_k_norm",
                 "mlp.gate_proj" => "ffn_gate",
                 "mlp.up_proj" => "ffn_up",
                 "mlp.down_proj" => "ffn_down",
