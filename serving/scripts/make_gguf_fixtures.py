@@ -37,7 +37,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-CONTROLS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+CONTROLS = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
 
 # Texts that tell tokenizers apart: space, digits, signs, contractions, scripts, accents that combine, emoji, control tokens.
 TEXTS = [

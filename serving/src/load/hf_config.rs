@@ -1,51 +1,89 @@
 //! config.json and generation_config.json of a Hugging Face folder.
 
+use std::num::NonZeroUsize;
+
 use serde_json::Value;
 
-use crate::model::{ModelConfig, RopeScaling};
+use super::hf_rope;
+use crate::model::{LayerAttention, ModelConfig, RopeScaling};
 use crate::request::TokenId;
 
-/// Architectures whose configuration is understood.
-const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM";
+/// Decoders whose configuration is understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Architecture {
+    Llama,
+    Mistral,
+    Phi3,
+    Qwen2,
+    Qwen3,
+    SmolLm3,
+}
+
+/// The names of each: its class in transformers, and its model type, which stands alone in some files.
+const ARCHITECTURES: [(&str, &str, Architecture); 6] = [
+    ("LlamaForCausalLM", "llama", Architecture::Llama),
+    ("MistralForCausalLM", "mistral", Architecture::Mistral),
+    ("Phi3ForCausalLM", "phi3", Architecture::Phi3),
+    ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
+    ("Qwen3ForCausalLM", "qwen3", Architecture::Qwen3),
+    ("SmolLM3ForCausalLM", "smollm3", Architecture::SmolLm3),
+];
 
 /// Reads a config.json. Its end tokens are those of this file alone. The error says what is wrong with the file.
-///
-/// Attention over a sliding window is full attention while the context is no longer than the window, so `max_context` of such
-/// a model is at most its window.
 pub(super) fn parse(text: &str) -> Result<ModelConfig, String> {
     let json: Value =
         serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}; fetch the file again"))?;
-    let architecture = json["architectures"][0].as_str().or(json["model_type"].as_str()).unwrap_or("none");
-    let qwen2 = match architecture {
-        "LlamaForCausalLM" | "MistralForCausalLM" => false,
-        "Qwen2ForCausalLM" => true,
-        _ => {
-            return Err(format!("the architecture is {architecture}; supported are {SUPPORTED}"));
-        }
-    };
+    let architecture = architecture(&json)?;
     refuse_variants(&json)?;
 
     let hidden_size = size(&json, "hidden_size")?;
     let heads = size(&json, "num_attention_heads")?;
-    let rope = if json["rope_parameters"].is_object() { &json["rope_parameters"] } else { &json["rope_scaling"] };
-    let config = ModelConfig {
+    let head_dim = optional_size(&json, "head_dim")?.unwrap_or(hidden_size / heads.max(1));
+    let rope = hf_rope::parse(&json)?;
+    let (attention_bias, mlp_bias) = biases(&json, architecture);
+    let mut config = ModelConfig {
         vocab_size: size(&json, "vocab_size")?,
         hidden_size,
         intermediate_size: size(&json, "intermediate_size")?,
         layers: size(&json, "num_hidden_layers")?,
         heads,
         kv_heads: optional_size(&json, "num_key_value_heads")?.unwrap_or(heads),
-        head_dim: optional_size(&json, "head_dim")?.unwrap_or(hidden_size / heads.max(1)),
+        head_dim,
+        rotary_dim: (head_dim as f64 * f64::from(rope.partial_factor)) as usize,
         rms_norm_eps: number(&json, "rms_norm_eps")?.unwrap_or(1e-6),
-        rope_theta: number(rope, "rope_theta")?.or(number(&json, "rope_theta")?).unwrap_or(10_000.0),
-        rope_scaling: rope_scaling(rope)?,
-        qkv_bias: qwen2,
-        tie_word_embeddings: json["tie_word_embeddings"].as_bool().unwrap_or(false),
-        max_context: max_context(&json, qwen2)?,
+        rope_theta: rope.theta.unwrap_or(if architecture == Architecture::SmolLm3 { 2e6 } else { 1e4 }),
+        max_context: max_context(&json, rope.scaling.as_ref())?,
+        rope_scaling: rope.scaling,
+        layer_attention: vec![],
+        qk_norm: architecture == Architecture::Qwen3,
+        qkv_bias: attention_bias || architecture == Architecture::Qwen2,
+        output_bias: attention_bias,
+        mlp_bias,
+        tie_word_embeddings: json["tie_word_embeddings"].as_bool().unwrap_or(architecture == Architecture::SmolLm3),
         end_tokens: end_tokens(&json),
     };
     config.check()?;
+    config.layer_attention = layer_attention(&json, architecture, config.layers)?;
     Ok(config)
+}
+
+fn architecture(json: &Value) -> Result<Architecture, String> {
+    let named = json["architectures"][0].as_str().or(json["model_type"].as_str()).unwrap_or("none");
+    let known = ARCHITECTURES.iter().find(|(class, model_type, _)| named == *class || named == *model_type);
+    known.map(|(_, _, architecture)| *architecture).ok_or_else(|| {
+        let supported = ARCHITECTURES.map(|(class, _, _)| class).join(", ");
+        format!("the architecture is {named}; supported are {supported}")
+    })
+}
+
+/// Returns whether the projections of attention have biases, and those of the feed-forward layer.
+fn biases(json: &Value, architecture: Architecture) -> (bool, bool) {
+    let flag = |key: &str| json[key].as_bool().unwrap_or(false);
+    match architecture {
+        Architecture::Llama | Architecture::SmolLm3 => (flag("attention_bias"), flag("mlp_bias")),
+        Architecture::Qwen3 => (flag("attention_bias"), false),
+        Architecture::Mistral | Architecture::Phi3 | Architecture::Qwen2 => (false, false),
+    }
 }
 
 /// Returns the end tokens that a generation_config.json or config.json names.
@@ -64,47 +102,97 @@ fn refuse_variants(json: &Value) -> Result<(), String> {
             "quantised safetensors are not supported: use the folder of the unquantised model, or a GGUF file".to_owned()
         );
     }
-    for key in ["attention_bias", "mlp_bias"] {
-        if json[key].as_bool() == Some(true) {
-            return Err(format!("{key} is true, which is not supported"));
-        }
-    }
-    if json["partial_rotary_factor"].as_f64().is_some_and(|factor| factor != 1.0) {
-        return Err("partial_rotary_factor is not supported".to_owned());
-    }
     match json["hidden_act"].as_str() {
         None | Some("silu" | "swish") => Ok(()),
         Some(activation) => Err(format!("the activation is {activation}; only silu is supported")),
     }
 }
 
-fn max_context(json: &Value, qwen2: bool) -> Result<usize, String> {
+/// Returns the longest context. YaRN is often switched on in files that still name the context before it.
+fn max_context(json: &Value, scaling: Option<&RopeScaling>) -> Result<usize, String> {
     let positions = size(json, "max_position_embeddings")?;
-    let slides = !qwen2 || json["use_sliding_window"].as_bool() == Some(true);
-    let window = optional_size(json, "sliding_window")?.filter(|_| slides);
-    Ok(positions.min(window.unwrap_or(positions)))
+    Ok(match scaling {
+        Some(RopeScaling::Yarn { factor, original_max_position, .. }) => {
+            positions.max((*original_max_position as f64 * f64::from(*factor)) as usize)
+        }
+        _ => positions,
+    })
 }
 
-fn rope_scaling(rope: &Value) -> Result<Option<RopeScaling>, String> {
-    let factor = |key: &str| number(rope, key)?.ok_or(format!("rope_scaling lacks {key}"));
-    match rope["rope_type"].as_str().or(rope["type"].as_str()) {
-        None | Some("default") => Ok(None),
-        Some("linear") => Ok(Some(RopeScaling::Linear { factor: factor("factor")? })),
-        Some("llama3") => Ok(Some(RopeScaling::Llama3 {
-            factor: factor("factor")?,
-            low_freq_factor: factor("low_freq_factor")?,
-            high_freq_factor: factor("high_freq_factor")?,
-            original_max_position: size(rope, "original_max_position_embeddings")?,
-        })),
-        Some(kind) => Err(format!("the rotary scaling is {kind}; supported are linear and llama3")),
+/// Returns how each layer attends; nothing if all see the whole context.
+fn layer_attention(json: &Value, architecture: Architecture, layers: usize) -> Result<Vec<LayerAttention>, String> {
+    let window = window(json, architecture)?;
+    let slides = |layer: usize| match architecture {
+        Architecture::Llama => Ok(false),
+        Architecture::Mistral | Architecture::Phi3 => Ok(true),
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::SmolLm3 => slides(json, architecture, layer),
+    };
+    let mut attention = Vec::new();
+    for layer in 0..layers {
+        let window = if window.is_some() && slides(layer)? { window } else { None };
+        attention.push(LayerAttention { window, rotary: is_rotary(json, architecture, layer)? });
+    }
+    Ok(if attention.iter().all(|layer| *layer == LayerAttention::FULL) { vec![] } else { attention })
+}
+
+fn window(json: &Value, architecture: Architecture) -> Result<Option<NonZeroUsize>, String> {
+    let used = match architecture {
+        Architecture::Llama => false,
+        Architecture::Mistral | Architecture::Phi3 => true,
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::SmolLm3 => {
+            json["use_sliding_window"].as_bool() == Some(true)
+        }
+    };
+    match optional_size(json, "sliding_window")? {
+        Some(window) if used => NonZeroUsize::new(window).map(Some).ok_or("sliding_window is 0".to_owned()),
+        _ => Ok(None),
     }
 }
 
-fn size(json: &Value, key: &str) -> Result<usize, String> {
+/// Returns whether a layer of a model with a sliding window sees the window only.
+fn slides(json: &Value, architecture: Architecture, layer: usize) -> Result<bool, String> {
+    if json["layer_types"].is_array() {
+        return match json["layer_types"][layer].as_str() {
+            Some("full_attention") => Ok(false),
+            Some("sliding_attention") => Ok(true),
+            Some(kind) => {
+                Err(format!("layer {layer} is of type {kind}; supported are full_attention and sliding_attention"))
+            }
+            None => Err(format!("layer_types lacks the type of layer {layer}")),
+        };
+    }
+    match architecture {
+        Architecture::SmolLm3 => is_rotary(json, architecture, layer).map(|rotary| !rotary),
+        _ => Ok(layer >= optional_size(json, "max_window_layers")?.unwrap_or(28)),
+    }
+}
+
+/// Returns whether a layer turns queries and keys. SmolLM3 leaves it out in some.
+fn is_rotary(json: &Value, architecture: Architecture, layer: usize) -> Result<bool, String> {
+    if architecture != Architecture::SmolLm3 {
+        return Ok(true);
+    }
+    match &json["no_rope_layers"] {
+        Value::Null => {
+            let interval = optional_size(json, "no_rope_layer_interval")?.unwrap_or(4).max(1);
+            Ok((layer + 1) % interval != 0)
+        }
+        // A layer marked with 1 turns, in spite of the name of the list.
+        layers => match &layers[layer] {
+            Value::Bool(rotary) => Ok(*rotary),
+            Value::Number(number) => Ok(number.as_u64() != Some(0)),
+            _ => Err(format!("no_rope_layers lacks layer {layer}")),
+        },
+    }
+}
+
+/// Reads a whole number that must be there.
+pub(super) fn size(json: &Value, key: &str) -> Result<usize, String> {
     optional_size(json, key)?.ok_or(format!("{key} is missing; is this the config.json of a decoder?"))
 }
 
-fn optional_size(json: &Value, key: &str) -> Result<Option<usize>, String> {
+/// Reads a whole number that may be missing or null.
+pub(super) fn optional_size(json: &Value, key: &str) -> Result<Option<usize>, String> {
     match &json[key] {
         Value::Null => Ok(None),
         value => match value.as_u64().and_then(|value| usize::try_from(value).ok()) {
@@ -114,7 +202,8 @@ fn optional_size(json: &Value, key: &str) -> Result<Option<usize>, String> {
     }
 }
 
-fn number(json: &Value, key: &str) -> Result<Option<f32>, String> {
+/// Reads a number that may be missing or null.
+pub(super) fn number(json: &Value, key: &str) -> Result<Option<f32>, String> {
     match &json[key] {
         Value::Null => Ok(None),
         value => value.as_f64().map(|value| Some(value as f32)).ok_or(format!("{key} is {value}, which is no number")),
@@ -151,42 +240,91 @@ mod tests {
         assert!(matches!(config.rope_scaling, Some(RopeScaling::Llama3 { original_max_position: 8192, .. })));
     }
 
+    fn window(size: usize) -> LayerAttention {
+        LayerAttention { window: NonZeroUsize::new(size), rotary: true }
+    }
+
+    /// A configuration of four layers.
+    fn four_layers(architecture: &str, more: Value) -> ModelConfig {
+        let mut json = json!({"architectures": [architecture], "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
+            "num_hidden_layers": 4, "num_attention_heads": 2, "max_position_embeddings": 64, "sliding_window": 32});
+        json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parse(&json.to_string()).unwrap()
+    }
+
     #[test]
     fn qwen2_has_biases_and_no_window_unless_it_says_so() {
-        let json = json!({"architectures": ["Qwen2ForCausalLM"], "vocab_size": 10, "hidden_size": 8, "intermediate_size": 16,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "sliding_window": 32,
-            "use_sliding_window": false, "rope_theta": 1000000.0});
-        let config = parse(&json.to_string()).unwrap();
-        assert_eq!((config.qkv_bias, config.max_context, config.head_dim, config.kv_heads), (true, 64, 4, 2));
+        let config = four_layers("Qwen2ForCausalLM", json!({"use_sliding_window": false}));
+        assert_eq!((config.qkv_bias, config.output_bias, config.qk_norm), (true, false, false));
+        assert_eq!((config.max_context, config.head_dim, config.kv_heads), (64, 4, 2));
+        assert_eq!(config.layer_attention, []);
+        let config = four_layers("Qwen2ForCausalLM", json!({"use_sliding_window": true, "max_window_layers": 3}));
+        assert_eq!(config.layer_attention, [[LayerAttention::FULL; 3].as_slice(), &[window(32)]].concat());
+        assert_eq!(four_layers("Qwen2ForCausalLM", json!({"use_sliding_window": true})).layer_attention, []);
     }
 
     #[test]
-    fn a_window_bounds_the_context_of_mistral() {
-        let mut json = llama();
-        json["architectures"] = json!(["MistralForCausalLM"]);
-        json["sliding_window"] = json!(4096);
-        assert_eq!(parse(&json.to_string()).unwrap().max_context, 4096);
+    fn qwen3_normalises_queries_and_keys_and_may_list_its_layers() {
+        let kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"];
+        let more = json!({"use_sliding_window": true, "layer_types": kinds, "head_dim": 6});
+        let config = four_layers("Qwen3ForCausalLM", more);
+        assert_eq!((config.qkv_bias, config.qk_norm, config.head_dim), (false, true, 6));
+        let (slides, full) = (window(32), LayerAttention::FULL);
+        assert_eq!(config.layer_attention, [slides, full, slides, full]);
     }
 
     #[test]
-    fn reads_rope_parameters() {
-        let config = with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0})).unwrap();
-        assert_eq!((config.rope_theta, config.rope_scaling), (7.0, Some(RopeScaling::Linear { factor: 2.0 })));
+    fn the_window_of_mistral_and_phi3_is_of_all_layers_and_llama_has_none() {
+        for architecture in ["MistralForCausalLM", "Phi3ForCausalLM", "mistral"] {
+            let config = four_layers(architecture, json!({}));
+            assert_eq!((config.max_context, config.layer_attention), (64, vec![window(32); 4]));
+        }
+        assert_eq!(four_layers("MistralForCausalLM", json!({"sliding_window": null})).layer_attention, []);
+        assert_eq!(four_layers("LlamaForCausalLM", json!({})).layer_attention, []);
+    }
+
+    #[test]
+    fn smollm3_turns_three_layers_of_four() {
+        let config = four_layers("SmolLM3ForCausalLM", json!({}));
+        let rotary: Vec<_> = config.layer_attention.iter().map(|layer| layer.rotary).collect();
+        assert_eq!((rotary, config.tie_word_embeddings, config.rope_theta), (vec![true, true, true, false], true, 2e6));
+        let config = four_layers("SmolLM3ForCausalLM", json!({"no_rope_layers": [0, 1, true, false]}));
+        let rotary: Vec<_> = config.layer_attention.iter().map(|layer| layer.rotary).collect();
+        assert_eq!(rotary, [false, true, true, false]);
+    }
+
+    #[test]
+    fn biases_are_where_the_configuration_says() {
+        let bias = |architecture| {
+            let config = four_layers(architecture, json!({"attention_bias": true, "mlp_bias": true}));
+            (config.qkv_bias, config.output_bias, config.mlp_bias)
+        };
+        assert_eq!(bias("LlamaForCausalLM"), (true, true, true));
+        assert_eq!(bias("Qwen3ForCausalLM"), (true, true, false));
+        assert_eq!(bias("Phi3ForCausalLM"), (false, false, false));
+    }
+
+    #[test]
+    fn yarn_extends_the_context_that_the_file_names() {
+        let rope = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        assert_eq!(four_layers("Qwen2ForCausalLM", json!({"rope_scaling": rope})).max_context, 256);
+        let partial = json!({"rope_type": "default", "partial_rotary_factor": 0.5});
+        assert_eq!(four_layers("Phi3ForCausalLM", json!({"rope_parameters": partial})).rotary_dim, 2);
     }
 
     #[test]
     fn names_the_architecture_and_the_supported_ones() {
         let error = with("architectures", json!(["GPT2LMHeadModel"])).unwrap_err();
-        assert!(error.contains("GPT2LMHeadModel") && error.contains("Qwen2ForCausalLM"), "{error}");
+        assert!(error.contains("GPT2LMHeadModel") && error.contains("Qwen2ForCausalLM, Qwen3ForCausalLM"), "{error}");
     }
 
     #[test]
     fn refuses_what_it_cannot_compute() {
         for (key, value) in [
             ("hidden_act", json!("gelu")),
-            ("attention_bias", json!(true)),
             ("quantization_config", json!({})),
-            ("rope_scaling", json!({"type": "yarn", "factor": 4.0})),
+            ("rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
+            ("partial_rotary_factor", json!(0.51)),
             ("rope_scaling", json!({"type": "linear"})),
             ("hidden_size", json!("many")),
             ("num_hidden_layers", json!(1e18)),

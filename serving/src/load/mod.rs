@@ -10,6 +10,7 @@ pub mod chat_template;
 pub mod folder;
 pub mod gguf;
 mod hf_config;
+mod hf_rope;
 pub mod safetensors;
 mod storage;
 mod token_bytes;

@@ -4,6 +4,6 @@ mod config;
 mod quant;
 mod tensor;
 
-pub use config::{ModelConfig, RopeScaling};
+pub use config::{LayerAttention, ModelConfig, RopeScaling};
 pub use quant::dequantize;
 pub use tensor::{DType, HostTensor, TensorSource};

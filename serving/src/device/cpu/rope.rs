@@ -1,5 +1,5 @@
 //! Rotary position embedding (Su et al. 2021) in the half-split layout of Hugging Face: element `i` of a head turns with
-//! element `i + head_dim / 2` by the angle `position * frequency[i]`.
+//! element `i + rotary_dim / 2` by the angle `position * frequency[i]`. Elements from `rotary_dim` on stay as they are.
 
 use std::f64::consts::PI;
 
@@ -12,14 +12,22 @@ use crate::model::{ModelConfig, RopeScaling};
 #[derive(Debug)]
 pub(super) struct Rope {
     frequencies: Vec<f32>,
+    /// Multiplies cosines and sines, so that scores grow by its square.
+    attention_factor: f32,
+    head_dim: usize,
 }
 
 impl Rope {
-    /// Computes the `head_dim / 2` frequencies of `config`, rescaled as it demands.
+    /// Computes the `rotary_dim / 2` frequencies of `config`, rescaled as it demands.
     pub(super) fn new(config: &ModelConfig) -> Self {
-        let frequency = |i: usize| f64::from(config.rope_theta).powf(-2.0 * i as f64 / config.head_dim as f64);
-        let scaled = |f: f64| config.rope_scaling.as_ref().map_or(f, |scaling| rescale(f, scaling));
-        Rope { frequencies: (0..config.head_dim / 2).map(|i| scaled(frequency(i)) as f32).collect() }
+        let frequencies = (0..config.rotary_dim / 2).map(|i| frequency(config, i) as f32).collect();
+        let attention_factor = match config.rope_scaling {
+            Some(RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. }) => {
+                attention_factor
+            }
+            _ => 1.0,
+        };
+        Rope { frequencies, attention_factor, head_dim: config.head_dim }
     }
 
     /// Width of a row of `angles`: cosines, then sines.
@@ -36,7 +44,7 @@ impl Rope {
                 for ((cos, sin), &frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
                     // The product is rounded to single precision, as the frameworks that trained the model do.
                     let (s, c) = f64::from(position as f32 * frequency).sin_cos();
-                    (*cos, *sin) = (c as f32, s as f32);
+                    (*cos, *sin) = (c as f32 * self.attention_factor, s as f32 * self.attention_factor);
                 }
             }
         });
@@ -47,7 +55,7 @@ impl Rope {
         let half = self.frequencies.len();
         for_row_blocks(x, stride, |first, block| {
             let angles = &angles[first * 2 * half..];
-            arch.dispatch(Turn { angles, head_dim: 2 * half, heads, stride, x: block });
+            arch.dispatch(Turn { angles, rotary_dim: 2 * half, head_dim: self.head_dim, heads, stride, x: block });
         });
     }
 }
@@ -55,6 +63,7 @@ impl Rope {
 /// Some rows, on one thread.
 struct Turn<'a> {
     angles: &'a [f32],
+    rotary_dim: usize,
     head_dim: usize,
     heads: usize,
     stride: usize,
@@ -66,10 +75,10 @@ impl WithSimd for Turn<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Turn { angles, head_dim, heads, stride, x } = self;
-        for (row, angles) in x.chunks_exact_mut(stride).zip(angles.chunks_exact(head_dim)) {
+        let Turn { angles, rotary_dim, head_dim, heads, stride, x } = self;
+        for (row, angles) in x.chunks_exact_mut(stride).zip(angles.chunks_exact(rotary_dim)) {
             for head in row[..heads * head_dim].chunks_exact_mut(head_dim) {
-                turn(head, angles);
+                turn(&mut head[..rotary_dim], angles);
             }
         }
     }
@@ -87,17 +96,44 @@ fn turn(head: &mut [f32], angles: &[f32]) {
     }
 }
 
-fn rescale(frequency: f64, scaling: &RopeScaling) -> f64 {
-    match *scaling {
-        RopeScaling::Linear { factor } => frequency / f64::from(factor),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position } => {
-            let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+/// Returns the frequency of pair `i`.
+fn frequency(config: &ModelConfig, i: usize) -> f64 {
+    let frequency = f64::from(config.rope_theta).powf(-2.0 * i as f64 / config.rotary_dim as f64);
+    match &config.rope_scaling {
+        None => frequency,
+        Some(RopeScaling::Linear { factor }) => frequency / f64::from(*factor),
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position }) => {
+            let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
             // How often the original context turns this pair round.
-            let turns = original_max_position as f64 * frequency / (2.0 * PI);
-            let kept = if high > low { ((turns - low) / (high - low)).clamp(0.0, 1.0) } else { f64::from(turns >= low) };
-            frequency * (kept + (1.0 - kept) / f64::from(factor))
+            let turns = *original_max_position as f64 * frequency / (2.0 * PI);
+            interpolate(frequency, *factor, ramp(turns, low, high))
+        }
+        Some(RopeScaling::Yarn { factor, original_max_position, beta_fast, beta_slow, truncate, attention_factor: _ }) => {
+            // The (fractional) index of the pair that the original context turns so often.
+            let index_of = |turns: f32| {
+                let wavelength = *original_max_position as f64 / f64::from(turns);
+                config.rotary_dim as f64 * (wavelength / (2.0 * PI)).ln() / (2.0 * f64::from(config.rope_theta).ln())
+            };
+            let (first, last) = (index_of(*beta_fast), index_of(*beta_slow));
+            let (first, last) = if *truncate { (first.floor(), last.ceil()) } else { (first, last) };
+            let (first, last) = (first.max(0.0), last.min(config.rotary_dim as f64 - 1.0));
+            interpolate(frequency, *factor, 1.0 - ramp(i as f64, first, if first == last { last + 1e-3 } else { last }))
+        }
+        Some(RopeScaling::LongRope { short_factors, long_factors, original_max_position, attention_factor: _ }) => {
+            let long = config.max_context > *original_max_position;
+            frequency / f64::from(if long { long_factors[i] } else { short_factors[i] })
         }
     }
+}
+
+/// Returns 0 up to `low`, 1 from `high` on, and a straight line between.
+fn ramp(x: f64, low: f64, high: f64) -> f64 {
+    if high > low { ((x - low) / (high - low)).clamp(0.0, 1.0) } else { f64::from(x >= low) }
+}
+
+/// Returns a frequency of which a part is kept and the rest divided by `factor`.
+fn interpolate(frequency: f64, factor: f32, kept: f64) -> f64 {
+    frequency * (kept + (1.0 - kept) / f64::from(factor))
 }
 
 #[cfg(test)]
@@ -107,9 +143,14 @@ mod tests {
 
     #[test]
     fn turns_pairs_by_their_angle_and_leaves_the_rest() {
-        let config = tiny_config();
-        let rope = Rope::new(&config);
-        let (heads, dim, stride) = (3, config.head_dim, 4 * config.head_dim + 1);
+        let whole = tiny_config();
+        let part = ModelConfig { rotary_dim: 10, ..tiny_config() };
+        [whole, part].iter().for_each(check_turns);
+    }
+
+    fn check_turns(config: &ModelConfig) {
+        let rope = Rope::new(config);
+        let (heads, dim, stride, rotary) = (3, config.head_dim, 4 * config.head_dim + 1, config.rotary_dim);
         let positions = [0, 1, 77, 2047];
         let before = Random::new(3).floats(positions.len() * stride);
         let (mut x, mut angles) = (before.clone(), vec![0.0; positions.len() * rope.width()]);
@@ -119,13 +160,17 @@ mod tests {
             for i in 0..stride {
                 let at = |i: usize| f64::from(before[token * stride + i]);
                 let (head, d) = (i / dim, i % dim);
-                let pair = d % (dim / 2);
-                let angle = f64::from(position) * f64::from(config.rope_theta).powf(-2.0 * pair as f64 / dim as f64);
-                let (left, right) = (at(i - d + pair.min(d)), at((head * dim + pair + dim / 2).min(stride - 1)));
-                let expected = match (head < heads, d < dim / 2) {
-                    (false, _) => at(i),
-                    (true, true) => left * angle.cos() - right * angle.sin(),
-                    (true, false) => right * angle.cos() + at(head * dim + pair) * angle.sin(),
+                let expected = if head < heads && d < rotary {
+                    let pair = d % (rotary / 2);
+                    let angle = f64::from(position) * f64::from(config.rope_theta).powf(-2.0 * pair as f64 / rotary as f64);
+                    let (left, right) = (at(head * dim + pair), at(head * dim + pair + rotary / 2));
+                    if d < rotary / 2 {
+                        left * angle.cos() - right * angle.sin()
+                    } else {
+                        right * angle.cos() + left * angle.sin()
+                    }
+                } else {
+                    at(i)
                 };
                 close(x[token * stride + i], expected, 3e-4);
             }
@@ -143,12 +188,53 @@ mod tests {
 
     #[test]
     fn llama3_scaling_keeps_high_and_divides_low_frequencies() {
-        let scaling =
-            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_position: 8192 };
-        let of_wavelength = |wavelength: f64| rescale(2.0 * PI / wavelength, &scaling) * wavelength / (2.0 * PI);
-        assert!((of_wavelength(100.0) - 1.0).abs() < 1e-12);
-        assert!((of_wavelength(10_000.0) - 0.125).abs() < 1e-12);
+        let scaled = |wavelength: f64| {
+            let frequency = 2.0 * PI / wavelength;
+            interpolate(frequency, 8.0, ramp(8192.0 / wavelength, 1.0, 4.0)) / frequency
+        };
+        assert!((scaled(100.0) - 1.0).abs() < 1e-12);
+        assert!((scaled(10_000.0) - 0.125).abs() < 1e-12);
         // Half way up the ramp: 2.5 turns in the original context.
-        assert!((of_wavelength(8192.0 / 2.5) - 0.5625).abs() < 1e-12);
+        assert!((scaled(8192.0 / 2.5) - 0.5625).abs() < 1e-12);
+    }
+
+    #[test]
+    fn yarn_keeps_fast_pairs_divides_slow_ones_and_sharpens_attention() {
+        let mut config = tiny_config();
+        (config.head_dim, config.rotary_dim) = (64, 64);
+        let plain = Rope::new(&config).frequencies;
+        config.rope_scaling = Some(RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: 1.5,
+        });
+        let rope = Rope::new(&config);
+        let kept: Vec<_> = rope.frequencies.iter().zip(&plain).map(|(scaled, plain)| scaled / plain).collect();
+        // ln(4096 / (32 * 2 pi)) / ln(10000) * 32 = 10.47, and with one turn 22.51.
+        assert!(kept[..=10].iter().all(|kept| (kept - 1.0).abs() < 1e-6), "{kept:?}");
+        assert!(kept[23..].iter().all(|kept| (kept - 0.25).abs() < 1e-6), "{kept:?}");
+        assert!((kept[15] - (0.25 + 0.75 * 8.0 / 13.0)).abs() < 1e-6, "{kept:?}");
+        let mut angles = vec![0.0; rope.width()];
+        rope.angles(&[0], &mut angles);
+        assert_eq!(angles, [[1.5; 32], [0.0; 32]].concat());
+    }
+
+    #[test]
+    fn longrope_takes_the_long_factors_where_the_context_goes_beyond_the_original() {
+        let mut config = tiny_config();
+        let plain = Rope::new(&config).frequencies;
+        config.rope_scaling = Some(RopeScaling::LongRope {
+            short_factors: vec![2.0; 8],
+            long_factors: vec![4.0; 8],
+            original_max_position: config.max_context,
+            attention_factor: 1.0,
+        });
+        let divisor = |config: &ModelConfig| plain[3] / Rope::new(config).frequencies[3];
+        assert_eq!(divisor(&config), 2.0);
+        config.max_context += 1;
+        assert_eq!(divisor(&config), 4.0);
     }
 }
