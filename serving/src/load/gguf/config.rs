@@ -135,7 +135,9 @@ impl Keys<'_> {
             }
             (None, None) => {}
             _ => {
-                return Err("one of the two tensors of rotary factors is missing; the file is damaged, fetch it again".into());
+                return Err(
+                    "one of the two tensors of rotary factors is missing; the file is damaged, fetch it again".into()
+                );
             }
         }
         let factor = match self.number("rope.scaling.factor")? {
