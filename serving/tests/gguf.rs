@@ -109,7 +109,9 @@ fn check_tokens(path: &Path, tokenizer: &dyn Tokenizer, texts: &[(String, Vec<To
     let differing: Vec<_> = found.iter().zip(texts).filter(|(found, expected)| found != expected).collect();
     assert!(differing.is_empty(), "{}: found and expected {differing:#?}", path.display());
     for (text, tokens) in texts {
-        assert_eq!(&tokenizer.decode(tokens), text, "{}", path.display());
+        // SentencePiece has one spelling for a space and for the sign that stands for it.
+        let spaces = |text: &str| text.replace('▁', " ");
+        assert_eq!(spaces(&tokenizer.decode(tokens)), spaces(text), "{}", path.display());
     }
 }
 

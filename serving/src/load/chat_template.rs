@@ -1,6 +1,6 @@
 //! Chat templates of Hugging Face models, which are Jinja.
 
-use std::fmt;
+use std::{fmt, thread};
 
 use minijinja::{Environment, ErrorKind, Value as Jinja, context};
 use serde_json::Value;
@@ -9,6 +9,12 @@ use crate::error::{Error, Result};
 
 /// The name of the one template in the environment.
 const NAME: &str = "chat";
+/// The longest template in bytes. Real ones have up to thirty thousand.
+const TEMPLATE_MAX: usize = 64 << 10;
+/// The stack on which templates are parsed and run, in bytes. A chain of operators is parsed by recursion, and so is a value printed
+/// that holds itself many times over: what fits into [`TEMPLATE_MAX`] and [`TEMPLATE_FUEL`] must fit on this stack, for running
+/// out of it ends the process. Only what is used of it takes memory.
+const STACK_BYTES: usize = 256 << 20;
 
 /// Turns a system and a user message into the text that a model was trained to answer.
 ///
@@ -26,14 +32,16 @@ impl ChatTemplate {
     }
 
     /// Takes the template from chat_template.jinja if there is one, else from tokenizer_config.json: a string, or a list of
-    /// named templates of which `default` is taken. Fails if it is not Jinja.
+    /// named templates of which `default` is taken. Fails if it is not Jinja, or longer than 64 KiB.
     pub fn new(tokenizer_config: &Value, chat_template_jinja: Option<&str>) -> Result<Self> {
         let Some(source) = chat_template_jinja.or_else(|| template_of(tokenizer_config)) else {
             return Ok(ChatTemplate::plain());
         };
+        if source.len() > TEMPLATE_MAX {
+            return Err(Error::Invalid(format!("the chat template has {} bytes; is it one?", source.len())));
+        }
         let mut environment = environment();
-        environment
-            .add_template_owned(NAME, source.to_owned())
+        on_deep_stack(|| environment.add_template_owned(NAME, source.to_owned()))?
             .map_err(|error| Error::Invalid(format!("the chat template is not valid: {error:#}")))?;
         Ok(ChatTemplate { environment, special_tokens: special_tokens(tokenizer_config), has_template: true })
     }
@@ -46,6 +54,10 @@ impl ChatTemplate {
         if !self.has_template {
             return Ok(if system.is_empty() { format!("{user}\n") } else { format!("{system}\n\n{user}\n") });
         }
+        on_deep_stack(|| self.render_template(system, user))?
+    }
+
+    fn render_template(&self, system: &str, user: &str) -> Result<String> {
         if system.is_empty() {
             return self.run(&[("user", user)]).map_err(failed);
         }
@@ -76,7 +88,18 @@ impl fmt::Debug for ChatTemplate {
 }
 
 /// Instructions that a template may take. Real ones take hundreds; one that counts to a billion comes from a hostile file.
-const TEMPLATE_FUEL: u64 = 1_000_000;
+const TEMPLATE_FUEL: u64 = 50_000;
+
+/// Runs `work` on a thread with [`STACK_BYTES`] of stack. Fails if there is none to be had, or if `work` panics.
+fn on_deep_stack<R: Send>(work: impl FnOnce() -> R + Send) -> Result<R> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("refrain-template".to_owned()).stack_size(STACK_BYTES);
+        let thread = thread
+            .spawn_scoped(scope, work)
+            .map_err(|error| Error::Invalid(format!("cannot start a thread for the chat template: {error}")))?;
+        thread.join().map_err(|_| Error::Invalid("the chat template cannot be used: its interpreter panicked".to_owned()))
+    })
+}
 
 /// Jinja as transformers sets it up.
 fn environment() -> Environment<'static> {

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TensorSource};
 use crate::request::TokenId;
 
-/// The longest configuration or template that is read.
-const CONFIG_MAX: u64 = 16 << 20;
+/// The longest configuration or template that is read. Parsed JSON takes up to sixteen times its length.
+const CONFIG_MAX: u64 = 8 << 20;
 /// The longest tokenizer.json that is read.
 const TOKENIZER_MAX: u64 = 256 << 20;
 
@@ -38,10 +38,10 @@ pub struct LoadedModel {
 /// Loads a model from a folder or from a GGUF file.
 ///
 /// A folder holds tokenizer.json and either config.json with `*.safetensors`, or one `*.gguf`; tokenizer_config.json,
-/// generation_config.json and chat_template.jinja are used where present. Safetensors may be of the Llama, Mistral or Qwen2
-/// architecture in bf16, f16 or f32. GGUF may be of llama, qwen2, qwen3, phi3 or smollm3, in F32, F16, BF16, Q8_0, Q4_0 to Q5_1
-/// or Q2_K to Q6_K. If tokenizer.json lies beside a GGUF file, the tokenizer files of the folder are used, else the tokenizer and
-/// the chat template in the file; the chat template in the file also where the folder has no tokenizer_config.json.
+/// generation_config.json and chat_template.jinja are used where present. Safetensors may be of the Llama, Mistral, Phi-3,
+/// Qwen2, Qwen3 or SmolLM3 architecture in bf16, f16 or f32. GGUF may be of llama, qwen2, qwen3, phi3 or smollm3, in F32, F16,
+/// BF16, Q8_0, Q4_0 to Q5_1 or Q2_K to Q6_K. If tokenizer.json lies beside a GGUF file, the tokenizer files of the folder are
+/// used, else the tokenizer and the chat template in the file; the template also where the folder has no tokenizer_config.json.
 ///
 /// Fails with [`Error::Weights`], naming the file and what to do, if anything is missing, damaged or not supported.
 pub fn load_folder(path: impl AsRef<Path>) -> Result<LoadedModel> {
@@ -74,7 +74,9 @@ fn load_safetensors(folder: &Path) -> Result<LoadedModel> {
         files.texts.push(text);
     }
     files.texts.push(text);
-    files.assemble(config, SafetensorsFiles::open(folder)?)
+    let weights = SafetensorsFiles::open(folder)?.with_split_projections(&config)?;
+    weights.check_nothing_unused(&config)?;
+    files.assemble(config, weights)
 }
 
 fn load_gguf(path: &Path, folder: &Path) -> Result<LoadedModel> {

@@ -49,7 +49,7 @@ pub(super) fn parse(text: &str) -> Result<ModelConfig, String> {
         heads,
         kv_heads: optional_size(&json, "num_key_value_heads")?.unwrap_or(heads),
         head_dim,
-        rotary_dim: (head_dim as f64 * f64::from(rope.partial_factor)) as usize,
+        rotary_dim: (head_dim as f64 * rope.partial_factor) as usize,
         rms_norm_eps: number(&json, "rms_norm_eps")?.unwrap_or(1e-6),
         rope_theta: rope.theta.unwrap_or(if architecture == Architecture::SmolLm3 { 2e6 } else { 1e4 }),
         max_context: max_context(&json, rope.scaling.as_ref())?,
@@ -305,6 +305,37 @@ mod tests {
     }
 
     #[test]
+    fn reads_phi_4_mini() {
+        let factors = vec![1.5; 48];
+        let json = json!({"architectures": ["Phi3ForCausalLM"], "vocab_size": 200064, "hidden_size": 3072,
+            "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8,
+            "hidden_act": "silu", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 0.75, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "sliding_window": 262144,
+            "rope_scaling": {"type": "longrope", "long_factor": factors, "short_factor": factors},
+            "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "torch_dtype": "bfloat16"});
+        let config = parse(&json.to_string()).unwrap();
+        assert_eq!((config.head_dim, config.rotary_dim, config.max_context), (128, 96, 131072));
+        assert_eq!(config.layer_attention, vec![window(262144); 32]);
+        let Some(RopeScaling::LongRope { original_max_position, attention_factor, .. }) = config.rope_scaling else {
+            panic!("{config:?}")
+        };
+        assert_eq!((original_max_position, attention_factor), (4096, (1.0 + 32.0_f32.ln() / 4096.0_f32.ln()).sqrt()));
+    }
+
+    #[test]
+    fn reads_qwen3_of_version_4() {
+        let json = json!({"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "bos_token_id": 151643,
+            "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
+            "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16,
+            "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_scaling": null,
+            "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+            "use_cache": true, "use_sliding_window": false, "vocab_size": 151936});
+        let config = parse(&json.to_string()).unwrap();
+        assert_eq!((config.head_dim, config.rotary_dim, config.qk_norm, config.qkv_bias), (128, 128, true, false));
+        assert_eq!((config.rope_theta, config.rope_scaling, config.layer_attention), (1e6, None, vec![]));
+    }
+
+    #[test]
     fn yarn_extends_the_context_that_the_file_names() {
         let rope = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
         assert_eq!(four_layers("Qwen2ForCausalLM", json!({"rope_scaling": rope})).max_context, 256);
@@ -324,7 +355,7 @@ mod tests {
             ("hidden_act", json!("gelu")),
             ("quantization_config", json!({})),
             ("rope_scaling", json!({"type": "dynamic", "factor": 4.0})),
-            ("partial_rotary_factor", json!(0.51)),
+            ("partial_rotary_factor", json!(0.4)),
             ("rope_scaling", json!({"type": "linear"})),
             ("hidden_size", json!("many")),
             ("num_hidden_layers", json!(1e18)),

@@ -14,7 +14,7 @@ pub(super) struct RopeConfig {
     /// Base of the frequencies, where it is named.
     pub(super) theta: Option<f32>,
     /// The part of each head that turns.
-    pub(super) partial_factor: f32,
+    pub(super) partial_factor: f64,
     /// Rescaling of the frequencies.
     pub(super) scaling: Option<RopeScaling>,
 }
@@ -24,7 +24,8 @@ pub(super) fn parse(json: &Value) -> Result<RopeConfig, String> {
     let rope = if json["rope_parameters"].is_object() { &json["rope_parameters"] } else { &json["rope_scaling"] };
     let rope = of_all_layers(rope)?;
     let theta = number(rope, "rope_theta")?.or(number(json, "rope_theta")?);
-    let partial_factor = number(rope, "partial_rotary_factor")?.or(number(json, "partial_rotary_factor")?).unwrap_or(1.0);
+    let partial = |json: &Value| json["partial_rotary_factor"].as_f64();
+    let partial_factor = partial(rope).or(partial(json)).unwrap_or(1.0);
     if !(partial_factor > 0.0 && partial_factor <= 1.0) {
         return Err(format!("partial_rotary_factor is {partial_factor}; it must be above 0 and at most 1"));
     }

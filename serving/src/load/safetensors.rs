@@ -1,21 +1,21 @@
 //! Weights in safetensors files, one or many.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::storage::{Storage, read_text, weights_error};
 use super::weights::{WeightFiles, check_shape, missing};
 use crate::error::{Error, Result};
-use crate::model::{DType, HostTensor, TensorSource};
+use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
 
-/// The longest header that is read, as in the format's own implementation.
-const HEADER_MAX: u64 = 100_000_000;
+/// The longest header that is read; those of models with a hundred thousand tensors have 12 MiB.
+const HEADER_MAX: u64 = 32 << 20;
 /// The longest index that is read.
-const INDEX_MAX: u64 = 64 << 20;
+const INDEX_MAX: u64 = 32 << 20;
 /// The index of a model in several files.
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -84,6 +84,58 @@ impl SafetensorsFiles {
         Ok(())
     }
 
+    /// Presents fused projections, as Phi-3 has them, under the names of their parts, which lie in them one below the other.
+    ///
+    /// Fails if a fused tensor has not the shape that `config` asks for.
+    pub fn with_split_projections(mut self, config: &ModelConfig) -> Result<Self> {
+        let (query, key) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let attention = [("self_attn.q_proj", query), ("self_attn.k_proj", key), ("self_attn.v_proj", key)];
+        let mlp = [("mlp.gate_proj", config.intermediate_size), ("mlp.up_proj", config.intermediate_size)];
+        for layer in 0..config.layers {
+            for (fused, parts) in [("self_attn.qkv_proj", &attention[..]), ("mlp.gate_up_proj", &mlp[..])] {
+                let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+                self.split(&name(fused), parts.iter().map(|(part, rows)| (name(part), *rows)), config.hidden_size)?;
+            }
+        }
+        Ok(self)
+    }
+
+    fn split(&mut self, fused: &str, parts: impl Iterator<Item = (String, usize)> + Clone, width: usize) -> Result<()> {
+        if !self.contains(fused) {
+            return Ok(());
+        }
+        let rows = parts.clone().map(|(_, rows)| rows).sum();
+        let entry = self.entry(fused, &[rows, width])?.0.clone();
+        self.tensors.remove(fused);
+        let mut offset = entry.offset;
+        for (name, part_rows) in parts {
+            let len = entry.len / rows as u64 * part_rows as u64;
+            let part = Entry { shape: vec![part_rows, width], offset, len, ..entry };
+            if self.tensors.insert(name.clone(), part).is_some() {
+                return Err(self.error(format!("tensor {name:?} also stands in {fused:?}; remove one")));
+            }
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// Fails if a layer of `config` has a tensor here that the decoder does not use: then the model computes something else.
+    pub(super) fn check_nothing_unused(&self, config: &ModelConfig) -> Result<()> {
+        let used: HashSet<_> = config.tensors().into_iter().map(|(name, _)| name).collect();
+        let of_layer = |name: &str| {
+            let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            layer.is_some_and(|layer| layer < config.layers)
+        };
+        // Old files store the rotary frequencies, which follow from the configuration.
+        let unused = self.tensors.keys().filter(|name| of_layer(name) && !name.ends_with("rotary_emb.inv_freq"));
+        match unused.filter(|name| !used.contains(*name)).min() {
+            None => Ok(()),
+            Some(name) => Err(self.error(format!(
+                "tensor {name:?} is none that the configuration speaks of: the model is a variant that is not supported"
+            ))),
+        }
+    }
+
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
         let entry = self.tensors.get(name).ok_or_else(|| missing(self, name))?;
         check_shape(self, name, &entry.shape, shape)?;
@@ -145,17 +197,23 @@ fn file_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// What is read of model.safetensors.index.json.
+#[derive(Deserialize)]
+struct Index {
+    /// The file of each tensor.
+    weight_map: BTreeMap<String, String>,
+}
+
 fn files_of_index(path: &Path) -> Result<BTreeSet<String>> {
     let text = read_text(path, INDEX_MAX)?;
     let damaged = |what: &str| weights_error(path, format!("the index {what}; fetch it again"));
-    let json: Value = serde_json::from_str(&text).map_err(|error| damaged(&format!("is not JSON ({error})")))?;
-    let map: BTreeMap<String, String> =
-        serde_json::from_value(json["weight_map"].clone()).map_err(|_| damaged("has no weight_map of names to files"))?;
+    let Index { weight_map } = serde_json::from_str(&text)
+        .map_err(|error| damaged(&format!("is no JSON with a weight_map of names to files ({error})")))?;
     // A name that leads out of the folder has no business in an index.
-    if let Some(name) = map.values().find(|name| name.contains(['/', '\\']) || name.starts_with("..")) {
+    if let Some(name) = weight_map.values().find(|name| name.contains(['/', '\\']) || name.starts_with("..")) {
         return Err(damaged(&format!("names {name:?}, which is not a file of this folder")));
     }
-    Ok(map.into_values().collect())
+    Ok(weight_map.into_values().collect())
 }
 
 #[cfg(test)]
@@ -204,6 +262,48 @@ mod tests {
         std::fs::write(folder.path().join(INDEX), r#"{"weight_map": {"a": "x-1.safetensors"}}"#).unwrap();
         let files = SafetensorsFiles::open(folder.path()).unwrap();
         assert!(files.contains("a") && !files.contains("b"));
+    }
+
+    fn phi3_config() -> ModelConfig {
+        let json = r#"{"architectures": ["Phi3ForCausalLM"], "vocab_size": 4, "hidden_size": 2, "intermediate_size": 1,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2,
+            "max_position_embeddings": 8}"#;
+        super::super::hf_config::parse(json).unwrap()
+    }
+
+    #[test]
+    fn parts_of_fused_projections_are_read_by_their_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = r#"{"model.layers.0.mlp.gate_up_proj.weight": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]},
+            "model.layers.0.self_attn.qkv_proj.weight": {"dtype": "BF16", "shape": [8, 2], "data_offsets": [8, 40]}}"#;
+        write(folder.path(), "model.safetensors", header, 40);
+        let open = || SafetensorsFiles::open(folder.path()).unwrap();
+        let files = open().with_split_projections(&phi3_config()).unwrap();
+        let bytes =
+            |part: &str, rows: usize| files.read(&format!("model.layers.0.{part}.weight"), &[rows, 2]).unwrap().bytes;
+        assert_eq!(bytes("mlp.gate_proj", 1), [0, 1, 2, 3]);
+        assert_eq!(bytes("mlp.up_proj", 1), [4, 5, 6, 7]);
+        assert_eq!(bytes("self_attn.q_proj", 4), (8..24).collect::<Vec<u8>>());
+        assert_eq!(bytes("self_attn.k_proj", 2), (24..32).collect::<Vec<u8>>());
+        assert_eq!(bytes("self_attn.v_proj", 2), (32..40).collect::<Vec<u8>>());
+        let wrong = ModelConfig { kv_heads: 2, ..phi3_config() };
+        let error = open().with_split_projections(&wrong).unwrap_err().to_string();
+        assert!(error.contains("qkv_proj") && error.contains("has shape [8, 2]"), "{error}");
+    }
+
+    #[test]
+    fn a_tensor_that_would_not_be_used_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str| {
+            write(folder.path(), "model.safetensors", &tensor(name, "F32", "[1]", "[0, 4]"), 4);
+            SafetensorsFiles::open(folder.path()).unwrap().check_nothing_unused(&phi3_config())
+        };
+        let error = check("model.layers.0.self_attn.q_proj.bias").unwrap_err().to_string();
+        assert!(error.contains("q_proj.bias") && error.contains("not supported"), "{error}");
+        for fine in ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.x", "lm_head.weight", "model.layers.0x"]
+        {
+            check(fine).unwrap();
+        }
     }
 
     #[test]

@@ -32,6 +32,10 @@ enum Data {
 impl Storage {
     /// Opens a file for reading.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        // Asked first, since opening a pipe would wait for a writer.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(weights_error(path, "it is not a file but a folder, a pipe or a device"));
+        }
         let file = File::open(path).map_err(|error| unreadable(path, &error))?;
         let len = file.metadata().map_err(|error| unreadable(path, &error))?.len();
         Ok(Storage { path: path.to_owned(), len, data: Data::File(Mutex::new(file)) })
@@ -177,6 +181,13 @@ mod tests {
         };
         assert_eq!(digest(1), digest(1));
         assert_ne!(digest(1), digest(2));
+    }
+
+    #[test]
+    fn a_folder_is_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = Storage::open(folder.path()).unwrap_err();
+        assert!(error.to_string().contains("not a file"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! The softmax is online (Milakov and Gimelshein 2018), one page at a time from the first position: running maximum, running
 //! sum, running weighted values. For each query head the operations and their order depend on its position alone; several
 //! are walked together (heads of a group, neighbouring queries) only so that they share loads and fill the pipeline.
-//! Keys after a query's position are never read into its result, so stale page contents cannot reach it.
+//! Keys after a query's position are never read into its result, so stale page contents cannot reach it. With a sliding window
+//! the walk begins at the page of the first key that one of the lanes sees; keys before its own window leave a lane untouched.
+
+use std::num::NonZeroUsize;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -27,7 +30,7 @@ pub(super) struct Query {
     pub(super) token: u32,
     /// Its row in the pass.
     pub(super) row: u32,
-    /// Its position; it sees this and all earlier ones.
+    /// Its position; it sees this and earlier ones.
     pub(super) position: u32,
 }
 
@@ -50,6 +53,8 @@ pub(super) struct Inputs<'a> {
     pub(super) group: usize,
     /// Width of a head.
     pub(super) head_dim: usize,
+    /// Positions that a query sees, its own included; `None` sees all.
+    pub(super) window: Option<NonZeroUsize>,
 }
 
 /// Attends on the rayon pool of the calling thread. Shape of `out`: `[kv_heads][queries][group * head_dim]`.
@@ -73,8 +78,10 @@ struct Task<'a> {
 #[derive(Clone, Copy)]
 struct Lane<'a> {
     q: &'a [f32],
-    /// How many leading positions it sees.
-    visible: usize,
+    /// The first position that it sees.
+    first: usize,
+    /// One after the last position that it sees.
+    end: usize,
 }
 
 impl WithSimd for Task<'_> {
@@ -90,9 +97,11 @@ impl WithSimd for Task<'_> {
             let walk = Walk { simd, inputs, kv_head, pages };
             let lane = |i: usize| {
                 let (query, head) = (queries[i / group], kv_head * group + i % group);
+                let end = query.position as usize + 1;
                 Lane {
                     q: &inputs.q[query.token as usize * inputs.stride + head * dim..][..dim],
-                    visible: query.position as usize + 1,
+                    first: inputs.window.map_or(0, |window| end.saturating_sub(window.get())),
+                    end,
                 }
             };
             let lanes = queries.len() * group;
@@ -139,10 +148,12 @@ impl<S: Simd> Walk<'_, S> {
         }
         let mut running = Running { max: [f32::NEG_INFINITY; R], sum: [0.0; R] };
         let mut sums = [[0.0; HEAD_DIM_MAX]; R];
-        let visible = lanes.iter().map(|lane| lane.visible).max().unwrap_or(0);
-        for (&page, start) in self.pages.iter().zip((0..visible).step_by(PAGE_TOKENS)) {
+        let first_page = lanes.iter().map(|lane| lane.first).min().unwrap_or(0) / PAGE_TOKENS;
+        let end = lanes.iter().map(|lane| lane.end).max().unwrap_or(0);
+        for (&page, start) in self.pages.iter().zip((0..end).step_by(PAGE_TOKENS)).skip(first_page) {
             let page = self.inputs.kv.page(self.inputs.layer, self.kv_head, page);
-            let seen = lanes.map(|lane| lane.visible.saturating_sub(start).min(PAGE_TOKENS));
+            let in_page = |position: usize| position.saturating_sub(start).min(PAGE_TOKENS);
+            let seen = lanes.map(|lane| (in_page(lane.first), in_page(lane.end)));
             self.walk_page(&q[..dim], page, seen, &mut running, &mut sums);
         }
         for ((out, sums), sum) in out.chunks_exact_mut(dim).zip(&sums).zip(running.sum) {
@@ -154,13 +165,13 @@ impl<S: Simd> Walk<'_, S> {
         R
     }
 
-    /// Adds one page, of whose keys lane `i` sees the first `seen[i]`.
+    /// Adds one page, of whose keys lane `i` sees those from `seen[i].0` up to `seen[i].1`.
     #[inline(always)]
     fn walk_page<const R: usize>(
         self,
         q: &[[f32; R]],
         page: Page<'_>,
-        seen: [usize; R],
+        seen: [(usize, usize); R],
         running: &mut Running<R>,
         sums: &mut [[f32; HEAD_DIM_MAX]; R],
     ) {
@@ -168,7 +179,7 @@ impl<S: Simd> Walk<'_, S> {
         self.score(q, page.keys, &mut scores);
         let mut weights = [[f32::NEG_INFINITY; R]; PAGE_TOKENS];
         for i in 0..R {
-            for j in 0..seen[i] {
+            for j in seen[i].0..seen[i].1 {
                 weights[j][i] = scores[i][j];
             }
         }
@@ -182,14 +193,17 @@ impl<S: Simd> Walk<'_, S> {
                 }
             }
         }
-        if seen == [PAGE_TOKENS; R] {
+        if seen == [(0, PAGE_TOKENS); R] {
             self.add_values(&weights, page.values, sums);
             return;
         }
         for i in 0..R {
-            let weights = weights.map(|weights| [weights[i]]);
-            let sums: &mut [[f32; HEAD_DIM_MAX]; 1] = std::array::from_mut(&mut sums[i]);
-            self.add_values(&weights[..seen[i]], page.values, sums);
+            let (first, end) = seen[i];
+            if first < end {
+                let weights = weights.map(|weights| [weights[i]]);
+                let sums: &mut [[f32; HEAD_DIM_MAX]; 1] = std::array::from_mut(&mut sums[i]);
+                self.add_values(&weights[first..end], &page.values[first * width..], sums);
+            }
         }
     }
 
@@ -247,7 +261,7 @@ impl<S: Simd> Walk<'_, S> {
 }
 
 /// Turns scores `[keys][lanes]` into weights, those of minus infinity into zero; returns what earlier sums are to be multiplied
-/// with. Each lane takes its keys in order; a lane without keys keeps its state and gets 1.
+/// with. Each lane takes its keys in order; a lane without keys keeps its state and gets 1, or 0 while its sums are zero.
 ///
 /// Lanes lie side by side, so nothing is reduced within a vector: that took half of the time of attention.
 #[inline(always)]
@@ -258,14 +272,16 @@ fn softmax_page<const R: usize>(weights: &mut [[f32; R]; PAGE_TOKENS], running: 
             max[i] = if scores[i] > max[i] { scores[i] } else { max[i] };
         }
     }
-    let mut rescale = [0.0; R];
+    let (mut base, mut rescale) = (max, [0.0; R]);
     for i in 0..R {
-        rescale[i] = exp(running.max[i] - max[i]);
+        // A lane whose window has not begun has no maximum yet, and minus infinity less itself is not a number.
+        base[i] = if max[i] == f32::NEG_INFINITY { 0.0 } else { max[i] };
+        rescale[i] = exp(running.max[i] - base[i]);
     }
     let mut sum = [0.0; R];
     for weights in weights.iter_mut() {
         for i in 0..R {
-            weights[i] = exp(weights[i] - max[i]);
+            weights[i] = exp(weights[i] - base[i]);
             sum[i] += weights[i];
         }
     }
@@ -283,7 +299,14 @@ mod tests {
     use crate::step::{KvWrite, RowSpan};
 
     /// A row of `len` tokens, all of which attend, for one KV head with `group` query heads; returns (out, naive).
-    fn run(arch: Arch, len: usize, group: usize, dim: usize, from: usize) -> (Vec<f32>, Vec<f64>) {
+    fn run(
+        arch: Arch,
+        len: usize,
+        group: usize,
+        dim: usize,
+        from: usize,
+        window: Option<NonZeroUsize>,
+    ) -> (Vec<f32>, Vec<f64>) {
         let mut config = tiny_config();
         (config.layers, config.heads, config.kv_heads, config.head_dim) = (1, 2 * group, 2, dim);
         let stride = (2 * group + 4) * dim;
@@ -304,7 +327,8 @@ mod tests {
         };
         let queries: Vec<_> = (from as u32..len as u32).map(|t| Query { token: t, row: 0, position: t }).collect();
         let mut out = vec![0.0; 2 * queries.len() * group * dim];
-        let inputs = Inputs { queries: &queries, q: &x, stride, plan: &plan, kv: &kv, layer: 0, group, head_dim: dim };
+        let (queries, q, plan, kv) = (&queries[..], &x[..], &plan, &kv);
+        let inputs = Inputs { queries, q, stride, plan, kv, layer: 0, group, head_dim: dim, window };
         on_threads(2, || attention(arch, inputs, &mut out));
 
         let at = |token: usize, head: usize, d: usize| f64::from(x[token * stride + head * dim + d]);
@@ -316,12 +340,14 @@ mod tests {
                         (0..dim).map(|d| at(query, head, d) * at(key, 2 * group + kv_head, d)).sum::<f64>()
                             / (dim as f64).sqrt()
                     };
-                    let scores: Vec<f64> = (0..=query).map(score).collect();
+                    let first = window.map_or(0, |window| (query + 1).saturating_sub(window.get()));
+                    let scores: Vec<f64> = (first..=query).map(score).collect();
                     let max = scores.iter().copied().fold(f64::MIN, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    let value =
-                        |d: usize| (0..=query).map(|key| weights[key] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>();
+                    let value = |d: usize| {
+                        (first..=query).map(|key| weights[key - first] * at(key, 2 * group + 2 + kv_head, d)).sum::<f64>()
+                    };
                     naive.extend((0..dim).map(|d| value(d) / total));
                 }
             }
@@ -333,18 +359,21 @@ mod tests {
     fn matches_double_precision_over_odd_sizes() {
         for (len, group, dim) in [(1, 1, 2), (5, 3, 10), (16, 4, 64), (17, 4, 64), (50, 2, 16), (70, 7, 80), (33, 8, 256)] {
             for arch in [Arch::new(), Arch::Scalar] {
-                let (out, naive) = run(arch, len, group, dim, 0);
-                out.iter().zip(&naive).for_each(|(&out, &naive)| close(out, naive, 2e-5));
+                for window in [0, 1, 15, 16, 17, 40].map(NonZeroUsize::new) {
+                    let (out, naive) = run(arch, len, group, dim, 0, window);
+                    out.iter().zip(&naive).for_each(|(&out, &naive)| close(out, naive, 2e-5));
+                }
             }
         }
     }
 
     #[test]
     fn a_query_alone_gives_the_bits_it_gives_among_others() {
-        for (len, group, dim) in [(40, 4, 64), (29, 3, 24)] {
-            let (all, _) = run(Arch::new(), len, group, dim, 0);
+        for (len, group, dim, window) in [(40, 4, 64, 0), (29, 3, 24, 0), (40, 4, 64, 18), (61, 1, 8, 3)] {
+            let window = NonZeroUsize::new(window);
+            let (all, _) = run(Arch::new(), len, group, dim, 0, window);
             for from in 1..len {
-                let (last, _) = run(Arch::new(), len, group, dim, from);
+                let (last, _) = run(Arch::new(), len, group, dim, from, window);
                 let width = group * dim;
                 for kv_head in 0..2 {
                     let of_all = &all[(kv_head * len + from) * width..(kv_head + 1) * len * width];
@@ -353,5 +382,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn pages_before_the_window_are_not_read() {
+        // The first 32 tokens are not numbers; a window of 8 leaves them out of what tokens 40 to 49 see.
+        let window = NonZeroUsize::new(8);
+        let mut config = tiny_config();
+        (config.layers, config.heads, config.kv_heads, config.head_dim) = (1, 1, 1, 16);
+        let (len, dim, stride) = (50, 16, 48);
+        let mut x = Random::new(9).floats(len * stride);
+        x[..32 * stride].fill(f32::NAN);
+        let mut kv = KvPool::new(&config, 1 << 20).unwrap();
+        let page = |at: usize| PageId((at / PAGE_TOKENS) as u32);
+        let writes: Vec<_> =
+            (0..len).map(|at| KvWrite { token: at as u32, page: page(at), offset: (at % PAGE_TOKENS) as u32 }).collect();
+        kv.write(0, &writes, &x, stride, dim);
+        let plan = StepPlan {
+            rows: vec![RowSpan { tokens: 0..len as u32, pages: 0..4 }],
+            block_tables: (0..4).map(PageId).collect(),
+            ..StepPlan::default()
+        };
+        let queries: Vec<_> = (40..50).map(|t| Query { token: t, row: 0, position: t }).collect();
+        let mut out = vec![0.0; queries.len() * dim];
+        let (queries, q, plan, kv) = (&queries[..], &x[..], &plan, &kv);
+        let inputs = Inputs { queries, q, stride, plan, kv, layer: 0, group: 1, head_dim: dim, window };
+        attention(Arch::new(), inputs, &mut out);
+        assert!(out.iter().all(|x| x.is_finite()));
     }
 }

@@ -164,7 +164,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::reference::{MemoryTensors, Random, add_row, close, naive_logits, tiny_config};
+    use super::super::reference::{MemoryTensors, Random, add_row, close, featured_config, naive_logits, tiny_config};
     use super::*;
     use crate::request::Sampling;
     use crate::step::{Allowed, PAGE_TOKENS, PageId};
@@ -209,8 +209,10 @@ mod tests {
         let plain = tiny_config();
         let mut other = tiny_config();
         (other.qkv_bias, other.tie_word_embeddings) = (true, false);
-        (other.heads, other.kv_heads, other.head_dim) = (3, 1, 10);
-        for config in [plain, other] {
+        (other.heads, other.kv_heads, other.head_dim, other.rotary_dim) = (3, 1, 10, 10);
+        // The frequencies of rescaled models are checked against transformers, in tests/architectures.rs.
+        let featured = ModelConfig { rope_scaling: None, ..featured_config() };
+        for config in [plain, other, featured] {
             let row = tokens(37, 1);
             let naive = naive_logits(&config, &MemoryTensors::random(&config, 7), &row);
             let mut plan = StepPlan::default();
@@ -235,8 +237,9 @@ mod tests {
             lengths in prop::array::uniform3(1usize..70),
             schedule in prop::collection::vec((0usize..3, 1usize..40, prop::bool::ANY), 1..40),
             threads in 1usize..4,
+            featured in prop::bool::ANY,
         ) {
-            let config = tiny_config();
+            let config = if featured { featured_config() } else { tiny_config() };
             let rows: Vec<_> = (0..).zip(lengths).map(|(i, len)| tokens(len, i)).collect();
             let mut device = device(&config, threads);
             let mut done = [0; 3];
@@ -320,14 +323,18 @@ mod tests {
 
     #[test]
     fn a_prefix_may_be_shared_copied_and_written_twice() {
-        let config = tiny_config();
+        check_shared_prefix(&tiny_config());
+        check_shared_prefix(&featured_config());
+    }
+
+    fn check_shared_prefix(config: &ModelConfig) {
         let vocabulary = config.vocab_size as u32;
         let (prefix, one, two) = (tokens(21, 1), tokens(9, 2), tokens(14, 3));
         let (first, second) = ([&prefix[..], &one].concat(), [&prefix[..], &two].concat());
-        let expected = [alone(&config, &first), alone(&config, &second)];
+        let expected = [alone(config, &first), alone(config, &second)];
 
         // In one step: the prefix in pages 0 and 1, its tail also in page 5; the second row reads what the first writes.
-        let mut device = device(&config, 2);
+        let mut device = device(config, 2);
         let mut plan = StepPlan::default();
         add_row(&mut plan, &first, 0, &pages(0..2), vocabulary);
         let doubled: Vec<_> = plan.writes.iter().filter(|write| (16..21).contains(&write.token)).copied().collect();

@@ -9,7 +9,7 @@ use super::aligned::AlignedVec;
 use super::attention::{Inputs, Query, attention};
 use super::gemm::{GemmScratch, PackedMatrix, Start, gemm};
 use super::kv::KvPool;
-use super::rmsnorm::rmsnorm;
+use super::rmsnorm::{rmsnorm, rmsnorm_heads};
 use super::rope::Rope;
 use super::rows::for_row_blocks;
 use super::swiglu::swiglu;
@@ -68,7 +68,7 @@ impl Decoder {
         buffers.angles.resize(tokens.len() * self.rope.width());
         self.rope.angles(&plan.positions, &mut buffers.angles);
         for (layer, weights) in self.weights.layers.iter().enumerate() {
-            self.project(weights, buffers);
+            self.project(weights, layer, buffers);
             kv.write(layer, &plan.writes, &buffers.qkv, self.qkv_width(), self.config.heads * self.config.head_dim);
             if layer + 1 == self.weights.layers.len() {
                 drop_unsampled(buffers, self.config.hidden_size);
@@ -98,21 +98,20 @@ impl Decoder {
         rmsnorm(self.arch, &buffers.x, weight, self.config.rms_norm_eps, &mut buffers.normed);
     }
 
-    /// Queries, keys and values of all tokens, turned by their positions.
-    fn project(&self, weights: &LayerWeights, buffers: &mut Buffers) {
+    /// Queries, keys and values of all tokens; queries and keys normalised and turned by their positions where the model does so.
+    fn project(&self, weights: &LayerWeights, layer: usize, buffers: &mut Buffers) {
         self.normalise(&weights.attention_norm, buffers);
         let Buffers { normed, qkv, angles, gemm: scratch, .. } = buffers;
         let width = self.qkv_width();
         qkv.resize(normed.len() / self.config.hidden_size * width);
-        let start = match &weights.qkv_bias {
-            None => Start::Zero,
-            Some(bias) => {
-                qkv.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(bias));
-                Start::Out
-            }
-        };
+        let start = start_from(weights.qkv_bias.as_deref(), qkv);
         gemm(self.arch, scratch, normed, &weights.qkv, qkv, start);
-        self.rope.apply(self.arch, angles, self.config.heads + self.config.kv_heads, width, qkv);
+        if let Some(weight) = &weights.qk_norm {
+            rmsnorm_heads(self.arch, qkv, width, weight, self.config.head_dim, self.config.rms_norm_eps);
+        }
+        if self.config.attention_of(layer).rotary {
+            self.rope.apply(self.arch, angles, self.config.heads + self.config.kv_heads, width, qkv);
+        }
     }
 
     /// Attention of the tokens in `queries` and its output projection, added to the residual stream.
@@ -121,7 +120,8 @@ impl Decoder {
         let (head_dim, group) = (self.config.head_dim, self.config.heads / self.config.kv_heads);
         let (width, all) = (group * head_dim, self.config.heads * head_dim);
         heads.resize(queries.len() * all);
-        let inputs = Inputs { queries, q: qkv, stride: self.qkv_width(), plan, kv, layer, group, head_dim };
+        let window = self.config.attention_of(layer).window;
+        let inputs = Inputs { queries, q: qkv, stride: self.qkv_width(), plan, kv, layer, group, head_dim, window };
         attention(self.arch, inputs, heads);
         attended.resize(queries.len() * all);
         for_row_blocks(attended, all, |first, block| {
@@ -131,6 +131,7 @@ impl Decoder {
                 }
             }
         });
+        add_bias(weights.output_bias.as_deref(), x);
         gemm(self.arch, scratch, attended, &weights.output, x, Start::Out);
     }
 
@@ -139,9 +140,11 @@ impl Decoder {
         let Buffers { x, normed, gate_up, activated, gemm: scratch, .. } = buffers;
         let (rows, channels) = (normed.len() / self.config.hidden_size, self.config.intermediate_size);
         gate_up.resize(rows * 2 * channels);
-        gemm(self.arch, scratch, normed, &weights.gate_up, gate_up, Start::Zero);
+        let start = start_from(weights.gate_up_bias.as_deref(), gate_up);
+        gemm(self.arch, scratch, normed, &weights.gate_up, gate_up, start);
         activated.resize(rows * channels);
         swiglu(self.arch, gate_up, channels, activated);
+        add_bias(weights.down_bias.as_deref(), x);
         gemm(self.arch, scratch, activated, &weights.down, x, Start::Out);
     }
 
@@ -153,6 +156,21 @@ impl Decoder {
     /// Returns the rows of the LM head that belong to `tokens`.
     pub(super) fn head_of(&self, tokens: &[TokenId]) -> PackedMatrix {
         self.weights.head.gather(self.arch, tokens.iter().map(|&token| token as usize))
+    }
+}
+
+/// Sets each row of `out` to `bias`, and returns where a product into `out` is to start.
+fn start_from(bias: Option<&[f32]>, out: &mut [f32]) -> Start {
+    let Some(bias) = bias else { return Start::Zero };
+    out.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+    Start::Out
+}
+
+/// Adds `bias` to each row of `x`.
+fn add_bias(bias: Option<&[f32]>, x: &mut [f32]) {
+    let Some(bias) = bias else { return };
+    for row in x.chunks_exact_mut(bias.len()) {
+        row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
     }
 }
 

@@ -1,11 +1,12 @@
 //! What tests share: random numbers, a tiny model in memory, and a forward pass in double precision as simple as can be.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 
 use rayon::ThreadPoolBuilder;
 
 use crate::error::{Error, Result};
-use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
+use crate::model::{DType, HostTensor, LayerAttention, ModelConfig, RopeScaling, TensorSource};
 use crate::request::{Sampling, TokenId};
 use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, TokenSource};
 
@@ -65,6 +66,30 @@ pub(super) fn tiny_config() -> ModelConfig {
     }
 }
 
+/// As [`tiny_config`], with all that other architectures do: windows, layers without rotary embedding, normalised heads, biases,
+/// and heads of which a part turns, by rescaled frequencies.
+pub(super) fn featured_config() -> ModelConfig {
+    let layer = |window, rotary| LayerAttention { window: NonZeroUsize::new(window), rotary };
+    ModelConfig {
+        layers: 3,
+        rotary_dim: 10,
+        rope_scaling: Some(RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position: 32,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: 1.2,
+        }),
+        layer_attention: vec![layer(20, true), layer(0, false), layer(3, true)],
+        qk_norm: true,
+        qkv_bias: true,
+        output_bias: true,
+        mlp_bias: true,
+        ..tiny_config()
+    }
+}
+
 /// Tensors held in memory.
 #[derive(Clone, Debug)]
 pub(super) struct MemoryTensors {
@@ -74,30 +99,15 @@ pub(super) struct MemoryTensors {
 impl MemoryTensors {
     /// Random f32 tensors for every name that `config` may ask for.
     pub(super) fn random(config: &ModelConfig, seed: u64) -> Self {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let mut shapes = vec![
-            ("model.embed_tokens.weight".to_string(), vec![config.vocab_size, hidden]),
-            ("lm_head.weight".to_string(), vec![config.vocab_size, hidden]),
-            ("model.norm.weight".to_string(), vec![hidden]),
-        ];
-        for layer in 0..config.layers {
-            let parts = [
-                ("input_layernorm.weight", vec![hidden]),
-                ("post_attention_layernorm.weight", vec![hidden]),
-                ("self_attn.q_proj.weight", vec![queries, hidden]),
-                ("self_attn.k_proj.weight", vec![keys, hidden]),
-                ("self_attn.v_proj.weight", vec![keys, hidden]),
-                ("self_attn.q_proj.bias", vec![queries]),
-                ("self_attn.k_proj.bias", vec![keys]),
-                ("self_attn.v_proj.bias", vec![keys]),
-                ("self_attn.o_proj.weight", vec![hidden, queries]),
-                ("mlp.gate_proj.weight", vec![intermediate, hidden]),
-                ("mlp.up_proj.weight", vec![intermediate, hidden]),
-                ("mlp.down_proj.weight", vec![hidden, intermediate]),
-            ];
-            shapes.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}"), shape)));
-        }
+        let all = ModelConfig {
+            qk_norm: true,
+            qkv_bias: true,
+            output_bias: true,
+            mlp_bias: true,
+            tie_word_embeddings: false,
+            ..config.clone()
+        };
+        let shapes = all.tensors();
         let mut random = Random::new(seed);
         let tensors = shapes.into_iter().map(|(name, shape)| {
             let values = random.floats(shape.iter().product());
@@ -156,26 +166,41 @@ pub(super) fn naive_logits(config: &ModelConfig, tensors: &MemoryTensors, row: &
         let values = |part: &str| tensors.values(&format!("model.layers.{layer}.{part}"));
         let project = |part: &str, x: &[f64]| {
             let mut out = product(&values(&format!("{part}.weight")), x);
-            if config.qkv_bias && part.starts_with("self_attn") && !part.contains("o_proj") {
+            let biased = match part {
+                "self_attn.o_proj" => config.output_bias,
+                _ if part.starts_with("mlp") => config.mlp_bias,
+                _ => config.qkv_bias,
+            };
+            if biased {
                 out.iter_mut().zip(values(&format!("{part}.bias"))).for_each(|(out, bias)| *out += bias);
             }
             out
         };
         let normed: Vec<_> = x.iter().map(|x| normalise(x, &values("input_layernorm.weight"), config)).collect();
+        let LayerAttention { window, rotary } = config.attention_of(layer);
         let turned = |part: &str| -> Vec<Vec<f64>> {
-            normed.iter().enumerate().map(|(at, x)| rotate(project(part, x), at, config)).collect()
+            let head = |at: usize, head: &[f64]| {
+                let weight = || values(&format!("self_attn.{part}_norm.weight"));
+                let head = if config.qk_norm { normalise(head, &weight(), config) } else { head.to_vec() };
+                if rotary { rotate(head, at, config) } else { head }
+            };
+            let heads = |at: usize, x: Vec<f64>| x.chunks(dim).flat_map(|x| head(at, x)).collect();
+            let projected = normed.iter().map(|x| project(&format!("self_attn.{part}_proj"), x));
+            projected.enumerate().map(|(at, x)| heads(at, x)).collect()
         };
-        let (q, k) = (turned("self_attn.q_proj"), turned("self_attn.k_proj"));
+        let (q, k) = (turned("q"), turned("k"));
         let v: Vec<_> = normed.iter().map(|x| project("self_attn.v_proj", x)).collect();
         for (at, x) in x.iter_mut().enumerate() {
             let mut attended = vec![0.0; config.heads * dim];
+            let first = window.map_or(0, |window| (at + 1).saturating_sub(window.get()));
             for head in 0..config.heads {
                 let kv = head / group * dim;
                 let score = |key: usize| dot(&q[at][head * dim..][..dim], &k[key][kv..][..dim]) / (dim as f64).sqrt();
-                let weights: Vec<f64> = (0..=at).map(|key| score(key).exp()).collect();
+                let weights: Vec<f64> = (first..=at).map(|key| score(key).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for d in 0..dim {
-                    attended[head * dim + d] = (0..=at).map(|key| weights[key] * v[key][kv + d]).sum::<f64>() / total;
+                    let value = |key: usize| weights[key - first] * v[key][kv + d];
+                    attended[head * dim + d] = (first..=at).map(value).sum::<f64>() / total;
                 }
             }
             add(x, &project("self_attn.o_proj", &attended));
@@ -207,15 +232,13 @@ fn normalise(x: &[f64], weight: &[f64], config: &ModelConfig) -> Vec<f64> {
     x.iter().zip(weight).map(|(x, weight)| x * scale * weight).collect()
 }
 
-fn rotate(mut x: Vec<f64>, position: usize, config: &ModelConfig) -> Vec<f64> {
-    let dim = config.head_dim;
-    for head in x.chunks_mut(dim) {
-        for i in 0..dim / 2 {
-            let angle = position as f64 * f64::from(config.rope_theta).powf(-2.0 * i as f64 / dim as f64);
-            let (left, right) = (head[i], head[i + dim / 2]);
-            head[i] = left * angle.cos() - right * angle.sin();
-            head[i + dim / 2] = right * angle.cos() + left * angle.sin();
-        }
+fn rotate(mut head: Vec<f64>, position: usize, config: &ModelConfig) -> Vec<f64> {
+    let half = config.rotary_dim / 2;
+    for i in 0..half {
+        let angle = position as f64 * f64::from(config.rope_theta).powf(-(i as f64) / half as f64);
+        let (left, right) = (head[i], head[i + half]);
+        head[i] = left * angle.cos() - right * angle.sin();
+        head[i + half] = right * angle.cos() + left * angle.sin();
     }
-    x
+    head
 }

@@ -16,6 +16,12 @@ pub(super) fn rmsnorm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut
     });
 }
 
+/// Normalises in place the leading heads of each row of `x`, of which `weight` has the weights, one head after the other. Rows
+/// are `stride` apart.
+pub(super) fn rmsnorm_heads(arch: Arch, x: &mut [f32], stride: usize, weight: &[f32], head_dim: usize, eps: f32) {
+    for_row_blocks(x, stride, |_, x| arch.dispatch(NormaliseHeads { x, stride, weight, head_dim, eps }));
+}
+
 /// Some rows, on one thread.
 ///
 /// A struct rather than a closure: a closure need not be inlined into the function that has the vector instructions, and its
@@ -36,6 +42,32 @@ impl WithSimd for Normalise<'_> {
         let channels = weight.len();
         for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
             normalise(x, weight, eps, out);
+        }
+    }
+}
+
+/// Heads of some rows, on one thread.
+struct NormaliseHeads<'a> {
+    x: &'a mut [f32],
+    stride: usize,
+    weight: &'a [f32],
+    head_dim: usize,
+    eps: f32,
+}
+
+impl WithSimd for NormaliseHeads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let NormaliseHeads { x, stride, weight, head_dim, eps } = self;
+        for row in x.chunks_exact_mut(stride) {
+            for (head, weight) in row.chunks_exact_mut(head_dim).zip(weight.chunks_exact(head_dim)) {
+                let scale = (sum_of_squares(head) / head_dim as f32 + eps).sqrt().recip();
+                for (x, &weight) in head.iter_mut().zip(weight) {
+                    *x = *x * scale * weight;
+                }
+            }
         }
     }
 }
@@ -67,6 +99,23 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 mod tests {
     use super::super::reference::{Random, close};
     use super::*;
+
+    #[test]
+    fn heads_are_normalised_one_by_one_and_the_rest_of_the_row_is_left() {
+        let mut random = Random::new(2);
+        let (head_dim, stride) = (6, 4 * 6 + 1);
+        let (before, weight) = (random.floats(3 * stride), random.floats(3 * head_dim));
+        let mut after = before.clone();
+        rmsnorm_heads(Arch::new(), &mut after, stride, &weight, head_dim, 1e-5);
+        for (before, after) in before.chunks(stride).zip(after.chunks(stride)) {
+            let mut expected = before.to_vec();
+            let heads = before[..3 * head_dim].chunks(head_dim).zip(weight.chunks(head_dim));
+            for ((x, weight), out) in heads.zip(expected.chunks_mut(head_dim)) {
+                rmsnorm(Arch::new(), x, weight, 1e-5, out);
+            }
+            assert_eq!(after, expected);
+        }
+    }
 
     #[test]
     fn matches_double_precision_over_odd_sizes() {

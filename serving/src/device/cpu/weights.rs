@@ -32,6 +32,14 @@ pub(super) struct LayerWeights {
     pub(super) qkv: PackedMatrix,
     /// [(heads + 2 * kv_heads) * head_dim], where the model has it.
     pub(super) qkv_bias: Option<Vec<f32>>,
+    /// [(heads + kv_heads) * head_dim], the weights that normalise each head, where the model has them.
+    pub(super) qk_norm: Option<Vec<f32>>,
+    /// `[hidden]`, where the model has it.
+    pub(super) output_bias: Option<Vec<f32>>,
+    /// [2 * intermediate], where the model has it.
+    pub(super) gate_up_bias: Option<Vec<f32>>,
+    /// `[hidden]`, where the model has it.
+    pub(super) down_bias: Option<Vec<f32>>,
     /// [hidden, heads * head_dim].
     pub(super) output: PackedMatrix,
     /// `[hidden]`.
@@ -76,6 +84,8 @@ impl LayerWeights {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let matrix = |part: &str, n: usize, k: usize| Table::read(source, &name(&format!("{part}.weight")), n, k);
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let heads = [("self_attn.q_norm.weight", config.heads), ("self_attn.k_norm.weight", config.kv_heads)];
+        let gate_up = ["mlp.gate_proj.bias", "mlp.up_proj.bias"];
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let q = matrix("self_attn.q_proj", queries, hidden)?;
         let k = matrix("self_attn.k_proj", keys, hidden)?;
@@ -89,6 +99,10 @@ impl LayerWeights {
         let gate = matrix("mlp.gate_proj", intermediate, hidden)?;
         let up = matrix("mlp.up_proj", intermediate, hidden)?;
         Ok(LayerWeights {
+            qk_norm: read_joined(config.qk_norm, source, &heads.map(|(part, n)| (name(part), config.head_dim, n)))?,
+            output_bias: read_joined(config.output_bias, source, &[(name("self_attn.o_proj.bias"), hidden, 1)])?,
+            gate_up_bias: read_joined(config.mlp_bias, source, &gate_up.map(|part| (name(part), intermediate, 1)))?,
+            down_bias: read_joined(config.mlp_bias, source, &[(name("mlp.down_proj.bias"), hidden, 1)])?,
             attention_norm: read_vector(source, &name("input_layernorm.weight"), hidden)?,
             qkv: pack(arch, &[&q, &k, &v]),
             qkv_bias,
@@ -141,6 +155,18 @@ fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<
     let mut values = vec![0.0; len];
     dequantize(tensor.dtype, &tensor.bytes, &mut values);
     Ok(values)
+}
+
+/// Reads vectors of which each has a name, a length and a number of repetitions, and joins them; nothing unless `present`.
+fn read_joined(present: bool, source: &dyn TensorSource, parts: &[(String, usize, usize)]) -> Result<Option<Vec<f32>>> {
+    if !present {
+        return Ok(None);
+    }
+    let mut joined = Vec::new();
+    for (name, len, times) in parts {
+        joined.extend(read_vector(source, name, *len)?.repeat(*times));
+    }
+    Ok(Some(joined))
 }
 
 fn check_bytes(name: &str, tensor: &HostTensor, rows: usize, width: usize) -> Result<()> {
