@@ -232,6 +232,29 @@ mod tests {
             self.tensors.push((name.into(), dimensions.to_vec(), 0, bytes));
         }
 
+        /// Adds a text to the metadata.
+        fn text(&mut self, key: &str, value: &str) {
+            let mut pair = 8_u32.to_le_bytes().to_vec();
+            text(&mut pair, value);
+            self.pairs.push((key.into(), pair));
+        }
+
+        /// Adds an array of texts to the metadata.
+        fn texts(&mut self, key: &str, values: &[&str]) {
+            let mut pair = [9_u32, 8].map(u32::to_le_bytes).concat();
+            pair.extend((values.len() as u64).to_le_bytes());
+            values.iter().for_each(|value| text(&mut pair, value));
+            self.pairs.push((key.into(), pair));
+        }
+
+        /// Adds an array of words of a type to the metadata.
+        fn words(&mut self, key: &str, kind: u32, values: &[[u8; 4]]) {
+            let mut pair = [9_u32, kind].map(u32::to_le_bytes).concat();
+            pair.extend((values.len() as u64).to_le_bytes());
+            pair.extend(values.concat());
+            self.pairs.push((key.into(), pair));
+        }
+
         fn bytes(&self) -> Vec<u8> {
             let mut out = b"GGUF\x03\0\0\0".to_vec();
             out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -305,16 +328,90 @@ mod tests {
     }
 
     #[test]
-    fn passes_over_arrays() {
+    fn rows_of_joined_tensors() {
         let mut builder = Builder::tiny();
-        let mut array = [9_u32, 8].map(u32::to_le_bytes).concat();
-        array.extend(2_u64.to_le_bytes());
-        text(&mut array, "a");
-        text(&mut array, "bc");
-        builder.pairs.insert(0, ("tokenizer.ggml.tokens".into(), array));
-        let numbers = [&9_u32.to_le_bytes()[..], &5_u32.to_le_bytes(), &1_u64.to_le_bytes(), &[7; 4]].concat();
-        builder.pairs.insert(0, ("tokenizer.ggml.token_type".into(), numbers));
-        assert!(builder.open().is_ok());
+        let rows = |count: usize| (0..count).flat_map(|row| [row as f32; 8]).collect::<Vec<_>>();
+        builder.pairs[0].1.clear();
+        builder.pairs[0].1.extend(8_u32.to_le_bytes());
+        text(&mut builder.pairs[0].1, "phi3");
+        builder.pairs.iter_mut().for_each(|(key, _)| *key = key.replace("llama.", "phi3."));
+        builder.floats("blk.0.attn_qkv.weight", &[8, 16], &rows(16));
+        builder.floats("blk.0.ffn_up.weight", &[8, 64], &rows(64));
+        let file = builder.open().unwrap();
+        let first = |name: &str, rows: usize| {
+            let tensor = file.read(&format!("model.layers.0.{name}.weight"), &[rows, 8]).unwrap();
+            assert_eq!(tensor.bytes.len(), rows * 32);
+            f32::from_le_bytes(tensor.bytes[..4].try_into().unwrap())
+        };
+        assert_eq!(
+            (first("self_attn.q_proj", 8), first("self_attn.k_proj", 4), first("self_attn.v_proj", 4)),
+            (0.0, 8.0, 12.0)
+        );
+        assert_eq!((first("mlp.gate_proj", 32), first("mlp.up_proj", 32)), (0.0, 32.0));
+        assert!(file.contains("model.layers.0.self_attn.v_proj.weight"));
+        assert!(!file.contains("model.layers.1.self_attn.v_proj.weight"));
+    }
+
+    /// A vocabulary of byte-level BPE; `change` may spoil it.
+    fn vocabulary(change: impl Fn(&mut Builder)) -> Result<Option<Vocabulary>> {
+        let mut builder = Builder::tiny();
+        builder.text("tokenizer.ggml.model", "gpt2");
+        builder.text("tokenizer.ggml.pre", "gpt-2");
+        builder.texts("tokenizer.ggml.tokens", &["a", "b", "ab", "<|end|>", ""]);
+        builder.words("tokenizer.ggml.token_type", 5, &[1_i32, 1, 1, 3, 1].map(i32::to_le_bytes));
+        builder.texts("tokenizer.ggml.merges", &["a b"]);
+        change(&mut builder);
+        builder.open().unwrap().vocabulary()
+    }
+
+    #[test]
+    fn reads_the_vocabulary() {
+        let found = vocabulary(|_| {}).unwrap().unwrap();
+        assert_eq!(found.end_tokens, [3]);
+        let json: serde_json::Value = serde_json::from_str(&found.tokenizer_json).unwrap();
+        assert_eq!(json["model"]["vocab"], serde_json::json!({"a": 0, "b": 1, "ab": 2, "<|end|>": 3}));
+        assert_eq!(json["added_tokens"][0]["content"], "<|end|>");
+        assert!(vocabulary(|builder| builder.text("tokenizer.ggml.model", "no_vocab")).unwrap().is_none());
+    }
+
+    #[test]
+    fn texts_begin_with_their_token_where_the_file_says_so() {
+        let config = |builder: &Builder| builder.open().unwrap().tokenizer_config();
+        let mut builder = Builder::tiny();
+        builder.text("tokenizer.ggml.model", "llama");
+        builder.texts("tokenizer.ggml.tokens", &["<unk>", "<s>"]);
+        builder.pairs.push(("tokenizer.ggml.bos_token_id".into(), [4_u32, 1].map(u32::to_le_bytes).concat()));
+        let template = crate::load::ChatTemplate::new(&config(&builder), None).unwrap();
+        assert_eq!(template.render("S", "U").unwrap(), "<s>S\n\nU\n");
+        assert_eq!(template.render("", "U").unwrap(), "<s>U\n");
+        builder.pairs.push(("tokenizer.ggml.add_bos_token".into(), [&7_u32.to_le_bytes()[..], &[0]].concat()));
+        assert!(config(&builder)["chat_template"].is_null());
+    }
+
+    #[test]
+    fn refuses_impossible_vocabularies() {
+        let check = |change: &dyn Fn(&mut Builder), words: &str| {
+            let error = vocabulary(change).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("test.gguf"), "{error}");
+        };
+        check(&|b| b.text("tokenizer.ggml.model", "bert"), "of kind bert");
+        check(&|b| b.text("tokenizer.ggml.pre", "odd"), "the pre-tokenizer is odd; supported are default");
+        check(&|b| b.texts("tokenizer.ggml.tokens", &["a", "b", "a", "ab", "c"]), "tokens 0 and 2 are both \"a\"");
+        check(&|b| b.words("tokenizer.ggml.tokens", 5, &[[0; 4]]), "no array of texts");
+        check(&|b| b.text("tokenizer.ggml.tokens", "a"), "instead of an array");
+        check(&|b| b.texts("tokenizer.ggml.merges", &["a c"]), "names the token \"c\"");
+        check(&|b| b.texts("tokenizer.ggml.merges", &["ab"]), "instead of two tokens");
+        check(&|b| b.words("tokenizer.ggml.token_type", 5, &[[1, 0, 0, 0]]), "1 token types for 5 tokens");
+        let scored = |scores: &[f32]| {
+            let scores: Vec<[u8; 4]> = scores.iter().map(|score| score.to_le_bytes()).collect();
+            move |builder: &mut Builder| {
+                builder.text("tokenizer.ggml.model", "llama");
+                builder.words("tokenizer.ggml.scores", 6, &scores);
+            }
+        };
+        check(&scored(&[0.0; 4]), "does not hold a score for each token");
+        check(&scored(&[0.0, 1.0, f32::NAN, 0.0, 0.0]), "the score of token 2 is not a number");
+        assert!(vocabulary(scored(&[0.0, -1.0, f32::NEG_INFINITY, 0.0, 0.0])).is_ok());
     }
 
     #[test]
@@ -329,9 +426,9 @@ mod tests {
         check_refused(&builder, "llama.block_count is missing");
 
         let mut builder = Builder::tiny();
-        builder.tensors.push(("output_norm.weight".into(), vec![256], 12, vec![0; 144]));
+        builder.tensors.push(("output_norm.weight".into(), vec![256], 23, vec![0; 136]));
         let error = builder.open().unwrap().read("model.norm.weight", &[256]).unwrap_err().to_string();
-        assert!(error.contains("llama-quantize"), "{error}");
+        assert!(error.contains("IQ4_XS") && error.contains("llama-quantize"), "{error}");
 
         let mut builder = Builder::tiny();
         builder.tensors.push(("output_norm.weight".into(), vec![u64::MAX, 8], 0, vec![]));

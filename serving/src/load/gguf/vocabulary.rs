@@ -300,3 +300,33 @@ fn merges_by_score(tokens: &Tokens, scores: &[f64]) -> Result<Vec<Value>, String
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (len(b.1), len(b.2)).cmp(&(len(a.1), len(a.2)))));
     Ok(merges.into_iter().map(|(_, left, right)| json!([tokens.texts[left], tokens.texts[right]])).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each token has its score; merges are expected as `left+right`.
+    #[track_caller]
+    fn check(tokens: &[(&str, f64)], expected: &str) {
+        let texts = tokens.iter().map(|(text, _)| (*text).to_owned()).collect();
+        let kinds = vec![Kind::Normal; tokens.len()];
+        let scores: Vec<f64> = tokens.iter().map(|(_, score)| *score).collect();
+        let merges = merges_by_score(&Tokens { texts, kinds }, &scores).unwrap();
+        let text = |merge: &Value| format!("{}+{}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap());
+        assert_eq!(merges.iter().map(text).collect::<Vec<_>>().join(" "), expected);
+    }
+
+    #[test]
+    fn merges_follow_scores() {
+        check(&[("a", 0.0), ("b", 0.0), ("ab", -2.0), ("ba", -1.0)], "b+a a+b");
+        check(&[("a", 0.0), ("aa", -1.0), ("aaa", -2.0)], "a+a aa+a a+aa");
+        check(&[("é", 0.0), ("🦙", 0.0), ("é🦙", -1.0), ("x", -5.0)], "é+🦙");
+        check(&[("ab", 0.0)], "");
+    }
+
+    #[test]
+    fn long_scored_tokens_are_refused() {
+        let tokens = Tokens { texts: vec!["a".repeat(SCORED_TOKEN_MAX + 1)], kinds: vec![Kind::Normal] };
+        assert!(merges_by_score(&tokens, &[0.0]).unwrap_err().contains("513 bytes"));
+    }
+}
