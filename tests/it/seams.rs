@@ -167,9 +167,19 @@ fn trained(pre_tokenizer: PreTokenizerWrapper, decoder: DecoderWrapper, corpus: 
     let mut tokenizer = Tokenizer::new(ModelWrapper::BPE(model));
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer)).with_decoder(Some(decoder));
     tokenizer.train(&mut TrainerWrapper::BpeTrainer(trainer.build()), corpus.iter()).unwrap();
+    let json = with_byte_fallback(serde_json::from_str(&tokenizer.to_string(false).unwrap()).unwrap());
     let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>";
     let chat = ChatTemplate::new(&json!({ "chat_template": template }), None).unwrap();
-    Arc::new(HfTokenizer::from_bytes(tokenizer.to_string(false).unwrap().as_bytes(), chat, vec![4]).unwrap())
+    Arc::new(HfTokenizer::from_bytes(json.to_string().as_bytes(), chat, vec![4]).unwrap())
+}
+
+/// Adds a token for each byte, which stands where no other token does.
+fn with_byte_fallback(mut json: Value) -> Value {
+    json["model"]["byte_fallback"] = json!(true);
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    let first = vocab.len();
+    vocab.extend((0..256).map(|byte| (format!("<0x{byte:02X}>"), json!(first + byte))));
+    json
 }
 
 proptest! {
