@@ -101,6 +101,7 @@ fn logits(device: &mut CpuDevice, vocab_size: usize, tokens: &[TokenId], after: 
             sampling: Sampling::GREEDY,
             draw: 0,
             top_logits: vocab_size as u32,
+            logprobs: None,
         };
         let write = |i: usize| KvWrite {
             token: i as u32,

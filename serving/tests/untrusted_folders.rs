@@ -59,6 +59,7 @@ fn load_and_run(folder: &Path) -> Result<(), TestCaseError> {
             sampling: Sampling::GREEDY,
             draw: 0,
             top_logits: 1,
+            logprobs: None,
         }],
         ..StepPlan::default()
     };

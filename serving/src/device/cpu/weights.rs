@@ -82,7 +82,7 @@ impl Weights {
     /// Looks up the embedding of `token`.
     pub(super) fn embed(&self, token: TokenId, out: &mut [f32]) {
         match &self.embedding {
-            Some(table) => dequantize(table.tensor.dtype, table.row(token as usize), out),
+            Some(table) => table.decode(token, out),
             None => self.head.row(token as usize, out),
         }
     }
@@ -136,7 +136,7 @@ impl Table {
 
     /// Decodes row `row` into `out`, which has the width of the table.
     pub(super) fn decode(&self, row: TokenId, out: &mut [f32]) {
-        decode(self.tensor.dtype, self.row(row as usize), out);
+        dequantize(self.tensor.dtype, self.row(row as usize), out);
     }
 
     fn rows(&self) -> usize {
