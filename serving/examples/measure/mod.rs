@@ -89,7 +89,15 @@ pub fn plan(rows: usize, tokens: usize, context: usize, vocabulary: usize) -> St
         let end = plan.tokens.len() as u32;
         plan.rows.push(RowSpan { tokens: first..end, pages: table..table + pages as u32 });
         let (slot, sampling) = (RowSlot(row as u32), Sampling::GREEDY);
-        plan.sample.push(SampleRow { token: end - 1, slot, allowed: Allowed::All, sampling, draw: 0, top_logits: 0 });
+        plan.sample.push(SampleRow {
+            token: end - 1,
+            slot,
+            allowed: Allowed::All,
+            sampling,
+            draw: 0,
+            top_logits: 0,
+            logprobs: None,
+        });
     }
     plan.block_tables = (0..(rows * pages) as u32).map(PageId).collect();
     plan
