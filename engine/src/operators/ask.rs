@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::common::{DataFusionError, Result, ScalarValue, internal_datafusion_err};
+use datafusion::common::{DataFusionError, Result, internal_datafusion_err};
 use futures::StreamExt;
 use futures::stream::SelectAll;
-use refrain_serving::{Answer, Backend, Batch, Completion, CompletionStream, Request, RowFailure, Sampling};
+use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, RowFailure, Sampling};
 use refrain_udf::{Dedup, LAYOUT_VERSION, NullInput, OnError, OnOverflow, Prompt, PromptLayout, ResolvedOptions};
 
 use crate::answers::{Kept, Key, Provenance, QueryAnswers};
