@@ -321,6 +321,21 @@ impl ModelCatalog {
         Ok(Arc::clone(model.tokenizer.get_or_init(|| tokenizer)))
     }
 
+    /// Returns what one token of the tokenizer counts for in the model's own tokens; see [`Capabilities::token_scale`].
+    ///
+    /// [`Capabilities::token_scale`]: refrain_serving::Capabilities::token_scale
+    pub fn token_scale(&self, name: &str) -> Result<f64> {
+        let model = self.model(name)?;
+        Ok(match (model.backend.loaded(), &model.source) {
+            (Some((capabilities, _)), _) => capabilities.token_scale,
+            // Made without its key, and only asked what it is.
+            (None, ModelSource::External(external)) => {
+                RemoteBackend::new(external.config.clone()).map_err(own)?.capabilities().token_scale
+            }
+            (None, _) => 1.0,
+        })
+    }
+
     /// Returns whether a model of this name is to be added. Fails if it is there and that is an error.
     fn is_wanted(&self, name: &str, existing: Existing) -> Result<bool> {
         match (self.contains(name), existing) {
