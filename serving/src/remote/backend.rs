@@ -142,6 +142,9 @@ impl Drop for RemoteBackend {
 /// The identity of the model: location, name, interface, and what else decides its answers.
 fn digest(config: &RemoteConfig) -> String {
     let RemoteConfig { location, model, api_format, structured_output, extra_body, .. } = config;
-    let options = format!("{api_format:?} {structured_output:?} {}", serde_json::Value::from(extra_body.clone()));
-    format!("{location}#{model}#{}", &blake3::hash(options.as_bytes()).to_hex()[..16])
+    let extra = serde_json::Value::from(extra_body.clone());
+    let options = format!("{location} {api_format:?} {structured_output:?} {extra}");
+    // What follows the path is not for everyone's eyes.
+    let address = location.split(['?', '#']).next().unwrap_or_default();
+    format!("{address}#{model}#{}", &blake3::hash(options.as_bytes()).to_hex()[..16])
 }

@@ -143,7 +143,7 @@ pub(super) fn texts(
 
 /// Returns which field of the body a service says it does not know. `parameter` is the name it gives, if it does.
 pub(super) fn unknown_field(body: &Map<String, Value>, message: &str, parameter: Option<&str>) -> Option<Optional> {
-    const COMPLAINTS: [&str; 11] = [
+    const COMPLAINTS: [&str; 12] = [
         "unrecognized",
         "unknown",
         "unsupported",
@@ -155,6 +155,7 @@ pub(super) fn unknown_field(body: &Map<String, Value>, message: &str, parameter:
         "not allowed",
         "not available",
         "extra_forbidden",
+        "input should be",
     ];
     let message = message.to_ascii_lowercase();
     // A schema that is wrong in itself is the caller's to mend.
@@ -235,6 +236,8 @@ mod tests {
         check(rename, Some("max_tokens"), Some(Optional::MaxTokens));
         check("Unsupported value: 'temperature' does not support 0", Some("temperature"), Some(Optional::Temperature));
         check("[{'type': 'extra_forbidden', 'loc': ['body', 'guided_json']}]", None, Some(Optional::Structure));
+        let pydantic = "'loc': ('body', 'guided_json', 'type'), 'msg': \"Input should be 'text' or 'json_object'\"";
+        check(pydantic, None, Some(Optional::Structure));
         check("Invalid schema for response_format: 'pattern' is not permitted", Some("guided_json"), None);
         check("top_k must be positive", None, None);
         check("Unknown parameter: 'top_p'", Some("top_p"), None);

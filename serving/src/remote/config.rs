@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use super::secret::Secret;
 use crate::error::{Error, Result};
 
+/// The longest wait that can be configured: a day.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// Which interface of the service answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ApiFormat {
@@ -132,7 +135,7 @@ impl RemoteConfig {
         }
     }
 
-    /// Fails if a bound is zero, a name is empty, or an extra field is one that is always set here.
+    /// Fails if a bound is zero, a time is zero or beyond reason, a name is empty, or an extra field is one that is always set here.
     pub(super) fn validate(&self) -> Result<()> {
         let bounds = [
             ("max_context", self.max_context),
@@ -146,6 +149,16 @@ impl RemoteConfig {
         ];
         if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == 0) {
             return Err(Error::Invalid(format!("{name} of a remote model must be at least 1")));
+        }
+        let times = [
+            ("connect_timeout", self.connect_timeout, Duration::from_millis(1)),
+            ("first_byte_timeout", self.first_byte_timeout, Duration::from_millis(1)),
+            ("request_timeout", self.request_timeout, Duration::from_millis(1)),
+            ("backoff_base", self.backoff_base, Duration::ZERO),
+            ("backoff_max", self.backoff_max, Duration::ZERO),
+        ];
+        if let Some((name, _, least)) = times.iter().find(|(_, time, least)| !(*least..=LONGEST).contains(time)) {
+            return Err(Error::Invalid(format!("{name} of a remote model must lie between {least:?} and a day")));
         }
         if self.model.is_empty() {
             return Err(Error::Invalid("a remote model needs the name that its service knows it by".to_string()));
@@ -187,5 +200,46 @@ impl FromStr for StructuredOutput {
                 "structured_output is json_schema, json_object, guided, structured_outputs or prompt, not {text:?}"
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn refused(change: impl FnOnce(&mut RemoteConfig), reason: &str) {
+        let mut config = RemoteConfig::new("http://localhost", "m");
+        assert!(config.validate().is_ok());
+        change(&mut config);
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        refused(|config| config.max_concurrency = 0, "max_concurrency of a remote model must be at least 1");
+        refused(|config| config.requests_per_minute = Some(0), "requests_per_minute");
+        refused(
+            |config| config.request_timeout = Duration::MAX,
+            "request_timeout of a remote model must lie between 1ms and a day",
+        );
+        refused(|config| config.connect_timeout = Duration::ZERO, "connect_timeout");
+        refused(|config| config.model.clear(), "needs the name");
+        refused(
+            |config| config.extra_body = Map::from_iter([("n".to_string(), json!(2))]),
+            "\"n\" cannot be an extra field",
+        );
+    }
+
+    #[test]
+    fn names_of_choices() {
+        assert_eq!("OpenAI".parse::<ApiFormat>().unwrap(), ApiFormat::Chat);
+        assert_eq!("embeddings".parse::<ApiFormat>().unwrap(), ApiFormat::Embeddings);
+        assert!("x".parse::<ApiFormat>().unwrap_err().to_string().contains("chat, completions or embeddings, not \"x\""));
+        assert_eq!("guided".parse::<StructuredOutput>().unwrap(), StructuredOutput::Guided);
+        assert!("x".parse::<StructuredOutput>().is_err());
     }
 }

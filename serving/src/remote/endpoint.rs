@@ -58,7 +58,10 @@ fn parse(location: &str) -> Result<Url> {
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(&url) => Ok(url),
-        "http" => refuse(&format!("{url} is not encrypted; use https (http is for servers on this machine only)")),
+        "http" => {
+            let host = host_and_port(&url);
+            refuse(&format!("the way to {host} is not encrypted; use https (http is for servers on this machine only)"))
+        }
         scheme => refuse(&format!("{scheme} is not supported; use https")),
     }
 }

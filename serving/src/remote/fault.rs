@@ -49,6 +49,12 @@ pub(super) fn judge(host: &str, status: u16, headers: &HeaderMap, text: &str, bo
         Fault::Fatal(Error::Http(format!("the remote model at {host} {what} (HTTP {status}: {said}); {mend}")))
     };
     let passing = |failure: RowFailure| Fault::Passing { failure, wait: retry_after(headers, SystemTime::now()) };
+    let unknown = || unknown_field(body, &format!("{said} {}", complaint.code), complaint.parameter.as_deref());
+    // llama-cpp-python reports values that it does not know as failures of its own.
+    let may_be_unknown = matches!(status, 400 | 422 | 500) && !complaint.says(&TOO_LONG);
+    if let Some(field) = may_be_unknown.then(unknown).flatten() {
+        return Fault::Unknown(field);
+    }
     match status {
         429 if complaint.says(&["insufficient_quota", "exceeded your current quota", "billing"]) => {
             fatal("has no credit left for this key", "add credit to the account or use another key")
@@ -78,10 +84,7 @@ pub(super) fn judge(host: &str, status: u16, headers: &HeaderMap, text: &str, bo
         400 | 422 if complaint.says(&["content_filter", "content_policy", "content management policy", "flagged"]) => {
             Fault::Row(refused(said))
         }
-        400 | 422 => match unknown_field(body, &format!("{said} {}", complaint.code), complaint.parameter.as_deref()) {
-            Some(field) => Fault::Unknown(field),
-            None => Fault::Rejected(format!("the remote model at {host} rejects the request (HTTP {status}: {said})")),
-        },
+        400 | 422 => Fault::Rejected(format!("the remote model at {host} rejects the request (HTTP {status}: {said})")),
         _ => fatal("refuses requests", "check its documentation"),
     }
 }
@@ -213,6 +216,7 @@ mod tests {
         check(403, &error("input flagged", ""), "row refused");
         check(400, &error("Unrecognized request argument supplied: top_k", ""), "unknown TopK");
         check(422, "{\"detail\": [{\"type\": \"extra_forbidden\", \"loc\": [\"body\", \"top_k\"]}]}", "unknown TopK");
+        check(500, &error("1 validation error: ('body', 'top_k') 'Input should be 0'", ""), "unknown TopK");
         check(400, &error("bad", ""), "rejected the remote model at host rejects the request (HTTP 400: bad)");
     }
 

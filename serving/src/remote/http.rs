@@ -1,11 +1,12 @@
 //! One attempt: a request out, a response in, within bounds of time and size.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::config::RemoteConfig;
 use super::endpoint::Endpoint;
@@ -13,6 +14,9 @@ use super::fault::{Fault, judge, shorten};
 use super::reply::{Reply, read_vectors};
 use super::sse::Events;
 use crate::request::RowFailure;
+
+/// How long the end of a stream is waited for after its end mark.
+const END_OF_BODY: Duration = Duration::from_millis(50);
 
 /// Bytes of an error's body that are read.
 const ERROR_BYTES_MAX: usize = 64 << 10;
@@ -28,16 +32,15 @@ pub(super) async fn ask(
     let mut reply = Reply::default();
     if attempt.is_stream() {
         attempt.read_events(&mut reply).await?;
-        return Ok(reply);
+    } else {
+        let value = attempt.read_json().await?;
+        reply.absorb(&value);
+        if let Some(count) = vectors {
+            reply.vectors = read_vectors(&value, count).map_err(|reason| attempt.malformed(&reason))?;
+            return Ok(reply);
+        }
     }
-    let value = attempt.read_json().await?;
-    reply.absorb(&value);
-    match vectors {
-        Some(count) => reply.vectors = read_vectors(&value, count).map_err(|reason| attempt.malformed(&reason))?,
-        None if !reply.has_choice => return Err(attempt.malformed("a response without an answer")),
-        None => {}
-    }
-    Ok(reply)
+    if reply.has_choice { Ok(reply) } else { Err(attempt.malformed("a response without an answer")) }
 }
 
 /// A response that is being read.
@@ -106,6 +109,8 @@ impl<'a> Attempt<'a> {
             };
             for data in data {
                 if data.trim() == "[DONE]" {
+                    // A body that was read to its end leaves the connection to the next request.
+                    let _ = timeout(END_OF_BODY, self.response.chunk()).await;
                     return Ok(());
                 }
                 let value = serde_json::from_str(&data)

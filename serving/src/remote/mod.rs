@@ -1,8 +1,21 @@
 //! Models behind an OpenAI-compatible HTTP endpoint.
 //!
 //! Life of a request: the [`tokenizer`](MessageTokenizer) spells prompts as bytes, so that a batch can be sorted and deduplicated
-//! before anything is sent. The backend turns each prompt back into chat messages and sends them in the batch's order, within
-//! bounds of concurrency and rate. What comes back is checked against the request's shape.
+//! before anything is sent. A task for each batch sends its requests in order, within bounds of concurrency and rate, as chat
+//! messages. What comes back is checked against the request's shape. What goes wrong is tried again, costs the row, or ends the
+//! batch.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `backend` | the backend: starts a task for each batch, and cancels it |
+//! | `run`, `lead`, `slots` | which request goes next: the batch's order, leaders of long prompts, priorities |
+//! | `service` | one row: attempts, retries, corrections, fields left out |
+//! | `rate`, `retry`, `breaker` | requests and tokens in a minute, waits, and whether the service is up |
+//! | `http`, `sse`, `endpoint` | one attempt: connection, time and size limits, streams |
+//! | `body`, `reply`, `logprobs` | the wire format |
+//! | `shape` | how shapes are asked for, and the check of answers |
+//! | `fault` | what goes wrong, and whom it concerns |
+//! | `config`, `secret`, `tokenizer` | what callers see |
 
 mod backend;
 mod body;

@@ -67,7 +67,7 @@ impl Run {
                     plan.finish(&unit);
                 }
                 slot = service.slots.acquire(rank), if next.is_some() => {
-                    let unit = plan.start(next.unwrap_or_default());
+                    let unit = plan.start(next.expect("a place was asked for because a unit may go"));
                     running.push(self.send(&service, batch, plan.shapes(), unit, slot));
                 }
             }
@@ -166,7 +166,7 @@ impl Plan {
     }
 
     fn start(&mut self, place: usize) -> Unit {
-        self.waiting.remove(place).unwrap_or_default()
+        self.waiting.remove(place).expect("the place was found in this queue")
     }
 
     fn finish(&mut self, unit: &Unit) {

@@ -5,6 +5,7 @@
 //! answer of the wrong shape is sent back for correction, up to `max_corrections` times.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
@@ -227,7 +228,7 @@ impl Service {
     }
 
     /// Waits before a retry. What the service asks for holds for every request.
-    async fn wait(&self, key: u64, retry: u32, asked: Option<std::time::Duration>) {
+    async fn wait(&self, key: u64, retry: u32, asked: Option<Duration>) {
         match asked {
             Some(asked) => self.rate.pause_until(Instant::now() + asked.min(self.config.backoff_max)),
             None => sleep(backoff(&self.config, key, retry)).await,
@@ -315,9 +316,9 @@ fn failed(request: &Request, failure: RowFailure, retries: u32) -> Completion {
 }
 
 fn add(usage: &mut Usage, more: Usage) {
-    usage.prompt += more.prompt;
-    usage.cached += more.cached;
-    usage.output += more.output;
+    usage.prompt = usage.prompt.saturating_add(more.prompt);
+    usage.cached = usage.cached.saturating_add(more.cached);
+    usage.output = usage.output.saturating_add(more.output);
 }
 
 /// What a request took at a service that does not say.

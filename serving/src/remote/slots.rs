@@ -60,7 +60,8 @@ impl Slots {
             state.waiting.insert(rank, sender);
             receiver
         };
-        receiver.await.expect("a sender is used before it is dropped, save by the next wait of the same batch")
+        let _queued = Queued { slots: self, rank };
+        receiver.await.expect("the queue keeps the sender until it is used, or until this wait is given up")
     }
 
     fn release(self: Arc<Self>) {
@@ -78,6 +79,18 @@ impl Slots {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leaves the queue when a wait ends, in whatever way.
+struct Queued<'a> {
+    slots: &'a Slots,
+    rank: Rank,
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.slots.lock().waiting.remove(&self.rank);
     }
 }
 
@@ -119,6 +132,7 @@ mod tests {
         assert!(gone.as_mut().now_or_never().is_none());
         assert!(high.as_mut().now_or_never().is_none());
         drop(gone);
+        assert_eq!(slots.lock().waiting.len(), 2);
         drop(first);
         assert!(low.as_mut().now_or_never().is_none());
         let place = high.as_mut().now_or_never().unwrap();

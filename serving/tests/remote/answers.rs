@@ -253,6 +253,8 @@ fn identity_and_abilities() {
     assert!(one.model_digest.starts_with("http://localhost:1/v1#m#"));
     assert_ne!(one.model_digest, capabilities(config("http://localhost:2/v1")).model_digest);
     let mut other = config("http://localhost:1/v1");
+    let keyed = capabilities(config("http://localhost:1/v1?key=hidden"));
+    assert!(!keyed.model_digest.contains("hidden") && keyed.model_digest != one.model_digest);
     other.extra_body.insert("reasoning_effort".to_string(), json!("low"));
     assert_ne!(one.model_digest, capabilities(other).model_digest);
     let mut reserved = config("http://localhost:1/v1");

@@ -242,6 +242,22 @@ async fn nobody_listens() {
     );
 }
 
+#[tokio::test]
+async fn servers_that_cannot_be_trusted_get_nothing() {
+    let server = Server::start(|_, _| Reply::chat("fine")).await;
+    let mut config = RemoteConfig::new(server.url.replace("http://", "https://"), "test");
+    (config.max_retries, config.backoff_base) = (0, Duration::from_millis(1));
+    match RemoteBackend::new(config) {
+        Ok(backend) => {
+            let failure = failure(ask_one(&backend, "q", OutputShape::Text).await);
+            assert!(failure.to_string().contains("cannot be reached"), "{failure}");
+        }
+        // A machine without certificates cannot trust anyone.
+        Err(error) => assert!(error.to_string().contains("cannot prepare the connection"), "{error}"),
+    }
+    assert_eq!(server.counts().received, 0);
+}
+
 #[test]
 fn a_runtime_is_needed() {
     let backend = RemoteBackend::new(RemoteConfig::new("http://localhost:1", "m")).unwrap();

@@ -154,6 +154,17 @@ async fn batches_without_bound_are_refused() {
 }
 
 #[tokio::test]
+async fn every_row_of_a_large_batch_is_answered_once() {
+    let server = Server::start(|_, received| Reply::chat(received.question())).await;
+    let backend = backend(&server, |_| {});
+    let questions: Vec<String> = (0..2000).map(|question| format!("question {question}")).collect();
+    let questions: Vec<&str> = questions.iter().map(String::as_str).collect();
+    let answers: Vec<String> = ask(&backend, &questions, OutputShape::Text).await.into_iter().map(text).collect();
+    assert_eq!(answers, questions);
+    assert_eq!((backend.stats().completed, backend.stats().steps), (2000, 2000));
+}
+
+#[tokio::test]
 async fn empty_batches_end_at_once() {
     let (server, _gate) = gated().await;
     let backend = backend(&server, |_| {});
