@@ -283,7 +283,7 @@ impl Asker {
 
     /// Returns the text of a prompt, for the first failures of a query.
     fn prompt_text(&self, questions: &Questions, planned: &PlannedRequests, position: usize) -> Option<Arc<str>> {
-        if !self.scope.keeps_errors() {
+        if !self.scope.keeps_prompt() {
             return None;
         }
         let question = planned.questions[position];

@@ -24,6 +24,7 @@ pub struct QueryScope {
     pub ledger: Arc<Ledger>,
     nodes: Mutex<Vec<Arc<NodeStats>>>,
     errors: Mutex<VecDeque<RowError>>,
+    prompts_kept: AtomicU64,
     cancelled: watch::Sender<bool>,
 }
 
@@ -206,9 +207,9 @@ impl QueryScope {
         lock(&self.nodes).clone()
     }
 
-    /// Returns whether a failed input would still be kept.
-    pub fn keeps_errors(&self) -> bool {
-        lock(&self.errors).len() < ROW_ERRORS_KEPT
+    /// Returns whether the prompt of one more failure is to be kept: of as many as failed inputs are.
+    pub(super) fn keeps_prompt(&self) -> bool {
+        self.prompts_kept.fetch_add(1, Ordering::Relaxed) < ROW_ERRORS_KEPT as u64
     }
 
     /// Keeps a failed input, as long as there is room.
