@@ -24,7 +24,7 @@ pub(crate) fn statement(sql: &str) -> String {
     let (mut text, mut shown) = (String::with_capacity(sql.len()), 0);
     for (start, end) in hidden_ranges(sql) {
         text.push_str(sql[shown..start].trim_end());
-        text.push_str(" ");
+        text.push(' ');
         text.push_str(HIDDEN);
         shown = end;
     }
