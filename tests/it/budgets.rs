@@ -140,7 +140,7 @@ async fn long_inputs_are_cut_where_that_is_asked_for() {
     let (db, oracle) = session_with(&[], mock).await;
     let query = |option: &str| {
         format!(
-            "select ai_complete('How many?', repeat('x', value) as s, value as n{option}) from (values (3), (5000)) as t(value)"
+            "select ai_complete('How many?', named_struct('s', repeat('x', value), 'n', value){option}) from (values (3), (5000)) as t(value)"
         )
     };
     let (_, result, usage) = run(&db, &query("")).await;

@@ -228,7 +228,7 @@ impl State {
             transaction.list_tables().map_err(|e| unreadable(e.into()))?.map(|table| table.name().to_owned()).collect();
         if names.is_empty() {
             make_tables(&transaction).map_err(|e| unreadable(e.into()))?;
-            State::default().save(&transaction).map_err(|e| unreadable(e.into()))?;
+            State::default().save(&transaction).map_err(unreadable)?;
             transaction.commit().map_err(|e| place.cannot("write", &redb::Error::from(e)))?;
             return Ok(State::default());
         }
