@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use refrain_serving::constraint::{Constraint, ConstraintCompiler, Next};
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
 use refrain_serving::load::{BundledModel, LoadedModel, bundled};
-use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::local::{EngineConfig, EngineResources, LocalConfig, LocalEngine};
 use refrain_serving::{Backend, Batch, OutputShape, Request, RequestId, Sampling, TokenId, Tokenizer};
 use serde_json::json;
 
@@ -27,7 +27,7 @@ fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
     let rows: usize = arguments.next().map_or(Ok(64), |rows| rows.parse())?;
     let threads: usize = arguments.next().map_or(Ok(2), |threads| threads.parse())?;
-    let LoadedModel { tokenizer, .. } = bundled(BundledModel::Mini)?;
+    let tokenizer: Arc<dyn Tokenizer> = bundled(BundledModel::Mini)?.tokenizer;
     for threads in [1, threads] {
         let (decisions, seconds) = decide(&tokenizer, rows, threads)?;
         println!("{rows} rows, {threads} threads: {decisions} decisions, {:.0} a second", decisions as f64 / seconds);
@@ -106,12 +106,13 @@ fn go_on(state: &mut dyn Constraint, pick: usize) -> bool {
 /// Asks the bundled model one question per row. Returns answered tokens, steps and seconds.
 fn extract(shape: &OutputShape, rows: usize, threads: usize) -> Result<(u64, u64, f64), Failure> {
     let LoadedModel { config, weights, tokenizer, digest } = bundled(BundledModel::Mini)?;
-    let local = LocalConfig { threads: NonZeroUsize::new(threads), ..LocalConfig::new(config.max_context, digest) };
-    let open = move || {
-        let options = CpuOptions { threads: None, kv_bytes: 512 << 20 };
-        Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _)
+    let kv_bytes = 512 << 20;
+    let engine = LocalEngine::start(EngineConfig { threads: NonZeroUsize::new(threads), ..EngineConfig::new(kv_bytes) })?;
+    let local = LocalConfig::new(config.max_context, digest);
+    let open = |_: &EngineResources| {
+        Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), CpuOptions { threads: None, kv_bytes })?) as _)
     };
-    let backend = LocalBackend::start(open, tokenizer, local)?;
+    let backend = engine.add_model(open, tokenizer, local)?;
     let tokenizer = backend.tokenizer();
     let shape = Arc::new(shape.clone());
     let request = |row: usize| {

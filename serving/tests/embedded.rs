@@ -10,9 +10,11 @@ use futures::StreamExt;
 use futures::executor::block_on;
 use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
 use refrain_serving::load::{BundledModel, LoadedModel, bundled};
-use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine};
 use refrain_serving::scheduler::SchedulerConfig;
-use refrain_serving::{Answer, Backend, Batch, OutputShape, Request, RequestId, RowFailure, Sampling, Stats, Tokenizer};
+use refrain_serving::{
+    Answer, Backend, Batch, CompletionStream, OutputShape, Request, RequestId, RowFailure, Sampling, Stats, Tokenizer,
+};
 use serde_json::json;
 
 const REVIEWS: [&str; 6] = [
@@ -114,4 +116,38 @@ fn answers_have_their_shapes() {
             OutputShape::Embedding { .. } => unreachable!("no vector was asked for"),
         }
     }
+}
+
+/// Two models on the same threads, in KV memory that is too small for both, answer as each does alone.
+#[test]
+fn models_share_an_engine() {
+    let kv_bytes = 6 << 20;
+    let engine = LocalEngine::start(EngineConfig { threads: NonZeroUsize::new(2), ..EngineConfig::new(kv_bytes) }).unwrap();
+    let start = |name: BundledModel, shared: bool| {
+        let LoadedModel { config, weights, tokenizer, digest } = bundled(name).unwrap();
+        let local = LocalConfig::new(config.max_context, digest);
+        if shared {
+            let open = |resources: &EngineResources| {
+                let EngineResources { threads, kv_bytes } = resources;
+                Ok(Box::new(CpuDevice::shared(&config, weights.as_ref(), Arc::clone(threads), *kv_bytes)?) as _)
+            };
+            return engine.add_model(open, tokenizer, local).unwrap();
+        }
+        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes: 64 << 20 };
+        let open = || Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _);
+        LocalBackend::start(open, tokenizer, local).unwrap()
+    };
+    let answers = |streams: Vec<CompletionStream>| -> Vec<Answers> {
+        let read = |stream: CompletionStream| block_on(stream.map(Result::unwrap).collect::<Vec<_>>());
+        let read = streams.into_iter().map(read);
+        read.map(|all| all.into_iter().map(|completion| (completion.id, completion.result)).collect()).collect()
+    };
+    let ask = |backend: &LocalBackend| backend.submit(batch(backend.tokenizer().as_ref(), true));
+    let models = [BundledModel::MiniDraft, BundledModel::Mini];
+    let expected = models.map(|name| answers(vec![ask(&start(name, false))]).remove(0));
+    let [one, other] = models.map(|name| start(name, true));
+    let found = answers(vec![ask(&one), ask(&other), ask(&one)]);
+    assert!(found[0] == expected[0] && found[1] == expected[1] && found[2] == expected[0]);
+    drop(one);
+    assert!(answers(vec![ask(&other)])[0] == expected[1]);
 }

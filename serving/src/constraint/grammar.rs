@@ -460,6 +460,8 @@ mod tests {
                 .prop_map(|(min, more)| json!({"type": "integer", "minimum": min, "maximum": min + more})),
             Just(json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX})),
             Just(json!({"type": "number"})),
+            Just(json!({"type": ["number", "null"], "minimum": -2.5})),
+            Just(json!({"type": "integer"})),
             Just(json!({"type": "string", "format": "date"})),
             prop::collection::vec("[a-cA-Z é]{1,6}", 1..4).prop_map(|labels| json!({"enum": labels})),
             Just(json!({"enum": ["x", 1, null, [true]]})),
@@ -494,7 +496,10 @@ mod tests {
         };
         match (name, value) {
             (_, Value::Null) => null,
-            ("boolean", Value::Bool(_)) | ("number", Value::Number(_)) => true,
+            ("boolean", Value::Bool(_)) => true,
+            ("number", Value::Number(number)) => {
+                schema["minimum"].as_f64().is_none_or(|min| number.as_f64().unwrap() >= min)
+            }
             ("string", Value::String(text)) => {
                 let length = schema["maxLength"].as_u64().is_none_or(|max| text.chars().count() as u64 <= max);
                 let date = schema["format"].is_null() || text.len() == 10 && text.split('-').count() == 3;
@@ -502,7 +507,8 @@ mod tests {
                 length && date && (schema["pattern"].is_null() || text.as_bytes()[2] == b'-' && digits)
             }
             ("integer", Value::Number(number)) => {
-                let (min, max) = (schema["minimum"].as_f64().unwrap(), schema["maximum"].as_f64().unwrap());
+                let min = schema["minimum"].as_f64().unwrap_or(f64::MIN);
+                let max = schema["maximum"].as_f64().unwrap_or(f64::MAX);
                 number.as_f64().is_some_and(|number| number.fract() == 0.0 && (min..=max).contains(&number))
             }
             ("array", Value::Array(items)) => {

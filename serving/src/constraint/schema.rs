@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
@@ -50,12 +50,15 @@ pub(super) fn check(schema: &Value) -> Result<()> {
 
 /// The whole numbers of up to 18 digits: the compiler cannot negate every bound beyond them.
 const WHOLE_MAX: i64 = 999_999_999_999_999_999;
+/// The largest number where a schema names no bound. Between bounds the compiler writes no exponent, so there is no 1e999.
+const NUMBER_MAX: i64 = 999_999_999_999_999;
 
-/// Draws bounds of whole numbers in to 18 digits, in a schema that passed [`check`].
+/// Gives every number bounds, and draws those of whole numbers in to 18 digits, in a schema that passed [`check`].
 pub(super) fn clamp(schema: &mut Value) {
     match schema {
         Value::Array(parts) => parts.iter_mut().for_each(clamp),
         Value::Object(fields) => {
+            add_bounds(fields);
             for (key, value) in fields {
                 match key.as_str() {
                     "minimum" | "exclusiveMinimum" if value.as_i64().is_some_and(|bound| bound < -WHOLE_MAX) => {
@@ -73,6 +76,27 @@ pub(super) fn clamp(schema: &mut Value) {
             }
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Adds the bounds that a schema of numbers does not name itself.
+fn add_bounds(fields: &mut Map<String, Value>) {
+    let names = |name: &str| match &fields["type"] {
+        Value::Array(types) => types.iter().any(|other| other == name),
+        only => only == name,
+    };
+    let max = match fields.contains_key("type") {
+        true if names("number") => NUMBER_MAX,
+        true if names("integer") => WHOLE_MAX,
+        _ => return,
+    };
+    let bound = |names: [&str; 2]| names.iter().find_map(|name| fields.get(*name)?.as_f64());
+    let (low, high) = (bound(["minimum", "exclusiveMinimum"]), bound(["maximum", "exclusiveMaximum"]));
+    if low.is_none() && high.is_none_or(|high| high > -max as f64) {
+        fields.insert("minimum".to_owned(), Value::from(-max));
+    }
+    if high.is_none() && low.is_none_or(|low| low < max as f64) {
+        fields.insert("maximum".to_owned(), Value::from(max));
     }
 }
 
@@ -219,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_beyond_18_digits_are_drawn_in() {
+    fn numbers_have_bounds_of_up_to_18_digits() {
         let mut schema = json!({
             "type": "integer", "minimum": i64::MIN, "maximum": u64::MAX, "const": {"minimum": i64::MIN},
             "properties": {"minimum": {"maximum": 7}},
@@ -228,6 +252,14 @@ mod tests {
         assert_eq!((schema["minimum"].as_i64(), schema["maximum"].as_i64()), (Some(-WHOLE_MAX), Some(WHOLE_MAX)));
         assert_eq!(schema["const"]["minimum"].as_i64(), Some(i64::MIN));
         assert_eq!(schema["properties"]["minimum"]["maximum"].as_i64(), Some(7));
+        let bounds = |mut schema: Value| {
+            clamp(&mut schema);
+            (schema["minimum"].as_i64(), schema["maximum"].as_i64())
+        };
+        assert_eq!(bounds(json!({"type": ["number", "null"]})), (Some(-NUMBER_MAX), Some(NUMBER_MAX)));
+        assert_eq!(bounds(json!({"type": "integer", "minimum": 3})), (Some(3), Some(WHOLE_MAX)));
+        assert_eq!(bounds(json!({"type": "number", "exclusiveMaximum": -1e20})), (None, None));
+        assert_eq!(bounds(json!({"type": "string"})), (None, None));
     }
 
     #[test]

@@ -25,13 +25,28 @@ pub trait Device: Send + fmt::Debug {
 
     /// Copies page contents in launch order, apart from any pass.
     fn copy(&mut self, copies: &[PageCopy]) -> Result<()>;
+
+    /// Returns how many pages share a slab: memory that is taken and given back as one. All of them where the pool's memory is
+    /// taken with the device, as by default.
+    fn slab_pages(&self) -> u32 {
+        self.pool().pages
+    }
+
+    /// Takes the memory of a slab: of the pages from `slab * slab_pages` on, up to the next slab or the end of the pool. None of
+    /// them may be named before. Fails if the system has not so much memory.
+    fn take_slab(&mut self, _slab: u32) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives the memory of a slab back. What its pages held is lost.
+    fn give_slab(&mut self, _slab: u32) {}
 }
 
 /// A pass that was launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StepTicket(pub u64);
 
-/// The size of a KV pool.
+/// The size of a KV pool, all slabs taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSpec {
     /// Number of pages.

@@ -1,121 +1,88 @@
-//! The bridge from async callers to the thread that owns a device: commands in, completions out.
+//! One model of an engine as a backend: commands in, completions out.
 //!
-//! Nothing here waits for the device, [`LocalBackend::start`] and dropping the backend apart: commands go through a bounded
-//! queue that is never waited for, completions through a channel for each batch that has room for all of them, and counters
-//! through a lock that is held only to copy them.
+//! Nothing here waits for the device, dropping the backend apart: commands go through a bounded queue that is never waited for,
+//! completions through a channel for each batch that has room for all of them, and counters through a lock that is held only to
+//! copy them.
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 
-use rayon::ThreadPoolBuilder;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc;
 
-use super::engine::{Command, CompileShape, Engine, EngineThread};
+use super::engine::{Command, EngineConfig, EngineThread, LocalEngine, Unsent};
+use super::model::ModelId;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
-use crate::constraint::ConstraintCompiler;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::request::{Batch, OutputShape};
-use crate::scheduler::{OpenConstraint, SchedulerConfig};
+use crate::request::Batch;
+use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
 
-/// How the embedded engine runs.
+/// How one model of an engine runs.
 #[derive(Clone, Debug)]
 pub struct LocalConfig {
     /// Budgets of the scheduler.
     pub scheduler: SchedulerConfig,
     /// Digest of weights, tokenizer and configuration; see [`Capabilities::model_digest`].
     pub model_digest: String,
-    /// Most batches that may be submitted between two steps; further ones fail at once.
-    pub queued_batches: usize,
-    /// Threads that work out between two steps what each row may say next; `None` takes as many as the process may run at once.
-    pub threads: Option<NonZeroUsize>,
 }
 
 impl LocalConfig {
     /// Returns the usual configuration for a model.
     pub fn new(max_context: usize, model_digest: impl Into<String>) -> Self {
-        let (scheduler, model_digest) = (SchedulerConfig::new(max_context), model_digest.into());
-        LocalConfig { scheduler, model_digest, queued_batches: 4096, threads: None }
+        LocalConfig { scheduler: SchedulerConfig::new(max_context), model_digest: model_digest.into() }
     }
 }
 
-/// A backend that runs a model on a device of this machine, on a thread of its own.
+/// A backend that runs one model of an engine on this machine.
 ///
-/// Dropping it cancels what has not finished and waits for the thread, which ends after the step it is in. If the device fails,
-/// or the thread panics, every waiting batch ends with [`Error::Device`], and so does every later one.
+/// Dropping it cancels what has not finished and waits until the model is gone, which is after the step it is in; queries that
+/// hold the backend therefore end first. If the device fails, or a step panics, every waiting batch ends with
+/// [`Error::Device`], and so does every later one; other models of the engine go on.
 #[derive(Debug)]
 pub struct LocalBackend {
-    /// Present until the backend is dropped; the thread ends when it is gone.
-    commands: Option<mpsc::Sender<Command>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Arc<EngineThread>,
+    model: ModelId,
     shared: Arc<Shared>,
     tokenizer: Arc<dyn Tokenizer>,
     capabilities: Capabilities,
     next_id: AtomicU64,
 }
 
-/// What the backend and its thread both see. Each lock is held for a copy or a push, and never while waiting for anything.
+/// What a backend and the thread both see of a model. Each lock is held for a copy or a push, and never while waiting for
+/// anything.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     stats: Mutex<Stats>,
     cancelled: Mutex<Vec<BatchId>>,
     failure: Mutex<Option<Error>>,
+    /// Set when the model is no longer wanted; tells when it is gone.
+    closing: Mutex<Option<SyncSender<()>>>,
 }
 
 impl LocalBackend {
-    /// Starts the thread, opens the device on it, and returns when that is done. `tokenizer` must be that of the device's model.
+    /// Starts an engine of its own for one model, whose device brings its own KV memory. `tokenizer` must be that of the
+    /// device's model.
     ///
     /// Fails if the device cannot be opened, or if a budget of the configuration is zero.
     pub fn start(
-        open: impl FnOnce() -> Result<Box<dyn Device>> + Send + 'static,
+        open: impl FnOnce() -> Result<Box<dyn Device>>,
         tokenizer: Arc<dyn Tokenizer>,
         config: LocalConfig,
     ) -> Result<Self> {
-        let lanes = worker_threads(&config);
-        let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer)).with_lanes(lanes);
-        let compile = move |shape: &OutputShape| {
-            let factory = compiler.compile(shape)?;
-            Ok(Arc::new(move || factory.state()) as OpenConstraint)
-        };
-        LocalBackend::start_with(open, tokenizer, Box::new(compile), config)
+        LocalEngine::start(EngineConfig::new(usize::MAX))?.add_model(|_| open(), tokenizer, config)
     }
 
-    /// As [`start`](Self::start), with shapes compiled by `compile`.
-    pub(super) fn start_with(
-        open: impl FnOnce() -> Result<Box<dyn Device>> + Send + 'static,
+    /// Wraps a model that was handed to the thread.
+    pub(super) fn new(
+        thread: Arc<EngineThread>,
+        model: ModelId,
+        shared: Arc<Shared>,
         tokenizer: Arc<dyn Tokenizer>,
-        compile: CompileShape,
+        device: String,
         config: LocalConfig,
-    ) -> Result<Self> {
-        config.scheduler.validate()?;
-        let (commands, receiver) = mpsc::channel(config.queued_batches.max(1));
-        let (opened, opening) = std::sync::mpsc::sync_channel(1);
-        let shared = Arc::new(Shared::default());
-        let engine_thread = EngineThread::new(receiver, Arc::clone(&shared));
-        let workers = ThreadPoolBuilder::new().num_threads(worker_threads(&config)).build();
-        let workers = workers.map_err(|error| Error::Device(format!("cannot start threads: {error}")))?;
-        let (engine_tokenizer, scheduler) = (Arc::clone(&tokenizer), config.scheduler);
-        let thread = thread::Builder::new()
-            .name("refrain-device".to_string())
-            .spawn(move || {
-                engine_thread.run(|| {
-                    let device = open()?;
-                    let description = device.describe();
-                    let engine = Engine::new(device, scheduler, engine_tokenizer, compile, workers)?;
-                    // A caller that does not wait for this any more has dropped the queue as well.
-                    let _ = opened.send(description);
-                    Ok(engine)
-                })
-            })
-            .map_err(|error| Error::Device(format!("cannot start a thread: {error}")))?;
-        let Ok(device) = opening.recv() else {
-            // The sender is dropped without a word only if opening failed, which the thread reports before it ends.
-            let _ = thread.join();
-            return Err(shared.failure());
-        };
+    ) -> Self {
         let capabilities = Capabilities {
             device,
             max_context: config.scheduler.max_context,
@@ -124,16 +91,14 @@ impl LocalBackend {
             kind: ModelKind::Completion,
             token_scale: 1.0,
         };
-        let (commands, thread, next_id) = (Some(commands), Some(thread), AtomicU64::new(0));
-        Ok(LocalBackend { commands, thread, shared, tokenizer, capabilities, next_id })
+        LocalBackend { thread, model, shared, tokenizer, capabilities, next_id: AtomicU64::new(0) }
     }
 
     fn send(&self, command: Command) -> Result<()> {
-        let commands = self.commands.as_ref().expect("the queue is there until the backend is dropped");
-        commands.try_send(command).map_err(|error| match error {
-            TrySendError::Full(_) => Error::OutOfMemory("too many batches wait for the device thread".to_string()),
-            TrySendError::Closed(_) => self.shared.failure(),
-        })
+        match self.shared.failure() {
+            Some(failure) => Err(failure),
+            None => self.thread.send(command).map_err(|unsent| unsent.error()),
+        }
     }
 
     /// Fails if a prompt has a token that the model does not know, or if a stop string is empty.
@@ -166,8 +131,9 @@ impl Backend for LocalBackend {
         let id = BatchId(self.next_id.fetch_add(1, Ordering::Relaxed));
         // Room for every completion and one error, so that the thread never waits for a reader.
         let (completions, receiver) = mpsc::channel(batch.requests.len() + 1);
-        let sent =
-            self.check(&batch).and_then(|()| self.send(Command::Submit { id, batch, completions: completions.clone() }));
+        let sent = self
+            .check(&batch)
+            .and_then(|()| self.send(Command::Submit { model: self.model, id, batch, completions: completions.clone() }));
         if let Err(error) = sent {
             let _ = completions.try_send(Err(error));
         }
@@ -187,11 +153,14 @@ impl Backend for LocalBackend {
 
 impl Drop for LocalBackend {
     fn drop(&mut self) {
-        self.commands = None;
-        if let Some(thread) = self.thread.take() {
-            // Panics on the thread are caught there and reported as failures.
-            let _ = thread.join();
+        let (closed, gone) = sync_channel(1);
+        *lock(&self.shared.closing) = Some(closed);
+        if self.shared.failure().is_some() || matches!(self.thread.send(Command::Wake), Err(Unsent::Closed)) {
+            return;
         }
+        // The thread looks here once it is awake, as it is where the queue is full. It lets the sender go without a word if the
+        // model fails first.
+        let _ = gone.recv();
     }
 }
 
@@ -204,21 +173,22 @@ impl Shared {
         std::mem::take(&mut *lock(&self.cancelled))
     }
 
-    /// Notes why the thread ends. Nothing waits or runs from here on.
+    pub(super) fn take_closing(&self) -> Option<SyncSender<()>> {
+        lock(&self.closing).take()
+    }
+
+    /// Notes why the model ends. Nothing of it waits or runs from here on.
     pub(super) fn fail(&self, error: Error) {
         *lock(&self.failure) = Some(error);
         let mut stats = lock(&self.stats);
         stats.cancelled += std::mem::take(&mut stats.pending);
         stats.pages_used = 0;
+        drop(self.take_closing());
     }
 
-    fn failure(&self) -> Error {
-        lock(&self.failure).clone().unwrap_or_else(|| Error::Device("its thread has ended".to_string()))
+    fn failure(&self) -> Option<Error> {
+        lock(&self.failure).clone()
     }
-}
-
-fn worker_threads(config: &LocalConfig) -> usize {
-    config.threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }
 
 /// The values behind these locks are whole at any time, so a panic elsewhere does not spoil them.

@@ -1,256 +1,223 @@
-//! The loop of the device thread: take commands, plan a step, run it, send what has finished.
+//! The thread that owns a device, and how models come to it.
 
-use std::any::Any;
-use std::collections::BTreeMap;
-use std::fmt;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 
-use ahash::AHashMap;
-use rayon::ThreadPool;
-use rayon::prelude::*;
-use tokio::sync::mpsc::{self, error::TryRecvError};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 
-use super::backend::Shared;
+use super::backend::{LocalBackend, LocalConfig, Shared};
+use super::model::{CompileShape, Completions, Model, ModelId};
+use super::models::{Models, panicked};
 use crate::backend::BatchId;
+use crate::constraint::ConstraintCompiler;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, RowFailure, TokenId};
-use crate::scheduler::{
-    Decision, Ending, Finished, Job, OpenConstraint, Outcome, Scheduler, SchedulerConfig, StopStrings, Work,
-};
-use crate::step::{StepPlan, StepResult};
+use crate::request::{Batch, OutputShape};
+use crate::scheduler::OpenConstraint;
 use crate::tokenizer::Tokenizer;
 
-/// Compiles a shape once; the result opens a constraint for each row.
-pub(super) type CompileShape = Box<dyn FnMut(&OutputShape) -> Result<OpenConstraint> + Send>;
+/// What an engine may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Bytes of the KV pages of all models together.
+    pub kv_bytes: usize,
+    /// Threads that compute; `None` takes as many as the process may run at once.
+    pub threads: Option<NonZeroUsize>,
+    /// Most commands that may wait between two steps; further batches fail at once.
+    pub queued_batches: usize,
+}
+
+impl EngineConfig {
+    /// Returns the usual configuration.
+    pub fn new(kv_bytes: usize) -> Self {
+        EngineConfig { kv_bytes, threads: None, queued_batches: 4096 }
+    }
+}
+
+/// What a model's device is opened with.
+#[derive(Clone, Debug)]
+pub struct EngineResources {
+    /// The engine's threads, idle while no step runs. Between steps they work out what each row may say next.
+    pub threads: Arc<ThreadPool>,
+    /// The most bytes of KV pages that a model can have, while no other needs any.
+    pub kv_bytes: usize,
+}
+
+/// A thread that owns a device and runs the steps of several models on it, one at a time.
+///
+/// Models share the engine's threads and its budget of KV pages. The thread ends with the last backend, once the engine itself
+/// is dropped.
+#[derive(Debug)]
+pub struct LocalEngine {
+    thread: Arc<EngineThread>,
+    resources: EngineResources,
+    next_model: AtomicU64,
+}
+
+/// The running thread; dropping it ends the thread after the step it is in.
+#[derive(Debug)]
+pub(super) struct EngineThread {
+    /// Present until the drop; the thread ends when it is gone.
+    commands: Option<mpsc::Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 /// What callers ask of the thread.
 #[derive(Debug)]
 pub(super) enum Command {
+    /// Take a model in.
+    Add(Box<Model>),
     /// Start a batch.
-    Submit { id: BatchId, batch: Batch, completions: mpsc::Sender<Result<Completion>> },
-    /// Look for cancelled batches, in case there is nothing else to do.
+    Submit { model: ModelId, id: BatchId, batch: Batch, completions: Completions },
+    /// Look for what was cancelled or closed, in case there is nothing else to do.
     Wake,
 }
 
-/// The thread: its queue, and the streams it answers on. It outlives its engine, so that it can report the engine's end.
+/// A command that could not be sent.
 #[derive(Debug)]
-pub(super) struct EngineThread {
-    commands: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
-    streams: BTreeMap<BatchId, Stream>,
+pub(super) enum Unsent {
+    /// The queue is full; the thread is awake.
+    Full,
+    /// The thread has ended.
+    Closed,
 }
 
-/// The sending end of one batch.
-#[derive(Debug)]
-struct Stream {
-    completions: mpsc::Sender<Result<Completion>>,
-    /// Requests that have not been answered.
-    remaining: usize,
-}
+impl LocalEngine {
+    /// Starts the thread. Fails if the system gives no threads.
+    pub fn start(config: EngineConfig) -> Result<Self> {
+        let EngineConfig { kv_bytes, threads, queued_batches } = config;
+        let threads = threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("refrain-cpu-{index}")).build();
+        let pool = pool.map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
+        let resources = EngineResources { threads: Arc::new(pool), kv_bytes };
+        let (commands, receiver) = mpsc::channel(queued_batches.max(1));
+        let workers = Arc::clone(&resources.threads);
+        let thread = thread::Builder::new()
+            .name("refrain-device".to_string())
+            .spawn(move || run(receiver, Models::new(kv_bytes), &workers))
+            .map_err(|error| Error::Device(format!("cannot start a thread: {error}")))?;
+        let thread = Arc::new(EngineThread { commands: Some(commands), thread: Some(thread) });
+        Ok(LocalEngine { thread, resources, next_model: AtomicU64::new(0) })
+    }
 
-/// The device and what decides over it.
-pub(super) struct Engine {
-    device: Box<dyn Device>,
-    scheduler: Scheduler,
-    tokenizer: Arc<dyn Tokenizer>,
-    compile: CompileShape,
-    /// Makes decisions between steps.
-    workers: ThreadPool,
+    /// Opens a model on the caller's thread, which may take seconds while other models run, and hands it to the engine's.
+    /// `tokenizer` must be that of the model.
+    ///
+    /// The model lives as long as the backend. Fails if the device cannot be opened, or if a budget of the configuration is
+    /// zero.
+    pub fn add_model(
+        &self,
+        open: impl FnOnce(&EngineResources) -> Result<Box<dyn Device>>,
+        tokenizer: Arc<dyn Tokenizer>,
+        config: LocalConfig,
+    ) -> Result<LocalBackend> {
+        let lanes = self.resources.threads.current_num_threads();
+        let compiler = ConstraintCompiler::new(Arc::clone(&tokenizer)).with_lanes(lanes);
+        let compile = move |shape: &OutputShape| {
+            let factory = compiler.compile(shape)?;
+            Ok(Arc::new(move || factory.state()) as OpenConstraint)
+        };
+        self.add_model_with(open, tokenizer, Box::new(compile), config)
+    }
+
+    /// As [`add_model`](Self::add_model), with shapes compiled by `compile`.
+    pub(super) fn add_model_with(
+        &self,
+        open: impl FnOnce(&EngineResources) -> Result<Box<dyn Device>>,
+        tokenizer: Arc<dyn Tokenizer>,
+        compile: CompileShape,
+        config: LocalConfig,
+    ) -> Result<LocalBackend> {
+        config.scheduler.validate()?;
+        let device =
+            catch_unwind(AssertUnwindSafe(|| open(&self.resources))).map_err(|panic| panicked(panic.as_ref()))??;
+        let id = ModelId(self.next_model.fetch_add(1, Ordering::Relaxed));
+        let shared = Arc::new(Shared::default());
+        let description = device.describe();
+        let model = Model::new(id, device, config.scheduler, Arc::clone(&tokenizer), compile, Arc::clone(&shared))?;
+        if let Err(unsent) = self.thread.send(Command::Add(Box::new(model))) {
+            return Err(unsent.error());
+        }
+        Ok(LocalBackend::new(Arc::clone(&self.thread), id, shared, tokenizer, description, config))
+    }
 }
 
 impl EngineThread {
-    pub(super) fn new(commands: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Self {
-        EngineThread { commands, shared, streams: BTreeMap::new() }
+    /// Sends a command without waiting.
+    pub(super) fn send(&self, command: Command) -> Result<(), Unsent> {
+        let commands = self.commands.as_ref().expect("the queue is there until the drop");
+        commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => Unsent::Full,
+            TrySendError::Closed(_) => Unsent::Closed,
+        })
     }
+}
 
-    /// Opens the engine and runs it until the last sender of commands is gone, or until it fails.
-    pub(super) fn run(mut self, open: impl FnOnce() -> Result<Engine>) {
-        // The engine lives inside the closure only, so no one sees the state in which a panic left it.
-        let ended = catch_unwind(AssertUnwindSafe(|| self.serve(&mut open()?)));
-        let failure = match ended {
-            Ok(Ok(())) => Error::Cancelled,
-            Ok(Err(error)) => error,
-            Err(panic) => Error::Device(format!("its thread panicked: {}", panic_message(panic.as_ref()))),
-        };
-        self.fail(failure);
-    }
-
-    fn serve(&mut self, engine: &mut Engine) -> Result<()> {
-        let mut result = StepResult::default();
-        while self.take_commands(engine) {
-            self.drop_cancelled(engine);
-            if let Some(plan) = engine.scheduler.plan() {
-                engine.execute(&plan, &mut result)?;
-            }
-            let finished = engine.scheduler.take_finished();
-            // Before the completions, so that whoever has read the last one sees counters that include it.
-            self.shared.publish(engine.scheduler.stats());
-            for finished in finished {
-                self.complete(engine, finished);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the commands that are there, waiting for one if there is nothing to do. Returns whether more may come.
-    fn take_commands(&mut self, engine: &mut Engine) -> bool {
-        if engine.scheduler.is_idle() {
-            let Some(command) = self.commands.blocking_recv() else { return false };
-            self.obey(engine, command);
-        }
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => self.obey(engine, command),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-    }
-
-    fn obey(&mut self, engine: &mut Engine, command: Command) {
-        let Command::Submit { id, batch, completions } = command else { return };
-        let remaining = batch.requests.len();
-        match engine.add(id, batch) {
-            Ok(()) if remaining == 0 => {}
-            Ok(()) => drop(self.streams.insert(id, Stream { completions, remaining })),
-            // There is room for one error besides the completions; a closed stream needs none.
-            Err(error) => drop(completions.try_send(Err(error))),
-        }
-    }
-
-    /// Aborts the batches that were cancelled, or whose stream was dropped.
-    fn drop_cancelled(&mut self, engine: &mut Engine) {
-        let cancelled = self.shared.take_cancelled();
-        self.streams.retain(|id, stream| {
-            let wanted = !stream.completions.is_closed() && !cancelled.contains(id);
-            if !wanted {
-                engine.scheduler.abort(*id);
-            }
-            wanted
-        });
-    }
-
-    /// Sends the end of one row.
-    fn complete(&mut self, engine: &Engine, finished: Finished) {
-        let batch = finished.batch;
-        let Some(stream) = self.streams.get_mut(&batch) else { return };
-        stream.remaining -= 1;
-        // There is room for every completion; a closed stream is noticed before the next step.
-        let _ = stream.completions.try_send(Ok(engine.completion(finished)));
-        if stream.remaining == 0 {
-            self.streams.remove(&batch);
-        }
-    }
-
-    /// Ends every batch, waiting in the queue or running, and refuses later ones.
-    fn fail(mut self, error: Error) {
-        self.shared.fail(error.clone());
-        self.commands.close();
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Submit { completions, .. } = command {
-                let _ = completions.try_send(Err(error.clone()));
-            }
-        }
-        for stream in self.streams.into_values() {
-            let _ = stream.completions.try_send(Err(error.clone()));
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // Panics on the thread are caught there and reported as failures.
+            let _ = thread.join();
         }
     }
 }
 
-impl Engine {
-    /// Makes an engine for a device.
-    pub(super) fn new(
-        device: Box<dyn Device>,
-        config: SchedulerConfig,
-        tokenizer: Arc<dyn Tokenizer>,
-        compile: CompileShape,
-        workers: ThreadPool,
-    ) -> Result<Self> {
-        let scheduler = Scheduler::new(config, device.pool(), tokenizer.end_tokens().to_vec())?;
-        Ok(Engine { device, scheduler, tokenizer, compile, workers })
-    }
-
-    /// Hands a batch to the scheduler, compiling each of its shapes once.
-    fn add(&mut self, id: BatchId, batch: Batch) -> Result<()> {
-        let Batch { requests, share_prefixes, keep_prefix, priority, deadline } = batch;
-        // By address: callers share one shape among all requests of a call.
-        let mut compiled: AHashMap<*const OutputShape, OpenConstraint> = AHashMap::new();
-        let mut jobs = Vec::with_capacity(requests.len());
-        for request in requests {
-            let address = Arc::as_ptr(&request.shape);
-            let constraint = match compiled.get(&address) {
-                Some(constraint) => Arc::clone(constraint),
-                None => {
-                    let constraint = (self.compile)(&request.shape)?;
-                    compiled.insert(address, Arc::clone(&constraint));
-                    constraint
-                }
-            };
-            let stop = StopStrings::new(&request.stop, &self.tokenizer);
-            jobs.push(Job { request, constraint, stop });
+impl Unsent {
+    pub(super) fn error(&self) -> Error {
+        match self {
+            Unsent::Full => Error::OutOfMemory("too many batches wait for the device thread".to_string()),
+            Unsent::Closed => Error::Device("its thread has ended".to_string()),
         }
-        self.scheduler.add(id, Work { jobs, share_prefixes, keep_prefix, priority, deadline })
-    }
-
-    /// Runs one step to its end.
-    fn execute(&mut self, plan: &StepPlan, result: &mut StepResult) -> Result<()> {
-        let ticket = self.device.launch(plan)?;
-        while !self.device.poll(ticket, result)? {
-            thread::yield_now();
-        }
-        self.scheduler.harvest(result, |decisions| decide(&self.workers, decisions))
-    }
-
-    fn completion(&self, finished: Finished) -> Completion {
-        let Finished { batch: _, id, outcome, usage } = finished;
-        let result = match outcome {
-            Outcome::Overflow { tokens, limit } => Err(RowFailure::Overflow { tokens, limit }),
-            Outcome::Answer { tokens, rest, logprobs, ending } => {
-                let text = self.text(&tokens, &rest);
-                match ending {
-                    Ending::Stop => Ok(Answer { logprobs, ..Answer::text(text, tokens, FinishReason::Stop) }),
-                    Ending::Length => Ok(Answer { logprobs, ..Answer::text(text, tokens, FinishReason::Length) }),
-                    Ending::Incomplete => Err(RowFailure::Schema(text)),
-                }
-            }
-        };
-        Completion { id, result, usage }
-    }
-
-    /// Decodes tokens and the bytes that follow them.
-    fn text(&self, tokens: &[TokenId], rest: &[u8]) -> String {
-        if rest.is_empty() {
-            return self.tokenizer.decode(tokens);
-        }
-        // A character may begin in a token and end in the rest.
-        let bytes: Vec<u8> =
-            tokens.iter().flat_map(|token| self.tokenizer.token_bytes(*token)).chain(rest).copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-/// Makes decisions on all threads of the pool, those of a lane on one thread.
-fn decide(workers: &ThreadPool, decisions: &mut [Decision<'_>]) {
-    decisions.sort_by_key(Decision::lane);
-    let mut lanes: Vec<&mut [Decision<'_>]> = decisions.chunk_by_mut(|a, b| a.lane() == b.lane()).collect();
-    match &mut lanes[..] {
-        [] => {}
-        [only] => only.iter_mut().for_each(Decision::make),
-        lanes => workers.install(|| lanes.par_iter_mut().for_each(|lane| lane.iter_mut().for_each(Decision::make))),
+/// The thread: takes commands and runs steps until the last sender of commands is gone.
+fn run(mut commands: mpsc::Receiver<Command>, mut models: Models, workers: &ThreadPool) {
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        while take_commands(&mut commands, &mut models) {
+            models.drop_unwanted();
+            models.step(workers);
+        }
+    }));
+    let failure = match ended {
+        Ok(()) => Error::Cancelled,
+        Err(panic) => panicked(panic.as_ref()),
+    };
+    commands.close();
+    models.fail(&failure);
+    while let Ok(command) = commands.try_recv() {
+        match command {
+            Command::Add(model) => model.fail(&failure),
+            Command::Submit { completions, .. } => drop(completions.try_send(Err(failure.clone()))),
+            Command::Wake => {}
+        }
     }
 }
 
-impl fmt::Debug for Engine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("device", &self.device).field("scheduler", &self.scheduler).finish_non_exhaustive()
+/// Takes the commands that are there, waiting for one if there is nothing to do. Returns whether more may come.
+fn take_commands(commands: &mut mpsc::Receiver<Command>, models: &mut Models) -> bool {
+    if models.is_idle() {
+        let Some(command) = commands.blocking_recv() else { return false };
+        obey(models, command);
+    }
+    loop {
+        match commands.try_recv() {
+            Ok(command) => obey(models, command),
+            Err(TryRecvError::Empty) => return true,
+            Err(TryRecvError::Disconnected) => return false,
+        }
     }
 }
 
-/// Returns what a panic said.
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+fn obey(models: &mut Models, command: Command) {
+    match command {
+        Command::Add(model) => models.add(*model),
+        Command::Submit { model, id, batch, completions } => models.submit(model, id, batch, completions),
+        Command::Wake => {}
+    }
 }

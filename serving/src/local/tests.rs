@@ -1,13 +1,14 @@
 //! The embedded engine around a device without a model: cancellation, failure, and its end.
 
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use futures::executor::block_on;
 
-use super::engine::CompileShape;
-use super::{LocalBackend, LocalConfig};
+use super::model::CompileShape;
+use super::{EngineConfig, LocalBackend, LocalConfig, LocalEngine};
 use crate::backend::{Backend, CompletionStream};
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
@@ -60,7 +61,7 @@ impl Device for GatedDevice {
     }
 }
 
-fn compile() -> CompileShape {
+pub(super) fn compile() -> CompileShape {
     Box::new(|shape| match shape {
         OutputShape::Text => Ok(any_text()),
         OutputShape::Choice(_) => Ok(labels(&[&[1, 1, 1], &[2, 2, 2]], false)),
@@ -69,11 +70,21 @@ fn compile() -> CompileShape {
 }
 
 fn start(device: GatedDevice) -> LocalBackend {
-    let config = LocalConfig::new(2000, "digest");
-    LocalBackend::start_with(move || Ok(Box::new(device)), Arc::new(Digits), compile(), config).unwrap()
+    let engine = LocalEngine::start(EngineConfig::new(usize::MAX)).unwrap();
+    add(&engine, device)
 }
 
-fn batch(count: u32, shape: OutputShape, max_tokens: u32) -> Batch {
+fn add(engine: &LocalEngine, device: impl Device + 'static) -> LocalBackend {
+    let config = LocalConfig::new(2000, "digest");
+    engine.add_model_with(|_| Ok(Box::new(device)), Digits::shared(), compile(), config).unwrap()
+}
+
+/// A device whose pool is in slabs of four pages.
+fn in_slabs(pages: u32) -> FakeDevice {
+    FakeDevice { slabs: Some((4, HashSet::new())), ..FakeDevice::new(pages) }
+}
+
+pub(super) fn batch(count: u32, shape: OutputShape, max_tokens: u32) -> Batch {
     let shape = Arc::new(shape);
     let request = |id: u32| {
         let prompt = vec![Digits.encode("12345671234567123456").into(), Digits.encode(&format!("{:o}", id + 8)).into()];
@@ -82,7 +93,7 @@ fn batch(count: u32, shape: OutputShape, max_tokens: u32) -> Batch {
     Batch { requests: (0..count).map(request).collect(), ..Batch::default() }
 }
 
-fn choice() -> OutputShape {
+pub(super) fn choice() -> OutputShape {
     OutputShape::Choice(vec!["111".to_string(), "222".to_string()])
 }
 
@@ -198,7 +209,7 @@ fn a_failing_device_fails_every_batch() {
 #[test]
 fn a_device_that_does_not_open_is_an_error() {
     let check = |open: fn() -> Result<Box<dyn Device>>| {
-        LocalBackend::start_with(open, Arc::new(Digits), compile(), LocalConfig::new(100, "digest")).unwrap_err()
+        LocalBackend::start(open, Digits::shared(), LocalConfig::new(100, "digest")).unwrap_err()
     };
     assert!(matches!(check(|| Err(Error::OutOfMemory("too big".to_string()))), Error::OutOfMemory(_)));
     assert!(matches!(check(|| panic!("no driver")), Error::Device(reason) if reason.contains("no driver")));
@@ -220,4 +231,52 @@ fn dropping_the_backend_ends_its_thread() {
     // Rows that finished before are answered; if any did not, the stream says so.
     let answers = read(stream);
     assert!(answers.len() == 20 || matches!(answers.last(), Some(Err(Error::Cancelled))), "{answers:?}");
+}
+
+#[test]
+fn models_of_one_engine_answer_as_they_do_alone() {
+    let texts = |backend: &LocalBackend, shape: OutputShape| {
+        let mut completions: Vec<Completion> =
+            read(backend.submit(batch(30, shape, 40))).into_iter().map(Result::unwrap).collect();
+        completions.sort_by_key(|completion| completion.id);
+        completions.into_iter().map(|completion| completion.result.unwrap().text).collect::<Vec<_>>()
+    };
+    let alone = start(GatedDevice::new(500));
+    let expected = [texts(&alone, OutputShape::Text), texts(&alone, choice())];
+    let engine = LocalEngine::start(EngineConfig::new(40)).unwrap();
+    let (one, other) = (add(&engine, in_slabs(40)), add(&engine, in_slabs(40)));
+    drop(engine);
+    let stream = one.submit(batch(30, OutputShape::Text, 40));
+    assert_eq!(texts(&other, choice()), expected[1]);
+    assert_eq!(read(stream).len(), 30);
+    assert_eq!([texts(&one, OutputShape::Text), texts(&other, choice())], expected);
+    drop(other);
+    assert_eq!(texts(&one, choice()), expected[1]);
+}
+
+#[test]
+fn one_model_fails_alone() {
+    let engine = LocalEngine::start(EngineConfig::new(40)).unwrap();
+    for broken in [FakeDevice { fail_at: Some(2), ..in_slabs(40) }, FakeDevice { panic_at: Some(2), ..in_slabs(40) }] {
+        let (broken, sound) = (add(&engine, broken), add(&engine, in_slabs(40)));
+        let streams = [broken.submit(batch(5, OutputShape::Text, 40)), sound.submit(batch(30, OutputShape::Text, 40))];
+        let [failed, answered] = streams.map(read);
+        assert!(matches!(failed.last(), Some(Err(Error::Device(_)))), "{failed:?}");
+        assert!(answered.len() == 30 && answered.iter().all(Result::is_ok));
+        assert!(matches!(&read(broken.submit(batch(1, choice(), 5)))[..], [Err(Error::Device(_))]));
+    }
+}
+
+#[test]
+fn a_dropped_model_is_gone_and_others_stay() {
+    let engine = LocalEngine::start(EngineConfig::new(usize::MAX)).unwrap();
+    let device = GatedDevice::new(100);
+    let alive = Arc::downgrade(&device.alive);
+    let (dropped, kept) = (add(&engine, device), add(&engine, in_slabs(40)));
+    let stream = dropped.submit(batch(3, choice(), 5));
+    drop(dropped);
+    assert!(alive.upgrade().is_none());
+    let answers = read(stream);
+    assert!(answers.len() == 3 || matches!(answers.last(), Some(Err(Error::Cancelled))), "{answers:?}");
+    assert_eq!(read(kept.submit(batch(3, choice(), 5))).len(), 3);
 }

@@ -4,7 +4,7 @@
 //! the longest answer. Rows are admitted as late as possible, when a step has room for them, so that priorities, cancellation
 //! and the prefix tree are as they are then.
 
-use super::pool::pages_between;
+use super::pool::{Memory, pages_between};
 use super::prefix_tree::NodeId;
 use super::row::{AnswerState, Row};
 use super::scheduler::{Outcome, RowId, Scheduler};
@@ -14,11 +14,11 @@ use crate::step::PAGE_TOKENS;
 
 impl Scheduler {
     /// Admits the next row that needs the device. Rows that end without it are finished on the way.
-    pub(super) fn admit(&mut self) -> Option<RowId> {
-        while !self.slots.is_empty() {
+    pub(super) fn admit(&mut self, memory: &mut impl Memory) -> Option<RowId> {
+        while !self.slots.is_empty() && memory.may_admit() {
             let index = next_batch(&self.batches)?;
             let started = match self.answer_limit(index) {
-                Ok(limit) if !self.make_room(index, limit) => return None,
+                Ok(limit) if !self.make_room(index, limit, memory) => return None,
                 Ok(limit) => self.start(index, limit),
                 Err(overflow) => {
                     self.take_next(index, |_, next| Started::Ended(next.job.request.id, overflow, Usage::default()))
@@ -40,14 +40,17 @@ impl Scheduler {
             return Err(Outcome::Overflow { tokens: prompt + 1, limit: self.config.max_context });
         }
         let limit = (next.job.request.max_tokens as usize).min(self.config.max_context - prompt);
-        let (tokens, room) = (row_end(prompt, limit), self.pool.total() * PAGE_TOKENS);
+        let (tokens, room) = (row_end(prompt, limit), self.pool.limit() * PAGE_TOKENS);
         if tokens > room { Err(Outcome::Overflow { tokens, limit: room }) } else { Ok(limit) }
     }
 
     /// Makes all pages free that a batch's next row can ever need, and returns whether it could.
-    fn make_room(&mut self, index: usize, limit: usize) -> bool {
+    fn make_room(&mut self, index: usize, limit: usize, memory: &mut impl Memory) -> bool {
         self.lock_next(index);
-        let need = self.pages_needed(index, limit);
+        let mut need = self.pages_needed(index, limit);
+        if need > self.pool.free() {
+            memory.provide(&mut self.pool, need);
+        }
         if need <= self.pool.free() {
             return true;
         }
@@ -55,16 +58,46 @@ impl Scheduler {
             self.tree.evict(need, &mut self.pool);
             return true;
         }
-        if !self.rows.is_empty() {
-            return false;
+        if self.rows.is_empty() {
+            // Nothing runs, so nothing will ever be freed: prefixes kept for waiting rows are in the way, this row's own among
+            // them (a shared prefix takes more pages than a private one where its pages are split). Without them the row fits,
+            // as soon as there is memory.
+            self.unlock_waiting();
+            self.tree.evict(self.pool.total(), &mut self.pool);
+            need = self.pages_needed(index, limit);
+            if need > self.pool.free() {
+                memory.provide(&mut self.pool, need);
+            }
+            if need <= self.pool.free() {
+                return true;
+            }
         }
-        // Nothing runs, so nothing will ever be freed: prefixes kept for waiting rows are in the way, this row's own among them
-        // (a shared prefix takes more pages than a private one where its pages are split). Without them the row fits.
+        self.shortage = need - self.pool.free();
+        false
+    }
+
+    /// Removes up to `count` slabs from the pool, evicting cached prefixes as far as that takes, and returns them. Where no row
+    /// runs, what is locked for waiting rows is evicted as well; it is computed again.
+    pub fn give_back(&mut self, count: usize) -> Vec<u32> {
+        if self.rows.is_empty() && self.in_flight.is_none() {
+            self.unlock_waiting();
+        }
+        let mut slabs = self.pool.shrink(count);
+        while slabs.len() < count && self.tree.evict_oldest(&mut self.pool) {
+            slabs.extend(self.pool.shrink(count - slabs.len()));
+        }
+        slabs
+    }
+
+    /// As [`give_back`](Self::give_back), without evicting anything.
+    pub fn give_back_empty(&mut self, count: usize) -> Vec<u32> {
+        self.pool.shrink(count)
+    }
+
+    fn unlock_waiting(&mut self) {
         for batch in 0..self.batches.len() {
             self.unlock_next(batch);
         }
-        self.tree.evict(self.pool.total(), &mut self.pool);
-        true
     }
 
     /// Returns how many pages a batch's next row takes from the pool.

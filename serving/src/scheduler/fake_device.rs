@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::request::{TokenId, TokenLogprobs};
-use crate::step::{Allowed, PAGE_TOKENS, PageCopy, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
+use crate::step::{Allowed, PAGE_TOKENS, PageCopy, PageId, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens that the device samples from.
@@ -33,12 +33,21 @@ pub(crate) struct FakeDevice {
     /// Fails, or panics, at this step.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
+    pub(crate) page_bytes: usize,
+    /// Pages of a slab, and the slabs that are taken; `None` for a pool in one piece.
+    pub(crate) slabs: Option<(u32, HashSet<u32>)>,
 }
 
 impl FakeDevice {
     pub(crate) fn new(pages: u32) -> Self {
         let pages = vec![[None; PAGE_TOKENS]; pages as usize];
-        FakeDevice { pages, results: HashMap::new(), steps: 0, fail_at: None, panic_at: None }
+        FakeDevice { pages, results: HashMap::new(), steps: 0, fail_at: None, panic_at: None, page_bytes: 1, slabs: None }
+    }
+
+    /// Panics unless the page's memory is taken.
+    fn check_taken(&self, page: PageId) {
+        let taken = self.slabs.as_ref().is_none_or(|(pages, taken)| taken.contains(&(page.0 / pages)));
+        assert!(taken, "{page:?} has no memory");
     }
 
     fn row_pass(&mut self, plan: &StepPlan, row: &RowSpan, hashes: &mut Vec<Place>) {
@@ -96,7 +105,7 @@ impl FakeDevice {
 
 impl Device for FakeDevice {
     fn pool(&self) -> PoolSpec {
-        PoolSpec { pages: self.pages.len() as u32, page_bytes: 1 }
+        PoolSpec { pages: self.pages.len() as u32, page_bytes: self.page_bytes }
     }
 
     fn describe(&self) -> String {
@@ -110,6 +119,9 @@ impl Device for FakeDevice {
         }
         assert!(self.panic_at != Some(self.steps), "it was told to panic");
         assert_eq!(plan.positions.len(), plan.tokens.len());
+        plan.block_tables.iter().for_each(|page| self.check_taken(*page));
+        plan.writes.iter().for_each(|write| self.check_taken(write.page));
+        plan.copies.iter().flat_map(|copy| [copy.from, copy.to]).for_each(|page| self.check_taken(page));
         self.apply(&plan.copies);
         let mut places = HashSet::new();
         for write in &plan.writes {
@@ -146,6 +158,25 @@ impl Device for FakeDevice {
     fn copy(&mut self, copies: &[PageCopy]) -> Result<()> {
         self.apply(copies);
         Ok(())
+    }
+
+    fn slab_pages(&self) -> u32 {
+        self.slabs.as_ref().map_or(self.pages.len() as u32, |(pages, _)| *pages)
+    }
+
+    fn take_slab(&mut self, slab: u32) -> Result<()> {
+        if let Some((_, taken)) = &mut self.slabs {
+            assert!(taken.insert(slab), "a slab is taken once");
+        }
+        Ok(())
+    }
+
+    fn give_slab(&mut self, slab: u32) {
+        let Some((pages, taken)) = &mut self.slabs else { return };
+        assert!(taken.remove(&slab), "a slab is given back once");
+        let first = (slab * *pages) as usize;
+        let end = (first + *pages as usize).min(self.pages.len());
+        self.pages[first..end].fill([None; PAGE_TOKENS]);
     }
 }
 

@@ -13,11 +13,11 @@ mod stop;
 mod waiting;
 
 pub use config::SchedulerConfig;
-pub use pool::{KvPool, PageState};
+pub use pool::{Fixed, KvPool, Memory, PageState};
 pub use row::Ending;
 pub use scheduler::{Decision, Finished, Outcome, Scheduler};
 pub use stop::StopStrings;
-pub use waiting::{Job, OpenConstraint, Work};
+pub use waiting::{Job, OpenConstraint, Rank, Work};
 
 #[cfg(test)]
 pub(crate) mod fake_device;

@@ -158,14 +158,20 @@ impl PrefixTree {
 
     /// Evicts kept nodes without locks, least recently used leaf first, until so many pages are free or none is left.
     pub(super) fn evict(&mut self, free_pages: usize, pool: &mut KvPool) {
-        while pool.free() < free_pages {
-            let leaves = self.ids().filter(|id| {
-                let node = self.node(*id);
-                *id != NodeId::ROOT && node.locks == 0 && node.children.is_empty()
-            });
-            let Some(oldest) = leaves.min_by_key(|id| self.node(*id).last_use) else { return };
+        while pool.free() < free_pages && self.evict_oldest(pool) {}
+    }
+
+    /// Evicts the least recently used of the kept leaves without locks. Returns whether there was one.
+    pub(super) fn evict_oldest(&mut self, pool: &mut KvPool) -> bool {
+        let leaves = self.ids().filter(|id| {
+            let node = self.node(*id);
+            *id != NodeId::ROOT && node.locks == 0 && node.children.is_empty()
+        });
+        let oldest = leaves.min_by_key(|id| self.node(*id).last_use);
+        if let Some(oldest) = oldest {
             self.remove(oldest, pool);
         }
+        oldest.is_some()
     }
 
     /// Returns the position at which a node ends.

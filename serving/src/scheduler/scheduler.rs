@@ -20,14 +20,13 @@ use std::collections::BTreeMap;
 use ahash::AHashMap;
 
 use super::config::SchedulerConfig;
-use super::pool::KvPool;
+use super::pool::{KvPool, Memory};
 use super::prefix_tree::PrefixTree;
 use super::row::{AnswerState, Ending, Row};
 use super::run::Run;
 use super::step_builder::StepBuilder;
-use super::waiting::{WaitingBatch, Work};
+use super::waiting::{Rank, WaitingBatch, Work};
 use crate::backend::{BatchId, Stats};
-use crate::device::PoolSpec;
 use crate::error::{Error, Result};
 use crate::request::{RequestId, TokenId, TokenLogprobs, Usage};
 use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
@@ -49,6 +48,8 @@ pub struct Scheduler {
     pub(super) slots: Vec<RowSlot>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) finished: Vec<Finished>,
+    /// Pages that the next row lacked in the last plan.
+    pub(super) shortage: usize,
     pub(super) stats: Stats,
 }
 
@@ -132,15 +133,15 @@ pub(super) fn decide(decisions: &mut [Decision<'_>]) {
 }
 
 impl Scheduler {
-    /// Makes a scheduler for a pool of pages. A sampled token of `end_tokens` ends an answer.
+    /// Makes a scheduler for a pool that has its memory, or is [in slabs](KvPool::in_slabs). A sampled token of `end_tokens` ends an answer.
     ///
     /// Fails if a budget of the configuration is zero.
-    pub fn new(config: SchedulerConfig, pool: PoolSpec, end_tokens: Vec<TokenId>) -> Result<Self> {
+    pub fn new(config: SchedulerConfig, pool: KvPool, end_tokens: Vec<TokenId>) -> Result<Self> {
         config.validate()?;
         Ok(Scheduler {
             config,
             end_tokens,
-            pool: KvPool::new(pool),
+            pool,
             tree: PrefixTree::new(),
             batches: Vec::new(),
             rows: BTreeMap::new(),
@@ -148,6 +149,7 @@ impl Scheduler {
             slots: (0..config.max_rows).rev().map(RowSlot).collect(),
             in_flight: None,
             finished: Vec::new(),
+            shortage: 0,
             stats: Stats::default(),
         })
     }
@@ -181,8 +183,9 @@ impl Scheduler {
         aborted
     }
 
-    /// Returns the next step, or `None` if no row needs one. The last step must have been harvested.
-    pub fn plan(&mut self) -> Option<StepPlan> {
+    /// Returns the next step, or `None` if no row needs one or can have its pages. The last step must have been harvested.
+    pub fn plan(&mut self, memory: &mut impl Memory) -> Option<StepPlan> {
+        self.shortage = 0;
         debug_assert!(self.in_flight.is_none(), "one step in flight");
         let mut builder = StepBuilder::new(self.config.step_tokens as usize);
         let mut samples = Vec::new();
@@ -192,7 +195,7 @@ impl Scheduler {
             self.schedule(id, &mut builder, &mut samples);
         }
         while builder.room() > 0 {
-            let Some(id) = self.admit() else { break };
+            let Some(id) = self.admit(memory) else { break };
             self.schedule(id, &mut builder, &mut samples);
         }
         let plan = builder.finish();
@@ -245,13 +248,33 @@ impl Scheduler {
         self.batches.is_empty()
     }
 
+    /// Returns how urgent the most urgent batch is.
+    pub fn rank(&self) -> Option<Rank> {
+        self.batches.iter().map(|batch| batch.rank).min()
+    }
+
+    /// Returns how many pages the next row lacked in the last plan.
+    pub fn shortage(&self) -> usize {
+        self.shortage
+    }
+
+    /// Returns how many rows are running.
+    pub fn running_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Returns the pages.
+    pub fn pool(&self) -> &KvPool {
+        &self.pool
+    }
+
     /// Returns counters since the start, and what is in use now.
     pub fn stats(&self) -> Stats {
         let pending: usize = self.batches.iter().map(|batch| batch.waiting() + batch.running).sum();
         Stats {
             pending: pending as u64,
             pages_used: self.pool.used() as u64,
-            pages_total: self.pool.total() as u64,
+            pages_total: self.pool.limit() as u64,
             ..self.stats
         }
     }

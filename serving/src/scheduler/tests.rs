@@ -52,7 +52,7 @@ struct Harness {
 
 impl Harness {
     fn new(config: SchedulerConfig, pages: u32) -> Self {
-        let scheduler = Scheduler::new(config, PoolSpec { pages, page_bytes: 1 }, vec![END]).unwrap();
+        let scheduler = Scheduler::new(config, KvPool::new(PoolSpec { pages, page_bytes: 1 }), vec![END]).unwrap();
         Harness { scheduler, device: FakeDevice::new(pages), finished: BTreeMap::new() }
     }
 
@@ -62,7 +62,7 @@ impl Harness {
     }
 
     fn step(&mut self) -> Option<StepPlan> {
-        let plan = self.scheduler.plan();
+        let plan = self.scheduler.plan(&mut Fixed);
         if let Some(plan) = &plan {
             self.execute(plan);
         }
@@ -138,10 +138,10 @@ fn trie_tokens<'a>(prompts: impl Iterator<Item = &'a [TokenId]>) -> usize {
 
 impl Scheduler {
     /// Panics if a page is lost, in two states, or held by others than the tree and the rows say.
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         let (pool, held) = self.holders();
         pool.check();
-        for page in (0..pool.total() as u32).map(PageId) {
+        for page in (0..pool.limit() as u32).map(PageId) {
             let references = match pool.state(page) {
                 PageState::Free => 0,
                 PageState::Device { references, .. } => references,
@@ -257,7 +257,7 @@ proptest! {
                 harness.scheduler.add(id, work).unwrap();
             }
             (0..steps).for_each(|_| drop(harness.step()));
-            let plan = if in_flight { harness.scheduler.plan() } else { None };
+            let plan = if in_flight { harness.scheduler.plan(&mut Fixed) } else { None };
             harness.scheduler.abort(BatchId(target));
             aborted.insert(BatchId(target));
             harness.collect();
@@ -358,7 +358,7 @@ fn equal_batches_take_turns_and_higher_priorities_go_first() {
     harness.scheduler.add(BatchId(0), work(jobs(6))).unwrap();
     harness.scheduler.add(BatchId(1), work(jobs(6))).unwrap();
     harness.scheduler.add(BatchId(2), Work { priority: 1, ..work(jobs(1)) }).unwrap();
-    harness.scheduler.plan();
+    harness.scheduler.plan(&mut Fixed);
     let mut running = harness.scheduler.running();
     running.sort();
     assert_eq!(running, [BatchId(0), BatchId(0), BatchId(1), BatchId(2)]);

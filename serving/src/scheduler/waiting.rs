@@ -53,6 +53,9 @@ impl Default for Work {
     }
 }
 
+/// How urgent a batch is: the least rank comes first. Higher priorities, then earlier deadlines, then none.
+pub type Rank = (Reverse<i32>, bool, Option<Instant>);
+
 /// A batch from its arrival to the end of its last row.
 #[derive(Debug)]
 pub(super) struct WaitingBatch {
@@ -64,7 +67,7 @@ pub(super) struct WaitingBatch {
     pub(super) next: Option<NextRow>,
     /// Rows that were admitted and have not ended.
     pub(super) running: usize,
-    rank: (Reverse<i32>, bool, Option<Instant>),
+    pub(super) rank: Rank,
 }
 
 /// The next job of a batch.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -14,7 +15,7 @@ use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TensorSource};
 use crate::request::TokenId;
-use crate::step::{PageCopy, RowSlot, StepPlan, StepResult, TokenSource};
+use crate::step::{PageCopy, PageId, RowSlot, StepPlan, StepResult, TokenSource};
 
 /// Passes whose results may wait to be polled.
 const UNPOLLED_MAX: usize = 64;
@@ -36,7 +37,7 @@ pub struct CpuOptions {
 pub struct CpuDevice {
     decoder: Decoder,
     kv: KvPool,
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
     buffers: Buffers,
     head: HeadBuffers,
     tokens: Vec<TokenId>,
@@ -55,10 +56,26 @@ impl CpuDevice {
         let CpuOptions { threads, kv_bytes } = options;
         let threads = threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("refrain-cpu-{i}")).build();
+        let pool = pool.map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
+        CpuDevice::with(config, weights, Arc::new(pool), KvPool::new(config, kv_bytes)?)
+    }
+
+    /// As [`new`](Self::new), on threads that are there already, and with a KV pool of up to `kv_bytes` whose slabs are taken
+    /// and given back, so that other devices may have what this one does not need.
+    pub fn shared(
+        config: &ModelConfig,
+        weights: &dyn TensorSource,
+        threads: Arc<ThreadPool>,
+        kv_bytes: usize,
+    ) -> Result<Self> {
+        CpuDevice::with(config, weights, threads, KvPool::in_slabs(config, kv_bytes)?)
+    }
+
+    fn with(config: &ModelConfig, weights: &dyn TensorSource, pool: Arc<ThreadPool>, kv: KvPool) -> Result<Self> {
         Ok(CpuDevice {
             decoder: Decoder::new(Arch::new(), config, weights)?,
-            kv: KvPool::new(config, kv_bytes)?,
-            pool: pool.map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?,
+            kv,
+            pool,
             buffers: Buffers::default(),
             head: HeadBuffers::default(),
             tokens: Vec::new(),
@@ -70,6 +87,14 @@ impl CpuDevice {
 
     fn limits(&self) -> Limits {
         Limits { pages: self.kv.spec().pages, vocabulary: self.decoder.config.vocab_size }
+    }
+
+    /// Fails if a page is named whose slab is not taken.
+    fn check_taken(&self, pages: impl IntoIterator<Item = PageId>) -> Result<()> {
+        match pages.into_iter().find(|page| !self.kv.has(*page)) {
+            Some(page) => Err(Error::Device(format!("malformed plan: the memory of page {} was not taken", page.0))),
+            None => Ok(()),
+        }
     }
 
     /// Looks up input tokens that are still only in their slots.
@@ -130,6 +155,8 @@ impl Device for CpuDevice {
             return Err(Error::Device(format!("{UNPOLLED_MAX} passes wait to be polled")));
         }
         check_plan(plan, self.limits())?;
+        let written = plan.writes.iter().map(|write| write.page);
+        self.check_taken(written.chain(plan.block_tables.iter().copied()).chain(pages_of(&plan.copies)))?;
         self.resolve(&plan.tokens)?;
         let result = self.run(plan);
         for (sample, &token) in plan.sample.iter().zip(&result.sampled) {
@@ -152,10 +179,31 @@ impl Device for CpuDevice {
 
     fn copy(&mut self, copies: &[PageCopy]) -> Result<()> {
         check_copies(copies, self.limits())?;
+        self.check_taken(pages_of(copies))?;
         let CpuDevice { kv, pool, .. } = self;
         pool.install(|| kv.copy(copies));
         Ok(())
     }
+
+    fn slab_pages(&self) -> u32 {
+        self.kv.pages_per_slab()
+    }
+
+    fn take_slab(&mut self, slab: u32) -> Result<()> {
+        // A pool in one piece has its memory.
+        if self.kv.has(PageId(slab * self.slab_pages())) { Ok(()) } else { self.kv.take(slab) }
+    }
+
+    fn give_slab(&mut self, slab: u32) {
+        if self.slab_pages() < self.kv.spec().pages {
+            self.kv.give(slab);
+        }
+    }
+}
+
+/// Returns the pages that copies name.
+fn pages_of(copies: &[PageCopy]) -> impl Iterator<Item = PageId> {
+    copies.iter().flat_map(|copy| [copy.from, copy.to])
 }
 
 #[cfg(test)]
@@ -167,7 +215,7 @@ mod tests {
     use super::super::reference::{MemoryTensors, Random, add_row, close, naive_logits, tiny_config};
     use super::*;
     use crate::request::{Sampling, TokenLogprobs};
-    use crate::step::{Allowed, PAGE_TOKENS, PageId};
+    use crate::step::{Allowed, PAGE_TOKENS};
 
     fn device(config: &ModelConfig, threads: usize) -> CpuDevice {
         let tensors = MemoryTensors::random(config, 7);
@@ -324,7 +372,7 @@ mod tests {
         let rows: Vec<_> = (0..8u32).map(|row| tokens(4 + row as usize, u64::from(row))).collect();
         let sampling = |row: u32| Sampling {
             temperature: 0.5 + row as f32 / 4.0,
-            top_p: if row % 2 == 0 { 1.0 } else { 0.8 },
+            top_p: if row.is_multiple_of(2) { 1.0 } else { 0.8 },
             top_k: row % 3 * 7,
             seed: u64::from(row / 2),
         };
@@ -453,6 +501,24 @@ mod tests {
             device.launch(&StepPlan::default()).unwrap();
         }
         assert!(device.launch(&StepPlan::default()).is_err());
+    }
+
+    #[test]
+    fn a_pool_in_slabs_gives_the_same_logits_and_names_what_was_not_taken() {
+        let config = tiny_config();
+        let tensors = MemoryTensors::random(&config, 7);
+        let threads = Arc::new(ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+        let mut device = CpuDevice::shared(&config, &tensors, threads, 16 << 20).unwrap();
+        let slab = device.slab_pages();
+        let row = tokens(40, 9);
+        let mut plan = StepPlan::default();
+        add_row(&mut plan, &row, 0, &[PageId(0), PageId(2 * slab), PageId(1)], config.vocab_size as u32);
+        device.take_slab(0).unwrap();
+        assert!(device.launch(&plan).unwrap_err().to_string().contains("was not taken"));
+        device.take_slab(2).unwrap();
+        assert_eq!(bits(&run(&mut device, &plan).top_logits[0]), alone(&config, &row));
+        device.give_slab(2);
+        assert!(device.copy(&[PageCopy { from: PageId(0), to: PageId(2 * slab), tokens: 3 }]).is_err());
     }
 
     #[test]
