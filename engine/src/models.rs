@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
 use refrain_serving::device::Device;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::CpuDevice;
 use refrain_serving::load::{self, LoadedModel};
-use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::local::{EngineConfig, EngineResources, LocalConfig, LocalEngine};
 use refrain_serving::open::{EmbeddingOptions, OpenedModel, is_embedding_folder, open_model};
 use refrain_serving::remote::{MessageTokenizer, RemoteBackend};
 use refrain_serving::{Backend, Error as ServingError, ModelKind, Tokenizer};
@@ -25,7 +25,8 @@ use crate::model_options::{ExternalModel, LocalOptions, ModelType};
 use crate::secrets::SecretStore;
 use crate::statement::Existing;
 
-/// Bytes of a KV pool unless a setting says otherwise: 25,000 tokens of the bundled model. Memory is taken as pages are used.
+/// Bytes of the KV pages of all models unless a setting says otherwise: 25,000 tokens of the bundled model. Memory is taken as
+/// pages are used.
 const KV_CACHE_BYTES: usize = 256 << 20;
 
 /// Where a model comes from.
@@ -104,15 +105,20 @@ pub struct ModelInfo {
 pub struct ModelCatalog {
     models: Mutex<BTreeMap<String, Arc<Model>>>,
     device: Mutex<DeviceOptions>,
+    engine: Arc<SharedEngine>,
     secrets: Arc<SecretStore>,
 }
+
+/// The engine that serves the models of this process: one thread, one pool of KV pages.
+#[derive(Debug, Default)]
+struct SharedEngine(Mutex<Option<(EngineConfig, Arc<LocalEngine>)>>);
 
 /// How the embedded engine runs models that are loaded from now on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceOptions {
     /// Threads of the CPU device; one for each core if not set.
     pub threads: Option<NonZeroUsize>,
-    /// Bytes of the KV pool; the device's choice if not set.
+    /// Bytes of the KV pages of all models together; the device's choice if not set.
     pub kv_cache_bytes: Option<usize>,
     /// Tokens in one step; the scheduler's choice if not set.
     pub step_tokens: Option<u32>,
@@ -303,8 +309,9 @@ impl ModelCatalog {
     pub async fn backend(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let model = self.model(name)?;
         let device = *self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (source, options, secrets) = (model.source.clone(), model.options, Arc::clone(&self.secrets));
-        let open = move |progress| start(source, options, device, &secrets, progress);
+        let (source, options) = (model.source.clone(), model.options);
+        let (engine, secrets) = (Arc::clone(&self.engine), Arc::clone(&self.secrets));
+        let open = move |progress| start(source, options, device, &engine, &secrets, progress);
         model.backend.get(open).await.map_err(own)
     }
 
@@ -328,6 +335,21 @@ impl ModelCatalog {
         }
         let tokenizer = load_tokenizer(&model.source).map_err(own)?;
         Ok(Arc::clone(model.tokenizer.get_or_init(|| tokenizer)))
+    }
+
+    /// Returns what one token of the tokenizer counts for in the model's own tokens; see [`Capabilities::token_scale`].
+    ///
+    /// [`Capabilities::token_scale`]: refrain_serving::Capabilities::token_scale
+    pub fn token_scale(&self, name: &str) -> Result<f64> {
+        let model = self.model(name)?;
+        Ok(match (model.backend.loaded(), &model.source) {
+            (Some((capabilities, _)), _) => capabilities.token_scale,
+            // Made without its key, and only asked what it is.
+            (None, ModelSource::External(external)) => {
+                RemoteBackend::new(external.config.clone()).map_err(own)?.capabilities().token_scale
+            }
+            (None, _) => 1.0,
+        })
     }
 
     /// Returns whether a model of this name is to be added. Fails if it is there and that is an error.
@@ -514,6 +536,7 @@ fn start(
     source: ModelSource,
     options: LocalOptions,
     device: DeviceOptions,
+    engine: &SharedEngine,
     secrets: &SecretStore,
     progress: Arc<LoadProgress>,
 ) -> refrain_serving::Result<Arc<dyn Backend>> {
@@ -543,27 +566,62 @@ fn start(
         let message = "the model writes text and makes no vectors; create it with type = 'completion'";
         return Err(ServingError::Invalid(message.to_owned()));
     }
-    start_on_cpu(model, options, device, progress)
+    start_on_cpu(model, options, device, engine, &progress)
 }
 
-/// Loads a model onto the CPU and starts its engine.
+impl SharedEngine {
+    /// Returns the engine that runs in this way. One that runs otherwise is left to the models that it has.
+    fn get(&self, config: EngineConfig) -> refrain_serving::Result<Arc<LocalEngine>> {
+        let mut current = self.lock();
+        match &*current {
+            Some((running, engine)) if *running == config => Ok(Arc::clone(engine)),
+            _ => {
+                let engine = Arc::new(LocalEngine::start(config)?);
+                *current = Some((config, Arc::clone(&engine)));
+                Ok(engine)
+            }
+        }
+    }
+
+    /// Leaves an engine that takes no more models, so that the next load starts another.
+    fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(EngineConfig, Arc<LocalEngine>)>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Loads a model onto the CPU and hands it to the engine.
 fn start_on_cpu(
     model: LoadedModel,
     options: LocalOptions,
     device: DeviceOptions,
-    progress: Arc<LoadProgress>,
+    engine: &SharedEngine,
+    progress: &LoadProgress,
 ) -> refrain_serving::Result<Arc<dyn Backend>> {
     let LoadedModel { config, weights, tokenizer, digest } = model;
     let mut local = LocalConfig::new(options.max_context.unwrap_or(config.max_context), digest);
     if let Some(tokens) = device.step_tokens {
         local.scheduler.step_tokens = tokens;
     }
-    let cpu = CpuOptions { threads: device.threads, kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES) };
-    let open = move || {
-        let weights = CountedWeights { weights: weights.as_ref(), progress: &progress };
-        Ok(Box::new(CpuDevice::new(&config, &weights, cpu)?) as Box<dyn Device>)
+    let kv_bytes = device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES);
+    let running = engine.get(EngineConfig { threads: device.threads, ..EngineConfig::new(kv_bytes) })?;
+    let open = |resources: &EngineResources| {
+        let weights = CountedWeights { weights: weights.as_ref(), progress };
+        let threads = Arc::clone(&resources.threads);
+        Ok(Box::new(CpuDevice::shared(&config, &weights, threads, resources.kv_bytes)?) as Box<dyn Device>)
     };
-    Ok(Arc::new(LocalBackend::start(open, tokenizer, local)?))
+    match running.add_model(open, tokenizer, local) {
+        Ok(backend) => Ok(Arc::new(backend)),
+        Err(error) => {
+            if matches!(error, ServingError::Device(_)) {
+                engine.forget();
+            }
+            Err(error)
+        }
+    }
 }
 
 fn connect(model: ExternalModel, secrets: &SecretStore) -> refrain_serving::Result<Arc<dyn Backend>> {

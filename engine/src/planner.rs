@@ -173,7 +173,8 @@ impl LlmPlanner {
         let mut estimates = vec![];
         for call in calls {
             let tokenizer = self.models.tokenizer_of(&call.model)?;
-            estimates.push(estimate_call(call, tokenizer.as_ref(), &sample, rows)?);
+            let estimate = estimate_call(call, tokenizer.as_ref(), &sample, rows)?;
+            estimates.push(estimate.in_model_tokens(self.models.token_scale(&call.model)?));
         }
         Ok(estimates)
     }

@@ -11,6 +11,9 @@ const PLAIN_WORDS: &[&str] = &["persistent", "temporary", "api_key", "openai"];
 /// Hidden words shorter than this are left in messages: they are slips of the pen, not keys.
 const WORD_LEN_MIN: usize = 8;
 
+/// Hidden texts shorter than this are hidden where they stand in quotes, since their letters stand in any message.
+const TEXT_LEN_MIN: usize = 4;
+
 /// Whether a statement of this text creates a secret. It is enough that the word follows the verb.
 pub(crate) fn holds_secret(sql: &str) -> bool {
     !hidden_ranges(sql).is_empty()
@@ -21,7 +24,7 @@ pub(crate) fn statement(sql: &str) -> String {
     let (mut text, mut shown) = (String::with_capacity(sql.len()), 0);
     for (start, end) in hidden_ranges(sql) {
         text.push_str(sql[shown..start].trim_end());
-        text.push_str(" ");
+        text.push(' ');
         text.push_str(HIDDEN);
         shown = end;
     }
@@ -41,8 +44,12 @@ pub(crate) fn message(sql: &str, message: &str) -> String {
                 TokenKind::Word | TokenKind::Number => text,
                 _ => continue,
             };
-            if !value.is_empty() && !is_plain(value) {
-                message = message.replace(value, HIDDEN).replace(&value.replace("''", "'"), HIDDEN);
+            let spellings = [value.to_owned(), value.replace("''", "'")];
+            for value in spellings.iter().filter(|value| !value.is_empty() && !is_plain(value)) {
+                message = match value.len() < TEXT_LEN_MIN {
+                    true => message.replace(&format!("'{value}'"), &format!("'{HIDDEN}'")),
+                    false => message.replace(value, HIDDEN),
+                };
             }
         }
     }
@@ -131,5 +138,6 @@ mod tests {
             "k: API_KEY of openai: found '***', ***"
         );
         assert_eq!(message("select 1", "found 1"), "found 1");
+        assert_eq!(message("create secret k ('a')", "a field, not 'a'"), "a field, not '***'");
     }
 }

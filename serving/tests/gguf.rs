@@ -75,6 +75,7 @@ fn run(device: &mut CpuDevice, tokens: &[TokenId], position: usize, top_logits: 
             sampling: Sampling::GREEDY,
             draw: 0,
             top_logits,
+            logprobs: None,
         }],
         block_tables: pages,
         ..StepPlan::default()

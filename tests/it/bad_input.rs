@@ -44,14 +44,14 @@ async fn weights_that_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let (db, _oracle) = session(&[]).await;
     let create = format!("create model broken from '{}'", folder.path().display());
-    rows(&db, &create).await.unwrap();
-    let error = rows(&db, "select ai_complete('p', 'x', model => 'broken')").await.unwrap_err().to_string();
+    let error = rows(&db, &create).await.unwrap_err().to_string();
     assert!(error.contains("neither *.safetensors nor a *.gguf"), "{error}");
     fs::write(folder.path().join("model.safetensors"), "not a tensor").unwrap();
     fs::write(folder.path().join("config.json"), "{").unwrap();
-    rows(&db, &create.replace("create", "create or replace")).await.unwrap();
-    let error = rows(&db, "select ai_complete('p', 'x', model => 'broken')").await.unwrap_err().to_string();
+    let error = rows(&db, &create).await.unwrap_err().to_string();
     assert!(error.contains("config.json"), "{error}");
+    let error = rows(&db, "select ai_complete('p', 'x', model => 'broken')").await.unwrap_err().to_string();
+    assert!(error.contains("\"broken\" is unknown"), "{error}");
     assert_eq!(rows(&db, "select ai_complete('p', 'x', model => 'mock')").await.unwrap(), ["p(x)"]);
 }
 

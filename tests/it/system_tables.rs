@@ -172,6 +172,41 @@ async fn a_model_from_files_is_described_before_it_is_loaded() {
 }
 
 #[tokio::test]
+async fn two_models_serve_in_turn_and_one_is_unloaded() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../serving/models/mini-draft");
+    let db = Refrain::builder().build().await.unwrap();
+    rows(&db, &format!("create model draft from '{}'", folder.display())).await.unwrap();
+    let ask =
+        |model| format!("select ai_classify('a wonderful film', ['good', 'bad'], model => '{model}') in ('good', 'bad')");
+    let (draft, mini) = (ask("draft"), ask("mini"));
+    let (a, b) = tokio::join!(rows(&db, &draft), rows(&db, &mini));
+    assert_eq!((a.unwrap(), b.unwrap()), (vec!["true".to_owned()], vec!["true".to_owned()]));
+    rows(&db, "unload model draft").await.unwrap();
+    assert_eq!((state(&db, "draft").await, state(&db, "mini").await), ("not loaded".to_owned(), "loaded".to_owned()));
+    assert_eq!(rows(&db, &mini).await.unwrap(), ["true"]);
+    assert_eq!(rows(&db, &draft).await.unwrap(), ["true"]);
+}
+
+#[tokio::test]
+async fn a_load_that_failed_is_tried_again() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../serving/models/mini-draft");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(source).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let db = Refrain::builder().build().await.unwrap();
+    rows(&db, &format!("create model draft from '{}'", folder.path().display())).await.unwrap();
+    let (weights, away) = (folder.path().join("model.gguf"), folder.path().join("away"));
+    std::fs::rename(&weights, &away).unwrap();
+    let error = rows(&db, "select ai_complete('p', 'x', max_tokens => 2)").await.unwrap_err();
+    assert!(matches!(error, Error::Model(_)), "{error:?}");
+    assert_eq!(state(&db, "draft").await, "not loaded");
+    std::fs::rename(&away, &weights).unwrap();
+    assert_eq!(rows(&db, "select ai_complete('p', 'x', max_tokens => 2) is not null").await.unwrap(), ["true"]);
+}
+
+#[tokio::test]
 async fn a_statement_knows_its_columns_before_it_runs() {
     let db = Refrain::builder().build().await.unwrap();
     for sql in ["show models", "describe model mini", "show secrets", "select * from ai_queries()"] {

@@ -70,6 +70,19 @@ pub fn estimate_call(
     })
 }
 
+impl CallEstimate {
+    /// Counts in tokens of the model, of which one of its tokenizer here makes `scale`.
+    pub fn in_model_tokens(self, scale: f64) -> CallEstimate {
+        let scaled = |tokens: u64| (tokens as f64 * scale).round() as u64;
+        CallEstimate {
+            prompt_tokens: scaled(self.prompt_tokens),
+            head_tokens: scaled(self.head_tokens),
+            is_exact: self.is_exact && scale == 1.0,
+            ..self
+        }
+    }
+}
+
 /// Tokens of each prompt that the prompt before it begins with: what a cache of one path saves.
 fn shared_tokens(prompts: &[&[Arc<[u32]>]]) -> u64 {
     let mut shared = 0;
