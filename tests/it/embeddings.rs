@@ -21,7 +21,7 @@ async fn session() -> (Refrain, Arc<MockBackend>) {
 #[tokio::test]
 async fn each_distinct_text_is_embedded_once_a_query() {
     let (db, vectors) = session().await;
-    rows(&db, "CREATE TABLE t AS SELECT value AS i, 'text ' || value % 10 AS s FROM generate_series(1, 1000)")
+    rows(&db, "CREATE TABLE t AS SELECT value AS i, 'text ' || (value % 10) AS s FROM generate_series(1, 1000)")
         .await
         .unwrap();
     let check = async |sql: &str, calls: u64| {
