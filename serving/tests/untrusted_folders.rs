@@ -130,7 +130,7 @@ fn apply(bytes: &mut Vec<u8>, len: usize, damage: Damage) {
 const MODELS: [&str; 6] = ["llama_gqa", "llama_yarn", "qwen2_window", "qwen3_layers", "phi3_partial", "smollm3"];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn any_value_in_a_configuration(
