@@ -17,9 +17,9 @@
 //! m is small: at m = 8 it reached 14 to 40 GFLOP/s on four shapes of the default model, this kernel 82 to 199. At m = 512 the
 //! two were not told apart: both reached 260 to 300 in some shape, on two Sapphire Rapids cores shared with other work.
 //!
-//! **Speed.** On one such core (roof 216 GFLOP/s) the product with f32 weights reaches 69 to 77 % of the roof for the default model's layers at
-//! m = 64 and 512 (examples/cpu_bench.rs), its inner loop alone 82 to 84 % at m = 96. Tiles of 8x48 and 6x64 were no better than
-//! 12x32, and KC = 256 was best of 128, 256, 512 and all of k.
+//! **Speed.** On one such core (roof 216 GFLOP/s) the product with f32 weights reaches 69 to 77 % of the roof for the default
+//! model's layers at m = 64 and 512 (examples/cpu_bench.rs), its inner loop alone 82 to 84 % at m = 96. Tiles of 8x48 and 6x64
+//! were no better than 12x32, and KC = 256 was best of 128, 256, 512 and all of k.
 
 use std::ops::Range;
 
