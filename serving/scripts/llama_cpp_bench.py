@@ -13,7 +13,8 @@ Models, each as F16 and as Q8_0, are written to a temporary folder:
 
 Measured are a prompt of 512 tokens, one sequence and 32 sequences decoding one token after 128. llama.cpp is loaded through its
 C interface with n_batch = n_ubatch = 512, as many threads as there are processors, and flash attention off and on: the faster
-counts. Both engines run in processes of their own by turns; a figure is the median of the runs. "limit" is the time that the
+counts. Both engines run in processes of their own by turns; a run takes the median of its passes, and a figure is the best
+run's, since other processes only slow one down. "limit" is the time that the
 matrix products need at the measured peak of fused multiply-adds, or that reading the file needs at the measured memory rate,
 whichever is longer. Last, greedy answers of both engines to the golden prompts are compared for mini.
 """
@@ -206,9 +207,10 @@ def llama_times(path):
             context = llama_context(model, sequences, flash)
             memory = llama_cpp.llama_get_memory(context)
             first = 0 if name == "prefill" else CONTEXT
-            # Contexts are filled in chunks of n_batch tokens.
-            for sequence in range(sequences if first else 0):
-                llama_pass(context, [(sequence, 0, tokens(0, first))])
+            if first:
+                llama_pass(context, [(0, 0, tokens(0, first))])
+            for sequence in range(1, sequences):
+                llama_cpp.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
             times = []
             for _ in range({"prefill": 3, "decode": 30, "batch": 8}[name] + 1):
                 rows = [(sequence, first, tokens(first, count)) for sequence in range(sequences)]
@@ -266,7 +268,7 @@ def compare_times(args, files):
     for name, path in files.items():
         total, layers = parameters(path)
         for step, (sequences, count) in PASSES.items():
-            mine, other = (statistics.median(run[step] for run in runs[name]) for runs in (ours, theirs))
+            mine, other = (min(run[step] for run in runs[name]) for runs in (ours, theirs))
             tokens = sequences * count
             arithmetic = 2 * (layers * tokens + (total - layers) * sequences) / roof["gflops"] / 1e6
             memory = path.stat().st_size / roof["gbytes"] / 1e6

@@ -5,10 +5,11 @@
 //! **Order of summation.** `out[i][j]` is one chain of fused multiply-adds over `k` in ascending order, begun at zero or at the
 //! old `out[i][j]`. It depends on neither `m`, nor the tile that a row falls into, nor the number of threads.
 //!
-//! **How.** Weights lie in panels `[n / NR][k][NR]`, NR two vectors wide, padded with zeros. A micro-kernel keeps up to 12 rows by
-//! NR columns of `out` in registers and walks `KC` steps of `k`, so that the piece of the panel stays in the first-level cache
-//! for all rows of the task; sums are put down and taken up again between pieces, which does not change their bits.
-//! With many rows each task takes a block of rows, with few rows a group of panels.
+//! **How.** Weights lie in panels two vectors wide (`panels`). A piece of a panel, `KC` steps of `k`, is widened to f32 in a buffer
+//! that stays in the first-level cache; then a micro-kernel walks it once for every tile of rows of the task, up to 12 rows by a
+//! panel's columns of `out` in registers. Sums are put down and taken up again between pieces, which does not change their bits.
+//! One row alone would wait for its own sums, so with up to three rows several panels are walked together. With many rows each
+//! task takes a block of rows, with few rows a group of panels and with it a piece of every row of `out`.
 //!
 //! **Why not the `gemm` crate.** Its 0.19 release is not invariant: of m = 1 to 39 and some up to 599, m = 1 gave other bits
 //! than the same row within m = 600, in each of five shapes, as it takes another kernel there; how it blocks `k` is its own
@@ -16,9 +17,9 @@
 //! m is small: at m = 8 it reached 14 to 40 GFLOP/s on four shapes of the default model, this kernel 82 to 199. At m = 512 the
 //! two were not told apart: both reached 260 to 300 in some shape, on two Sapphire Rapids cores shared with other work.
 //!
-//! **Speed.** On one such core (roof 216 GFLOP/s) the product reaches 69 to 77 % of the roof for the default model's layers at
-//! m = 64 and 512 (examples/cpu_bench.rs), its inner loop alone 82 to 84 % at m = 96. Tiles of 8x48 and 6x64 were no better than
-//! 12x32, and KC = 256 was best of 128, 256, 512 and all of k.
+//! **Speed.** On one such core (roof 216 GFLOP/s) the product with f32 weights reaches 69 to 77 % of the roof for the default
+//! model's layers at m = 64 and 512 (examples/cpu_bench.rs), its inner loop alone 82 to 84 % at m = 96. Tiles of 8x48 and 6x64
+//! were no better than 12x32, and KC = 256 was best of 128, 256, 512 and all of k.
 
 use std::ops::Range;
 
