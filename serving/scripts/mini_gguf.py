@@ -3,7 +3,7 @@
 
     pip install gguf 'llama-cpp-python[server]'
     python mini_gguf.py serving/models/mini mini.gguf
-    python -m llama_cpp.server --model mini.gguf --n_ctx 2048 --port 8000
+    python -m llama_cpp.server --model mini.gguf --n_ctx 2048 --logits_all true --interrupt_requests false --port 8000
 
 The bundled files have no vocabulary inside. The tokenizer is a byte-level BPE whose text is split as Qwen2's is, one digit at a
 time, so llama.cpp reads it as `gpt2` with the pre-tokenizer `qwen2`.

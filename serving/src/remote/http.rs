@@ -94,12 +94,13 @@ impl<'a> Attempt<'a> {
         Ok(value)
     }
 
-    /// Reads a streamed answer up to its end mark, or the end of the connection if the answer says that it ended.
+    /// Reads a streamed answer up to its end mark, or the end of the connection. It is whole only if it says why it ended: a
+    /// server that gives up on a request may send the end mark all the same.
     async fn read_events(&mut self, reply: &mut Reply) -> Result<(), Fault> {
         let (mut events, mut size) = (Events::default(), 0);
         loop {
             let chunk = self.next(size).await?;
-            let ended = chunk.is_none();
+            let mut ended = chunk.is_none();
             let data = match chunk {
                 Some(chunk) => {
                     size += chunk.len();
@@ -111,7 +112,8 @@ impl<'a> Attempt<'a> {
                 if data.trim() == "[DONE]" {
                     // A body that was read to its end leaves the connection to the next request.
                     let _ = timeout(END_OF_BODY, self.response.chunk()).await;
-                    return Ok(());
+                    ended = true;
+                    break;
                 }
                 let value = serde_json::from_str(&data)
                     .map_err(|_| self.malformed(&format!("an event that is not JSON: {}", shorten(&self.redact(&data)))))?;

@@ -77,6 +77,6 @@ mod tests {
         let head: Segment = vec![1, 2, 3].into();
         let prompt = |tail: u32| vec![Arc::clone(&head), Segment::from([tail, 9])];
         assert_eq!((shared(&prompt(4), &prompt(5)), shared(&prompt(4), &prompt(4))), (3, 5));
-        assert_eq!(shared(&[head.clone()], &[[1, 2].into(), [3].into()]), 3);
+        assert_eq!(shared(std::slice::from_ref(&head), &[[1, 2].into(), [3].into()]), 3);
     }
 }

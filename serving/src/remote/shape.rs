@@ -17,6 +17,9 @@ use crate::request::{OutputShape, TokenId};
 /// The key of an object that holds an answer which is none, for services that know objects only.
 const WRAPPER: &str = "answer";
 
+/// Whole numbers are listed while there are at most this many.
+const NUMBER_CHOICES_MAX: f64 = 256.0;
+
 /// How deep schemas are followed when keys are put in order.
 const MAX_DEPTH: u32 = 64;
 
@@ -33,6 +36,11 @@ impl Shape {
         let grammar = match &**shape {
             OutputShape::Json(_) | OutputShape::Regex(_) => {
                 Some(ConstraintCompiler::new(Arc::new(MessageTokenizer)).compile(shape)?)
+            }
+            OutputShape::Number { .. } => {
+                // Compiled only to learn whether there is such a number; reading one needs no grammar.
+                ConstraintCompiler::new(Arc::new(MessageTokenizer)).compile(shape)?;
+                None
             }
             OutputShape::Choice(labels) if labels.is_empty() => {
                 return Err(Error::Invalid("a choice needs at least one label".to_string()));
@@ -155,6 +163,11 @@ impl fmt::Debug for Shape {
 fn schema(shape: &OutputShape) -> Option<Value> {
     match shape {
         OutputShape::Choice(labels) => Some(json!({"type": "string", "enum": labels})),
+        OutputShape::Number { min, max, integer: true } if max.floor() - min.ceil() < NUMBER_CHOICES_MAX => {
+            // Not every service enforces bounds; all that enforce schemas know lists.
+            let numbers: Vec<i64> = (min.ceil() as i64..=max.floor() as i64).collect();
+            Some(json!({"type": "integer", "enum": numbers}))
+        }
         OutputShape::Number { min, max, integer } => {
             let mut schema = json!({"type": if *integer { "integer" } else { "number" }});
             for (key, bound) in [("minimum", min), ("maximum", max)] {
@@ -388,6 +401,7 @@ mod tests {
         let any = shape(OutputShape::Number { min: f64::NEG_INFINITY, max: 1e30, integer: false });
         check(&any, "-1.5e3", Some("-1500"));
         check(&any, "inf", None);
+        assert!(Shape::new(&Arc::new(OutputShape::Number { min: 2.0, max: 1.0, integer: false })).is_err());
     }
 
     #[test]
@@ -457,6 +471,11 @@ mod tests {
         assert_eq!(labels.fields(Prompt), (Map::new(), false));
         let score = shape(OutputShape::Number { min: 1.0, max: 2.5, integer: false });
         assert_eq!(score.fields(Guided).0["guided_json"], json!({"type": "number", "minimum": 1, "maximum": 2.5}));
+        let whole =
+            |min, max| shape(OutputShape::Number { min, max, integer: true }).fields(Guided).0["guided_json"].clone();
+        assert_eq!(whole(0.5, 3.0), json!({"type": "integer", "enum": [1, 2, 3]}));
+        assert_eq!(whole(0.0, 1000.0), json!({"type": "integer", "minimum": 0, "maximum": 1000}));
+        assert_eq!(whole(0.0, f64::INFINITY), json!({"type": "integer", "minimum": 0}));
         let regex = shape(OutputShape::Regex("a".to_string()));
         assert_eq!(regex.fields(JsonSchema), (Map::new(), false));
         assert_eq!(regex.fields(Guided).0["guided_regex"], "a");

@@ -77,13 +77,15 @@ async fn streams_that_break_off_are_asked_again() {
         0 => Reply::events(&[r#"{"choices": [{"delta": {"content": "Pa"}}]}"#]),
         1 => Reply::events(&[r#"{"error": {"message": "overloaded"}}"#]),
         2 => Reply::events(&["{"]),
+        // llama-cpp-python ends streams like this when another request comes in.
+        3 => Reply::events(&[r#"{"choices": [{"delta": {"content": "Pa"}}]}"#, "[DONE]"]),
         // A service that ignores the wish for a stream.
         _ => Reply::chat("Paris"),
     })
     .await;
     let backend = backend(&server, |config| config.streaming = true);
     let completion = ask_one(&backend, "q", OutputShape::Text).await.unwrap();
-    assert_eq!((completion.usage.retries, completion.result.unwrap().text.as_str()), (3, "Paris"));
+    assert_eq!((completion.usage.retries, completion.result.unwrap().text.as_str()), (4, "Paris"));
 }
 
 #[tokio::test]
@@ -116,6 +118,20 @@ async fn vectors() {
     assert_eq!(inputs, [json!(["abc", "x"]), json!(["yyy"])]);
     assert_eq!((received[0].path.as_str(), &received[0].body["dimensions"]), ("/v1/embeddings", &json!(2)));
     assert!(ask_one(&backend, "text", OutputShape::Text).await.is_err());
+}
+
+#[tokio::test]
+async fn vectors_are_cut_here_where_the_service_does_not() {
+    let server = Server::start(|_, received| match received.body.get("dimensions") {
+        Some(_) => Reply::error(400, "This model does not support the parameter `dimensions`: unknown field", ""),
+        None => Reply::json(200, &json!({"data": [{"embedding": [3, 4, 12]}]})),
+    })
+    .await;
+    let backend = backend(&server, |config| config.api_format = ApiFormat::Embeddings);
+    let completion = ask_one(&backend, "a", OutputShape::Embedding { dimensions: Some(2) }).await.unwrap();
+    assert_eq!((completion.usage.retries, completion.result.unwrap().embedding), (1, Some(vec![0.6, 0.8])));
+    let short = failure(ask_one(&backend, "a", OutputShape::Embedding { dimensions: Some(4) }).await);
+    assert!(matches!(&short, RowFailure::Schema(reason) if reason.contains("3 dimensions where 4")), "{short}");
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! Remote models against a real HTTP server on this machine.
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping it")]
 
 mod answers;
 mod faults;

@@ -1,6 +1,7 @@
 //! When requests are sent: order, concurrency, rate, priority, and what cancels them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use refrain_serving::{Backend, Error, OutputShape};
@@ -131,6 +132,17 @@ async fn cancelling_ends_the_stream_after_what_is_there() {
     // The place is free again.
     gate.add_permits(1);
     assert_eq!(text(ask_one(&backend, "4", OutputShape::Text).await), "fine");
+}
+
+#[tokio::test]
+async fn waits_can_be_cancelled() {
+    let server = Server::start(|_, _| Reply::error(429, "slow down", "").with("retry-after", "3600")).await;
+    let backend = backend(&server, |config| config.backoff_max = Duration::from_secs(3600));
+    let mut stream = backend.submit(batch(&backend, &["1", "2"], OutputShape::Text));
+    server.wait_for(|counts| counts.received >= 1 && counts.active == 0).await;
+    backend.cancel(stream.id());
+    assert!(stream.next().await.is_none());
+    assert_eq!((backend.stats().cancelled, backend.stats().pending), (2, 0));
 }
 
 #[tokio::test]
