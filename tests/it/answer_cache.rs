@@ -46,7 +46,7 @@ async fn a_later_session_costs_nothing_and_answers_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let query = format!(
         "select ai_complete('p', a), ai_filter('1', a), ai_score('p', a), ai_classify(a, ['x', 'y']), \
-         ai_complete('JSON of what there is to say about this row', a, return_type => 'STRUCT<n BIGINT, b VARCHAR>') from {ROWS} order by a"
+         ai_complete('JSON of what there is to say about this row', a, return_type => 'STRUCT(n BIGINT, b VARCHAR)') from {ROWS} order by a"
     );
     let (db, oracle) = session(&persistent(folder.path())).await;
     let first = rows(&db, &query).await.unwrap();
