@@ -45,8 +45,8 @@ async fn a_second_query_in_the_session_costs_nothing() {
 async fn a_later_session_costs_nothing_and_answers_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let query = format!(
-        "select ai_complete('p', a), ai_filter('1', a), ai_score('p', a), ai_classify(a, ['x', 'y'], output_mode => 'multi'), \
-         ai_complete('JSON of what there is to say about this row', a, return_type => 'STRUCT<n BIGINT, b VARCHAR>') from {ROWS} order by a"
+        "select ai_complete('p', a), ai_filter('1', a), ai_score('p', a), ai_classify(a, ['x', 'y']), \
+         ai_complete('JSON of what there is to say about this row', a, return_type => 'STRUCT(n BIGINT, b VARCHAR)') from {ROWS} order by a"
     );
     let (db, oracle) = session(&persistent(folder.path())).await;
     let first = rows(&db, &query).await.unwrap();
@@ -84,7 +84,7 @@ async fn another_question_is_asked() {
         "ai_complete('p', a)",
         "ai_complete('q', a)",
         "ai_complete('p', b)",
-        "ai_complete('p', named_struct('b', a))",
+        "ai_complete('p', named_struct('c', a))",
         "ai_complete('p', a, b)",
         "ai_complete('p', a, max_tokens => 9)",
         "ai_complete('p', a, seed => 9)",
