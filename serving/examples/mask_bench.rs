@@ -62,11 +62,11 @@ fn schema() -> OutputShape {
 fn decide(tokenizer: &Arc<dyn Tokenizer>, rows: usize, threads: usize) -> Result<(usize, f64), Failure> {
     let factory = ConstraintCompiler::new(Arc::clone(tokenizer)).with_lanes(threads).compile(&schema())?;
     let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
-    let mut decisions = 0;
-    let start = Instant::now();
+    let (mut decisions, mut seconds) = (0, 0.0);
     for round in 0..4 {
         let mut states: Vec<Box<dyn Constraint>> = (0..rows).map(|_| factory.state()).collect();
         states.sort_by_key(|state| state.lane());
+        let start = Instant::now();
         for step in 0..80 {
             decisions += states.len();
             let mut lanes: Vec<_> = states.chunk_by_mut(|a, b| a.lane() == b.lane()).collect();
@@ -76,8 +76,9 @@ fn decide(tokenizer: &Arc<dyn Tokenizer>, rows: usize, threads: usize) -> Result
             let mut open = open.into_iter().flatten();
             states.retain(|_| open.next().unwrap_or(false));
         }
+        seconds += start.elapsed().as_secs_f64();
     }
-    Ok((decisions, start.elapsed().as_secs_f64()))
+    Ok((decisions, seconds))
 }
 
 /// Takes a row to its next choice and makes it. Returns whether there was one.
