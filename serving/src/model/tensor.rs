@@ -24,7 +24,7 @@ pub struct HostTensor {
     pub bytes: Vec<u8>,
 }
 
-/// How values are stored.
+/// How values are stored. Blocks lie along the innermost dimension; their layouts are in the file `quant.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
     /// IEEE single precision.
@@ -33,6 +33,24 @@ pub enum DType {
     F16,
     /// bfloat16.
     BF16,
-    /// GGUF's blocks of 32 values along the innermost dimension: an f16 scale, then 32 signed bytes.
+    /// Blocks of 32 values of 8 bits with a scale.
     Q8_0,
+    /// Blocks of 32 values of 4 bits with a scale.
+    Q4_0,
+    /// Blocks of 32 values of 4 bits with a scale and a minimum.
+    Q4_1,
+    /// Blocks of 32 values of 5 bits with a scale.
+    Q5_0,
+    /// Blocks of 32 values of 5 bits with a scale and a minimum.
+    Q5_1,
+    /// Blocks of 256 values of 2 bits with a scale and a minimum for each 16.
+    Q2K,
+    /// Blocks of 256 values of 3 bits with a scale for each 16.
+    Q3K,
+    /// Blocks of 256 values of 4 bits with a scale and a minimum for each 32.
+    Q4K,
+    /// Blocks of 256 values of 5 bits with a scale and a minimum for each 32.
+    Q5K,
+    /// Blocks of 256 values of 6 bits with a scale for each 16.
+    Q6K,
 }

@@ -2,19 +2,13 @@
 //!
 //! Projections that read the same input are packed as one matrix: query, key and value; gate and up.
 
-use half::{bf16, f16};
 use pulp::Arch;
 
 use super::attention::HEAD_DIM_MAX;
 use super::gemm::PackedMatrix;
 use crate::error::{Error, Result};
-use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
+use crate::model::{HostTensor, ModelConfig, TensorSource, dequantize};
 use crate::request::TokenId;
-
-/// Values in a block of `DType::Q8_0`.
-const Q8_BLOCK: usize = 32;
-/// Bytes of a block of `DType::Q8_0`: an f16 scale and 32 signed bytes.
-const Q8_BLOCK_BYTES: usize = 34;
 
 /// All weights of a decoder.
 #[derive(Debug)]
@@ -134,8 +128,8 @@ impl Table {
 
     /// Decodes row `row` into `out`, which has the width of the table.
     pub(super) fn decode(&self, row: TokenId, out: &mut [f32]) {
-        let size = row_bytes(self.tensor.dtype, self.width);
-        decode(self.tensor.dtype, &self.tensor.bytes[row as usize * size..][..size], out);
+        let size = self.tensor.bytes.len() / self.rows();
+        dequantize(self.tensor.dtype, &self.tensor.bytes[row as usize * size..][..size], out);
     }
 }
 
@@ -159,7 +153,7 @@ fn read_vector(source: &dyn TensorSource, name: &str, len: usize) -> Result<Vec<
     let tensor = source.read(name, &[len])?;
     check_bytes(name, &tensor, 1, len)?;
     let mut values = vec![0.0; len];
-    decode(tensor.dtype, &tensor.bytes, &mut values);
+    dequantize(tensor.dtype, &tensor.bytes, &mut values);
     Ok(values)
 }
 
@@ -175,42 +169,13 @@ fn read_joined(present: bool, source: &dyn TensorSource, parts: &[(String, usize
     Ok(Some(joined))
 }
 
-/// Bytes of a row of `width` values.
-fn row_bytes(dtype: DType, width: usize) -> usize {
-    match dtype {
-        DType::F32 => 4 * width,
-        DType::F16 | DType::BF16 => 2 * width,
-        DType::Q8_0 => width / Q8_BLOCK * Q8_BLOCK_BYTES,
-    }
-}
-
 fn check_bytes(name: &str, tensor: &HostTensor, rows: usize, width: usize) -> Result<()> {
-    let whole_blocks = tensor.dtype != DType::Q8_0 || width.is_multiple_of(Q8_BLOCK);
-    if whole_blocks && tensor.bytes.len() == rows * row_bytes(tensor.dtype, width) {
+    let expected = tensor.dtype.row_bytes(width).and_then(|bytes| bytes.checked_mul(rows));
+    if expected == Some(tensor.bytes.len()) {
         return Ok(());
     }
     let HostTensor { dtype, bytes, .. } = tensor;
     Err(Error::Invalid(format!("tensor {name} of {rows} x {width} values as {dtype:?} cannot have {} bytes", bytes.len())))
-}
-
-/// Decodes one row of stored values.
-fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    match dtype {
-        DType::F32 => bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f32::from_le_bytes(bytes)),
-        DType::F16 => {
-            bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = f16::from_le_bytes(bytes).to_f32())
-        }
-        DType::BF16 => {
-            bytes.as_chunks().0.iter().zip(out).for_each(|(&bytes, out)| *out = bf16::from_le_bytes(bytes).to_f32())
-        }
-        DType::Q8_0 => {
-            let blocks = bytes.as_chunks::<Q8_BLOCK_BYTES>().0;
-            for ([low, high, quants @ ..], out) in blocks.iter().zip(out.as_chunks_mut::<Q8_BLOCK>().0) {
-                let scale = f16::from_le_bytes([*low, *high]).to_f32();
-                quants.iter().zip(out).for_each(|(&quant, out)| *out = scale * f32::from(quant as i8));
-            }
-        }
-    }
 }
 
 fn check_config(config: &ModelConfig) -> Result<()> {
@@ -234,22 +199,6 @@ fn check_config(config: &ModelConfig) -> Result<()> {
 mod tests {
     use super::super::reference::{MemoryTensors, tiny_config};
     use super::*;
-
-    #[test]
-    fn decodes_every_dtype() {
-        let mut out = [0.0; 2];
-        decode(DType::F32, &[0, 0, 192, 63, 0, 0, 0, 192], &mut out);
-        assert_eq!(out, [1.5, -2.0]);
-        decode(DType::F16, &[0, 62, 0, 192], &mut out);
-        assert_eq!(out, [1.5, -2.0]);
-        decode(DType::BF16, &[192, 63, 0, 192], &mut out);
-        assert_eq!(out, [1.5, -2.0]);
-        let mut block = vec![0, 56];
-        block.extend((0..32).map(|i| (i as i8 - 16) as u8));
-        let mut out = [0.0; 32];
-        decode(DType::Q8_0, &block, &mut out);
-        assert!(out.iter().enumerate().all(|(i, &x)| x == 0.5 * (i as f32 - 16.0)));
-    }
 
     #[test]
     fn damaged_models_are_errors_not_panics() {
