@@ -39,8 +39,9 @@ pub struct LoadedModel {
 ///
 /// A folder holds tokenizer.json and either config.json with `*.safetensors`, or one `*.gguf`; tokenizer_config.json,
 /// generation_config.json and chat_template.jinja are used where present. Safetensors may be of the Llama, Mistral, Phi-3,
-/// Qwen2, Qwen3 or SmolLM3 architecture in bf16, f16 or f32; GGUF of llama, in F32, F16, BF16 or Q8_0. Beside a GGUF file the tokenizer files are
-/// those of its folder.
+/// Qwen2, Qwen3 or SmolLM3 architecture in bf16, f16 or f32. GGUF may be of llama, qwen2, qwen3, phi3 or smollm3, in F32, F16,
+/// BF16, Q8_0, Q4_0 to Q5_1 or Q2_K to Q6_K. If tokenizer.json lies beside a GGUF file, the tokenizer files of the folder are
+/// used, else the tokenizer and the chat template in the file; the template also where the folder has no tokenizer_config.json.
 ///
 /// Fails with [`Error::Weights`], naming the file and what to do, if anything is missing, damaged or not supported.
 pub fn load_folder(path: impl AsRef<Path>) -> Result<LoadedModel> {
@@ -67,7 +68,7 @@ fn load_safetensors(folder: &Path) -> Result<LoadedModel> {
     let path = folder.join("config.json");
     let text = read_text(&path, CONFIG_MAX)?;
     let mut config = hf_config::parse(&text).map_err(|reason| weights_error(&path, reason))?;
-    let mut files = ModelFiles::read(folder)?;
+    let mut files = ModelFiles::read(folder, Value::default)?;
     if let Some((text, json)) = read_json(&folder.join("generation_config.json"))? {
         config.end_tokens.extend(hf_config::end_tokens(&json));
         files.texts.push(text);
@@ -80,7 +81,19 @@ fn load_safetensors(folder: &Path) -> Result<LoadedModel> {
 
 fn load_gguf(path: &Path, folder: &Path) -> Result<LoadedModel> {
     let weights = GgufFile::open(path)?;
-    ModelFiles::read(folder)?.assemble(weights.config().clone(), weights)
+    let mut config = weights.config().clone();
+    let inside = if folder.join("tokenizer.json").exists() { None } else { weights.vocabulary()? };
+    let files = match inside {
+        Some(vocabulary) => {
+            config.end_tokens.extend(vocabulary.end_tokens);
+            // The file's own digest covers its metadata.
+            let chat = (String::new(), vocabulary.tokenizer_config);
+            ModelFiles::new(path.to_owned(), vocabulary.tokenizer_json, chat, None)
+                .map_err(|error| weights_error(path, error.to_string()))?
+        }
+        None => ModelFiles::read(folder, || weights.tokenizer_config())?,
+    };
+    files.assemble(config, weights)
 }
 
 /// The small files of a model.
@@ -95,8 +108,8 @@ pub(super) struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Reads the tokenizer files of a folder.
-    fn read(folder: &Path) -> Result<Self> {
+    /// Reads the tokenizer files of a folder. `configuration` stands for tokenizer_config.json where there is none.
+    fn read(folder: &Path, configuration: impl FnOnce() -> Value) -> Result<Self> {
         let tokenizer_path = folder.join("tokenizer.json");
         if !tokenizer_path.exists() {
             return Err(weights_error(
@@ -105,7 +118,8 @@ impl ModelFiles {
             ));
         }
         let tokenizer = read_text(&tokenizer_path, TOKENIZER_MAX)?;
-        let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        let config = read_json(&folder.join("tokenizer_config.json"))?;
+        let config = config.unwrap_or_else(|| (String::new(), configuration()));
         let template_path = folder.join("chat_template.jinja");
         let template = template_path.exists().then(|| read_text(&template_path, CONFIG_MAX)).transpose()?;
         let named = if template.is_some() { template_path } else { folder.join("tokenizer_config.json") };

@@ -20,6 +20,8 @@ use crate::tokenizer::Tokenizer;
 
 /// Token ids above this are taken for damage in the file.
 const VOCABULARY_MAX: usize = 1 << 24;
+/// So many ids may be unused, and as many again for each token: more are damage, and would take memory that no file backs.
+const UNUSED_MAX: usize = 1 << 16;
 
 /// A tokenizer.json together with the chat template of its model.
 pub struct HfTokenizer {
@@ -45,9 +47,11 @@ impl HfTokenizer {
         remove_added_tokens(&mut json, &added);
         let plain = build(&json)?;
 
-        let vocab_size = control.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
-        if vocab_size == 0 || vocab_size > VOCABULARY_MAX {
-            return Err(Error::Invalid(format!("the tokenizer's largest token id is {}", vocab_size.saturating_sub(1))));
+        let vocab = control.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |id| *id as usize + 1);
+        if vocab_size == 0 || vocab_size > VOCABULARY_MAX.min(2 * vocab.len() + UNUSED_MAX) {
+            let (largest, tokens) = (vocab_size.saturating_sub(1), vocab.len());
+            return Err(Error::Invalid(format!("the tokenizer's largest token id is {largest}, for {tokens} tokens")));
         }
         let control_ids: HashSet<_> = added.iter().filter(|token| token.special).map(|token| token.id).collect();
         let literal: HashSet<_> = added.iter().filter(|token| !token.special).map(|token| token.id).collect();
@@ -314,7 +318,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_tokenizer() {
-        for json in ["", "3", "[]", "{}", r#"{"decoder": {"type": "WordPiece"}}"#, r#"{"decoder": {"type": "ByteLevel"}}"#] {
+        let far = r#"{"decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": {"a": 9999999}, "merges": []}}"#;
+        let decoders = [r#"{"decoder": {"type": "WordPiece"}}"#, r#"{"decoder": {"type": "ByteLevel"}}"#];
+        for json in ["", "3", "[]", "{}", far].into_iter().chain(decoders) {
             let built = HfTokenizer::from_bytes(json.as_bytes(), ChatTemplate::plain(), vec![]);
             assert!(matches!(built, Err(Error::Invalid(_))), "{json}");
         }

@@ -2,22 +2,25 @@
 
 use std::path::Path;
 
-use super::config::model_config;
+use super::config::{architecture, interleaved, model_config};
 use super::header::{Contents, Place};
+use super::vocabulary::{Vocabulary, tokenizer_config};
 use crate::error::{Error, Result};
 use crate::load::storage::Storage;
 use crate::load::weights::{WeightFiles, check_shape, missing};
 use crate::model::{HostTensor, ModelConfig, TensorSource};
 
-/// A GGUF file of a Llama model. Tensors are read when they are asked for, under their Hugging Face names.
+/// A GGUF file of a decoder. Tensors are read when they are asked for, under their Hugging Face names.
 #[derive(Debug)]
 pub struct GgufFile {
     contents: Contents,
     config: ModelConfig,
+    /// Whether rows of query and key heads are interleaved rotary pairs.
+    interleaved: bool,
 }
 
 impl GgufFile {
-    /// Opens a file and reads its header. Fails if it is damaged or of another architecture than llama.
+    /// Opens a file and reads its header. Fails if it is damaged or of an architecture that is not supported.
     pub fn open(path: &Path) -> Result<Self> {
         GgufFile::parse(Storage::open(path)?)
     }
@@ -32,31 +35,84 @@ impl GgufFile {
         &self.config
     }
 
+    /// Reads the tokenizer in the file, or none if it is not inside.
+    pub(crate) fn vocabulary(&self) -> Result<Option<Vocabulary>> {
+        Vocabulary::read(&self.contents)
+    }
+
+    /// Returns what tokenizer_config.json would hold: special tokens and chat template. Empty if the vocabulary is unreadable.
+    pub(crate) fn tokenizer_config(&self) -> serde_json::Value {
+        tokenizer_config(&self.contents).unwrap_or_default()
+    }
+
     fn parse(storage: Storage) -> Result<Self> {
         let contents = Contents::parse(storage)?;
         let config = model_config(&contents).map_err(|reason| contents.storage.error(reason))?;
-        Ok(GgufFile { contents, config })
+        let interleaved = architecture(&contents).is_ok_and(interleaved);
+        Ok(GgufFile { contents, config, interleaved })
     }
 
+    /// Finds a tensor: its own, or its rows in one that the file joins with others.
     fn place(&self, name: &str, shape: &[usize]) -> Result<Place> {
         let gguf_name = gguf_name(name).ok_or_else(|| missing(self, name))?;
-        let found = self.contents.shape(&gguf_name).ok_or_else(|| missing(self, &gguf_name))?;
-        check_shape(self, &gguf_name, found, shape)?;
-        self.contents.place(&gguf_name)
+        let Some(joined) = self.joined(&gguf_name) else {
+            let found = self.contents.shape(&gguf_name).ok_or_else(|| missing(self, &gguf_name))?;
+            check_shape(self, &gguf_name, found, shape)?;
+            return self.contents.place(&gguf_name);
+        };
+        let (rows, width) = shape.split_first().ok_or_else(|| missing(self, name))?;
+        let found = self.contents.shape(&joined.name).ok_or_else(|| missing(self, &gguf_name))?;
+        check_shape(self, &joined.name, found, &[&[joined.rows], width].concat())?;
+        let whole = self.contents.place(&joined.name)?;
+        if !whole.len.is_multiple_of(joined.rows as u64) {
+            return Err(self.error(format!("tensor {:?} is stored in blocks that span rows; convert it again", joined.name)));
+        }
+        let row_bytes = whole.len / joined.rows as u64;
+        let offset = whole.offset + joined.first as u64 * row_bytes;
+        Ok(Place { dtype: whole.dtype, offset, len: *rows as u64 * row_bytes })
     }
+
+    /// Returns where the rows of a tensor are if the file joins it with others, as Phi-3's do with query, key and value, and
+    /// with gate and up.
+    fn joined(&self, gguf_name: &str) -> Option<Joined> {
+        let (layer, part) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
+        let (part, suffix) = part.split_once('.')?;
+        let ModelConfig { heads, kv_heads, head_dim, intermediate_size, .. } = self.config;
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let (joined, parts, first, rows) = match part {
+            "attn_q" => ("attn_qkv", "attn_q", 0, queries + 2 * keys),
+            "attn_k" => ("attn_qkv", "attn_q", queries, queries + 2 * keys),
+            "attn_v" => ("attn_qkv", "attn_q", queries + keys, queries + 2 * keys),
+            "ffn_gate" => ("ffn_up", "ffn_gate", 0, 2 * intermediate_size),
+            "ffn_up" => ("ffn_up", "ffn_gate", intermediate_size, 2 * intermediate_size),
+            _ => return None,
+        };
+        let has = |part: &str| self.contents.shape(&format!("blk.{layer}.{part}.{suffix}")).is_some();
+        (has(joined) && !has(parts)).then(|| Joined { name: format!("blk.{layer}.{joined}.{suffix}"), first, rows })
+    }
+}
+
+/// Rows of a tensor that lies in a larger one.
+struct Joined {
+    /// The larger tensor.
+    name: String,
+    /// The first of the rows.
+    first: usize,
+    /// All rows of the larger tensor.
+    rows: usize,
 }
 
 impl TensorSource for GgufFile {
     fn contains(&self, name: &str) -> bool {
-        gguf_name(name).is_some_and(|name| self.contents.shape(&name).is_some())
+        gguf_name(name).is_some_and(|name| self.contents.shape(&name).is_some() || self.joined(&name).is_some())
     }
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         let place = self.place(name, shape)?;
         let bytes = self.contents.storage.read(place.offset, place.len)?;
-        let heads = if name.contains(".q_proj.") {
+        let heads = if self.interleaved && name.contains(".q_proj.") {
             self.config.heads
-        } else if name.contains(".k_proj.") {
+        } else if self.interleaved && name.contains(".k_proj.") {
             self.config.kv_heads
         } else {
             return Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes });
@@ -116,6 +172,8 @@ fn gguf_name(name: &str) -> Option<String> {
                 "self_attn.k_proj" => "attn_k",
                 "self_attn.v_proj" => "attn_v",
                 "self_attn.o_proj" => "attn_output",
+                "self_attn.q_norm" => "attn_q_norm",
+                "self_attn.k_norm" => "attn_k_norm",
                 "mlp.gate_proj" => "ffn_gate",
                 "mlp.up_proj" => "ffn_up",
                 "mlp.down_proj" => "ffn_down",
@@ -172,6 +230,29 @@ mod tests {
         fn floats(&mut self, name: &str, dimensions: &[u64], values: &[f32]) {
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             self.tensors.push((name.into(), dimensions.to_vec(), 0, bytes));
+        }
+
+        /// Adds a text to the metadata.
+        fn text(&mut self, key: &str, value: &str) {
+            let mut pair = 8_u32.to_le_bytes().to_vec();
+            text(&mut pair, value);
+            self.pairs.push((key.into(), pair));
+        }
+
+        /// Adds an array of texts to the metadata.
+        fn texts(&mut self, key: &str, values: &[&str]) {
+            let mut pair = [9_u32, 8].map(u32::to_le_bytes).concat();
+            pair.extend((values.len() as u64).to_le_bytes());
+            values.iter().for_each(|value| text(&mut pair, value));
+            self.pairs.push((key.into(), pair));
+        }
+
+        /// Adds an array of words of a type to the metadata.
+        fn words(&mut self, key: &str, kind: u32, values: &[[u8; 4]]) {
+            let mut pair = [9_u32, kind].map(u32::to_le_bytes).concat();
+            pair.extend((values.len() as u64).to_le_bytes());
+            pair.extend(values.concat());
+            self.pairs.push((key.into(), pair));
         }
 
         fn bytes(&self) -> Vec<u8> {
@@ -247,16 +328,90 @@ mod tests {
     }
 
     #[test]
-    fn passes_over_arrays() {
+    fn rows_of_joined_tensors() {
         let mut builder = Builder::tiny();
-        let mut array = [9_u32, 8].map(u32::to_le_bytes).concat();
-        array.extend(2_u64.to_le_bytes());
-        text(&mut array, "a");
-        text(&mut array, "bc");
-        builder.pairs.insert(0, ("tokenizer.ggml.tokens".into(), array));
-        let numbers = [&9_u32.to_le_bytes()[..], &5_u32.to_le_bytes(), &1_u64.to_le_bytes(), &[7; 4]].concat();
-        builder.pairs.insert(0, ("tokenizer.ggml.token_type".into(), numbers));
-        assert!(builder.open().is_ok());
+        let rows = |count: usize| (0..count).flat_map(|row| [row as f32; 8]).collect::<Vec<_>>();
+        builder.pairs[0].1.clear();
+        builder.pairs[0].1.extend(8_u32.to_le_bytes());
+        text(&mut builder.pairs[0].1, "phi3");
+        builder.pairs.iter_mut().for_each(|(key, _)| *key = key.replace("llama.", "phi3."));
+        builder.floats("blk.0.attn_qkv.weight", &[8, 16], &rows(16));
+        builder.floats("blk.0.ffn_up.weight", &[8, 64], &rows(64));
+        let file = builder.open().unwrap();
+        let first = |name: &str, rows: usize| {
+            let tensor = file.read(&format!("model.layers.0.{name}.weight"), &[rows, 8]).unwrap();
+            assert_eq!(tensor.bytes.len(), rows * 32);
+            f32::from_le_bytes(tensor.bytes[..4].try_into().unwrap())
+        };
+        assert_eq!(
+            (first("self_attn.q_proj", 8), first("self_attn.k_proj", 4), first("self_attn.v_proj", 4)),
+            (0.0, 8.0, 12.0)
+        );
+        assert_eq!((first("mlp.gate_proj", 32), first("mlp.up_proj", 32)), (0.0, 32.0));
+        assert!(file.contains("model.layers.0.self_attn.v_proj.weight"));
+        assert!(!file.contains("model.layers.1.self_attn.v_proj.weight"));
+    }
+
+    /// A vocabulary of byte-level BPE; `change` may spoil it.
+    fn vocabulary(change: impl Fn(&mut Builder)) -> Result<Option<Vocabulary>> {
+        let mut builder = Builder::tiny();
+        builder.text("tokenizer.ggml.model", "gpt2");
+        builder.text("tokenizer.ggml.pre", "gpt-2");
+        builder.texts("tokenizer.ggml.tokens", &["a", "b", "ab", "<|end|>", ""]);
+        builder.words("tokenizer.ggml.token_type", 5, &[1_i32, 1, 1, 3, 1].map(i32::to_le_bytes));
+        builder.texts("tokenizer.ggml.merges", &["a b"]);
+        change(&mut builder);
+        builder.open().unwrap().vocabulary()
+    }
+
+    #[test]
+    fn reads_the_vocabulary() {
+        let found = vocabulary(|_| {}).unwrap().unwrap();
+        assert_eq!(found.end_tokens, [3]);
+        let json: serde_json::Value = serde_json::from_str(&found.tokenizer_json).unwrap();
+        assert_eq!(json["model"]["vocab"], serde_json::json!({"a": 0, "b": 1, "ab": 2, "<|end|>": 3}));
+        assert_eq!(json["added_tokens"][0]["content"], "<|end|>");
+        assert!(vocabulary(|builder| builder.text("tokenizer.ggml.model", "no_vocab")).unwrap().is_none());
+    }
+
+    #[test]
+    fn texts_begin_with_their_token_where_the_file_says_so() {
+        let config = |builder: &Builder| builder.open().unwrap().tokenizer_config();
+        let mut builder = Builder::tiny();
+        builder.text("tokenizer.ggml.model", "llama");
+        builder.texts("tokenizer.ggml.tokens", &["<unk>", "<s>"]);
+        builder.pairs.push(("tokenizer.ggml.bos_token_id".into(), [4_u32, 1].map(u32::to_le_bytes).concat()));
+        let template = crate::load::ChatTemplate::new(&config(&builder), None).unwrap();
+        assert_eq!(template.render("S", "U").unwrap(), "<s>S\n\nU\n");
+        assert_eq!(template.render("", "U").unwrap(), "<s>U\n");
+        builder.pairs.push(("tokenizer.ggml.add_bos_token".into(), [&7_u32.to_le_bytes()[..], &[0]].concat()));
+        assert!(config(&builder)["chat_template"].is_null());
+    }
+
+    #[test]
+    fn refuses_impossible_vocabularies() {
+        let check = |change: &dyn Fn(&mut Builder), words: &str| {
+            let error = vocabulary(change).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("test.gguf"), "{error}");
+        };
+        check(&|b| b.text("tokenizer.ggml.model", "bert"), "of kind bert");
+        check(&|b| b.text("tokenizer.ggml.pre", "odd"), "the pre-tokenizer is odd; supported are default");
+        check(&|b| b.texts("tokenizer.ggml.tokens", &["a", "b", "a", "ab", "c"]), "tokens 0 and 2 are both \"a\"");
+        check(&|b| b.words("tokenizer.ggml.tokens", 5, &[[0; 4]]), "no array of texts");
+        check(&|b| b.text("tokenizer.ggml.tokens", "a"), "instead of an array");
+        check(&|b| b.texts("tokenizer.ggml.merges", &["a c"]), "names the token \"c\"");
+        check(&|b| b.texts("tokenizer.ggml.merges", &["ab"]), "instead of two tokens");
+        check(&|b| b.words("tokenizer.ggml.token_type", 5, &[[1, 0, 0, 0]]), "1 token types for 5 tokens");
+        let scored = |scores: &[f32]| {
+            let scores: Vec<[u8; 4]> = scores.iter().map(|score| score.to_le_bytes()).collect();
+            move |builder: &mut Builder| {
+                builder.text("tokenizer.ggml.model", "llama");
+                builder.words("tokenizer.ggml.scores", 6, &scores);
+            }
+        };
+        check(&scored(&[0.0; 4]), "does not hold a score for each token");
+        check(&scored(&[0.0, 1.0, f32::NAN, 0.0, 0.0]), "the score of token 2 is not a number");
+        assert!(vocabulary(scored(&[0.0, -1.0, f32::NEG_INFINITY, 0.0, 0.0])).is_ok());
     }
 
     #[test]
@@ -271,9 +426,9 @@ mod tests {
         check_refused(&builder, "llama.block_count is missing");
 
         let mut builder = Builder::tiny();
-        builder.tensors.push(("output_norm.weight".into(), vec![256], 12, vec![0; 144]));
+        builder.tensors.push(("output_norm.weight".into(), vec![256], 23, vec![0; 136]));
         let error = builder.open().unwrap().read("model.norm.weight", &[256]).unwrap_err().to_string();
-        assert!(error.contains("llama-quantize"), "{error}");
+        assert!(error.contains("IQ4_XS") && error.contains("llama-quantize"), "{error}");
 
         let mut builder = Builder::tiny();
         builder.tensors.push(("output_norm.weight".into(), vec![u64::MAX, 8], 0, vec![]));

@@ -8,8 +8,12 @@ use crate::model::DType;
 
 /// Bytes read at a time while the header is parsed.
 const CHUNK: u64 = 1 << 20;
-/// The longest text in a header that is kept; longer ones are passed over.
-const TEXT_MAX: u64 = 1 << 16;
+/// The longest text in a header that is kept; longer ones are passed over. Chat templates have some 10 KiB.
+const TEXT_MAX: u64 = 1 << 20;
+/// The most metadata pairs; files have some fifty.
+const PAIRS_MAX: u64 = 1 << 16;
+/// The most tensors; the largest models have some ten thousand.
+const TENSORS_MAX: u64 = 1 << 18;
 /// The most dimensions of a tensor.
 const DIMENSIONS_MAX: u32 = 4;
 /// Where tensor data is aligned unless the file says otherwise.
@@ -25,7 +29,7 @@ pub(super) struct Contents {
     pub(super) data_start: u64,
 }
 
-/// A metadata value. Arrays are passed over: nothing that is needed stands in one.
+/// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Meta {
     Unsigned(u64),
@@ -33,7 +37,18 @@ pub(super) enum Meta {
     Float(f64),
     Bool(bool),
     Text(String),
+    Array(Array),
+    /// A text too long to be kept.
     Skipped,
+}
+
+/// Where an array lies. It is read when it is asked for: a vocabulary is long, and often tokenizer.json stands for it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Array {
+    kind: u32,
+    count: u64,
+    /// Bytes from the start of the file.
+    offset: u64,
 }
 
 /// Where a tensor lies.
@@ -56,7 +71,7 @@ pub(super) struct Place {
 impl Contents {
     /// Reads the header of a file.
     pub(super) fn parse(storage: Storage) -> Result<Self> {
-        let mut header = Header { storage: &storage, offset: 0, buffer: Vec::new(), at: 0 };
+        let mut header = Header::at(&storage, 0);
         let (metadata, tensors) = header.parse()?;
         let end = header.position();
         let alignment = match metadata.get("general.alignment") {
@@ -79,37 +94,36 @@ impl Contents {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Reads a short F32 tensor.
-    pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>> {
-        let place = self.place(name)?;
+    /// Reads a short F32 tensor. The error is a reason, without the file's name.
+    pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>, String> {
+        let reason = |error: Error| match error {
+            Error::Weights { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        let place = self.place(name).map_err(reason)?;
         if place.dtype != DType::F32 {
-            return Err(self.storage.error(format!("tensor {name:?} is not F32; {DAMAGED}")));
+            return Err(format!("tensor {name:?} is not F32; {DAMAGED}"));
         }
-        let bytes = self.storage.read(place.offset, place.len)?;
+        let bytes = self.storage.read(place.offset, place.len).map_err(reason)?;
         Ok(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
     /// Finds the bytes of a tensor. Fails if the type is not supported or if they are not in the file.
     pub(super) fn place(&self, name: &str) -> Result<Place> {
         let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let (dtype, block, block_bytes) = match entry.kind {
-            0 => (DType::F32, 1, 4),
-            1 => (DType::F16, 1, 2),
-            8 => (DType::Q8_0, 32, 34),
-            30 => (DType::BF16, 1, 2),
-            other => {
-                return Err(self.storage.error(format!(
-                    "tensor {name:?} has ggml type {other}; supported are F32, F16, BF16 and Q8_0: convert the model with \
-                     `llama-quantize` to Q8_0"
-                )));
-            }
+        let Some(dtype) = dtype(entry.kind) else {
+            return Err(self.storage.error(format!(
+                "tensor {name:?} is of type {}; supported are {SUPPORTED}: fetch the model's Q4_K_M or Q8_0 file, or convert \
+                 it with `llama-quantize`",
+                type_name(entry.kind)
+            )));
         };
-        let row = entry.shape.last().copied().unwrap_or(1);
-        let values = entry.shape.iter().try_fold(1_u64, |product, size| product.checked_mul(*size as u64));
-        let Some(len) = values.filter(|_| row % block == 0).and_then(|n| (n / block as u64).checked_mul(block_bytes)) else {
-            return Err(self
-                .storage
-                .error(format!("tensor {name:?} has the impossible shape {:?}; {DAMAGED}", entry.shape)));
+        let (width, outer) = entry.shape.split_last().map_or((1, &[][..]), |(width, outer)| (*width, outer));
+        let rows = outer.iter().try_fold(1_usize, |rows, size| rows.checked_mul(*size));
+        let len = rows.zip(dtype.row_bytes(width)).and_then(|(rows, bytes)| rows.checked_mul(bytes));
+        let Some(len) = len.and_then(|len| u64::try_from(len).ok()) else {
+            let shape = &entry.shape;
+            return Err(self.storage.error(format!("tensor {name:?} has the impossible shape {shape:?}; {DAMAGED}")));
         };
         let offset = self.data_start.saturating_add(entry.offset);
         if offset.saturating_add(len) > self.storage.len() {
@@ -118,9 +132,104 @@ impl Contents {
         Ok(Place { dtype, offset, len })
     }
 
+    /// Reads an array of texts, or none if there is none. Fails if it is of more than `limit`, or not of texts.
+    pub(super) fn texts(&self, key: &str, limit: u64) -> Result<Option<Vec<String>>> {
+        let Some(array) = self.array(key, limit)? else {
+            return Ok(None);
+        };
+        if array.kind != TEXT {
+            return Err(self.storage.error(format!("{key} is no array of texts; {DAMAGED}")));
+        }
+        let mut header = Header::at(&self.storage, array.offset);
+        (0..array.count)
+            .map(|index| {
+                let len = header.text_len()?;
+                let text = std::str::from_utf8(header.take(len)?).map(str::to_owned);
+                text.map_err(|_| self.storage.error(format!("{key}[{index}] is not UTF-8; {DAMAGED}")))
+            })
+            .collect::<Result<_>>()
+            .map(Some)
+    }
+
+    /// Reads an array of numbers, or none if there is none. Fails if it is of more than `limit`, or not of numbers.
+    pub(super) fn numbers(&self, key: &str, limit: u64) -> Result<Option<Vec<f64>>> {
+        let Some(array) = self.array(key, limit)? else {
+            return Ok(None);
+        };
+        let mut header = Header::at(&self.storage, array.offset);
+        let number = |value: Meta| match value {
+            Meta::Unsigned(value) => Ok(value as f64),
+            Meta::Signed(value) => Ok(value as f64),
+            Meta::Float(value) => Ok(value),
+            _ => Err(self.storage.error(format!("{key} is no array of numbers; {DAMAGED}"))),
+        };
+        (0..array.count).map(|_| header.value(array.kind).and_then(number)).collect::<Result<_>>().map(Some)
+    }
+
+    fn array(&self, key: &str, limit: u64) -> Result<Option<&Array>> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Meta::Array(array)) if array.count <= limit => Ok(Some(array)),
+            Some(Meta::Array(array)) => {
+                Err(self.storage.error(format!("{key} has {} entries, more than {limit}; {DAMAGED}", array.count)))
+            }
+            Some(other) => Err(self.storage.error(format!("{key} is {other:?} instead of an array; {DAMAGED}"))),
+        }
+    }
+
     fn missing(&self, name: &str) -> Error {
         self.storage.error(format!("tensor {name:?} is missing: the file is incomplete or of another architecture"))
     }
+}
+
+/// The types whose values are read.
+const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K, Q4_K, Q5_K and Q6_K";
+
+/// Returns what a ggml type number stands for, if its values are read.
+fn dtype(kind: u32) -> Option<DType> {
+    Some(match kind {
+        0 => DType::F32,
+        1 => DType::F16,
+        2 => DType::Q4_0,
+        3 => DType::Q4_1,
+        6 => DType::Q5_0,
+        7 => DType::Q5_1,
+        8 => DType::Q8_0,
+        10 => DType::Q2K,
+        11 => DType::Q3K,
+        12 => DType::Q4K,
+        13 => DType::Q5K,
+        14 => DType::Q6K,
+        30 => DType::BF16,
+        _ => return None,
+    })
+}
+
+/// Returns the name of a ggml type whose values are not read.
+fn type_name(kind: u32) -> String {
+    let name = match kind {
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        other => return format!("number {other}"),
+    };
+    name.to_owned()
 }
 
 /// What to do about a damaged file.
@@ -136,7 +245,14 @@ struct Header<'a> {
     at: usize,
 }
 
-impl Header<'_> {
+/// The number of the type of texts.
+const TEXT: u32 = 8;
+
+impl<'a> Header<'a> {
+    fn at(storage: &'a Storage, offset: u64) -> Self {
+        Header { storage, offset, buffer: Vec::new(), at: 0 }
+    }
+
     fn parse(&mut self) -> Result<(HashMap<String, Meta>, HashMap<String, Entry>)> {
         if self.take(4)? != b"GGUF" {
             return Err(self.storage.error("the file does not begin with GGUF: it is no GGUF file"));
@@ -148,6 +264,10 @@ impl Header<'_> {
         // A tensor takes at least 32 bytes of the header and a pair 13: larger counts cannot be true.
         let tensor_count = self.count(32)?;
         let pair_count = self.count(13)?;
+        if tensor_count > TENSORS_MAX || pair_count > PAIRS_MAX {
+            let counts = format!("{tensor_count} tensors and {pair_count} metadata pairs");
+            return Err(self.storage.error(format!("the header claims {counts}; {DAMAGED}")));
+        }
         let mut metadata = HashMap::new();
         for _ in 0..pair_count {
             let key = self.text()?;
@@ -181,19 +301,19 @@ impl Header<'_> {
 
     fn value(&mut self, kind: u32) -> Result<Meta> {
         Ok(match kind {
-            0 => Meta::Unsigned(self.array::<1>()?[0].into()),
-            1 => Meta::Signed(i8::from_le_bytes(self.array()?).into()),
-            2 => Meta::Unsigned(u16::from_le_bytes(self.array()?).into()),
-            3 => Meta::Signed(i16::from_le_bytes(self.array()?).into()),
+            0 => Meta::Unsigned(self.fixed::<1>()?[0].into()),
+            1 => Meta::Signed(i8::from_le_bytes(self.fixed()?).into()),
+            2 => Meta::Unsigned(u16::from_le_bytes(self.fixed()?).into()),
+            3 => Meta::Signed(i16::from_le_bytes(self.fixed()?).into()),
             4 => Meta::Unsigned(self.u32()?.into()),
-            5 => Meta::Signed(i32::from_le_bytes(self.array()?).into()),
-            6 => Meta::Float(f32::from_le_bytes(self.array()?).into()),
-            7 => Meta::Bool(self.array::<1>()?[0] != 0),
-            8 => return self.text_value(),
-            9 => return self.skip_array(),
+            5 => Meta::Signed(i32::from_le_bytes(self.fixed()?).into()),
+            6 => Meta::Float(f32::from_le_bytes(self.fixed()?).into()),
+            7 => Meta::Bool(self.fixed::<1>()?[0] != 0),
+            TEXT => return self.text_value(),
+            9 => return self.array_value(),
             10 => Meta::Unsigned(self.u64()?),
-            11 => Meta::Signed(i64::from_le_bytes(self.array()?)),
-            12 => Meta::Float(f64::from_le_bytes(self.array()?)),
+            11 => Meta::Signed(i64::from_le_bytes(self.fixed()?)),
+            12 => Meta::Float(f64::from_le_bytes(self.fixed()?)),
             other => {
                 return Err(self.storage.error(format!("a metadata value has type {other}; {DAMAGED}")));
             }
@@ -209,27 +329,30 @@ impl Header<'_> {
         Ok(Meta::Text(String::from_utf8_lossy(self.take(len)?).into_owned()))
     }
 
-    fn skip_array(&mut self) -> Result<Meta> {
+    /// Passes over an array.
+    fn array_value(&mut self) -> Result<Meta> {
         let kind = self.u32()?;
+        let smallest = if kind == TEXT { 8 } else { 1 };
+        let count = self.count(smallest)?;
+        let array = Meta::Array(Array { kind, count, offset: self.position() });
         let size = match kind {
             0 | 1 | 7 => 1,
             2 | 3 => 2,
             4..=6 => 4,
             10..=12 => 8,
-            8 => {
-                for _ in 0..self.count(8)? {
+            TEXT => {
+                for _ in 0..count {
                     let len = self.count(1)?;
                     self.skip(len)?;
                 }
-                return Ok(Meta::Skipped);
+                return Ok(array);
             }
             other => {
                 return Err(self.storage.error(format!("a metadata array has elements of type {other}; {DAMAGED}")));
             }
         };
-        let count = self.count(size)?;
-        self.skip(count * size)?;
-        Ok(Meta::Skipped)
+        self.skip(count.saturating_mul(size))?;
+        Ok(array)
     }
 
     /// Reads a count of things that take at least `size` bytes each.
@@ -245,22 +368,27 @@ impl Header<'_> {
     }
 
     fn text(&mut self) -> Result<String> {
+        let len = self.text_len()?;
+        Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
+    }
+
+    fn text_len(&mut self) -> Result<u64> {
         let len = self.count(1)?;
         if len > TEXT_MAX {
             return Err(self.storage.error(format!("a name has {len} bytes; {DAMAGED}")));
         }
-        Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
+        Ok(len)
     }
 
     fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_le_bytes)
+        self.fixed().map(u32::from_le_bytes)
     }
 
     fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_le_bytes)
+        self.fixed().map(u64::from_le_bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N as u64)?);
         Ok(array)
