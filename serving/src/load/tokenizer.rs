@@ -9,6 +9,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::{Value, json};
 
@@ -212,9 +213,20 @@ fn merged_tokens(merges: &Value) -> HashSet<String> {
     tokens
 }
 
+/// Text on which every tokenizer is tried: no text, words, runs of space, and characters of two and four bytes.
+const TRIAL: &str = "the  word\n\n é🦙 12";
+
+/// Builds a tokenizer. It is tried once, since a file may ask for what makes the library panic, such as a pattern that replaces
+/// the empty text.
 pub(super) fn build(json: &Value) -> Result<tokenizers::Tokenizer> {
     let text = json.to_string();
-    text.parse().map_err(|error| Error::Invalid(format!("the tokenizer cannot be used: {error}")))
+    let tokenizer: tokenizers::Tokenizer =
+        text.parse().map_err(|error| Error::Invalid(format!("the tokenizer cannot be used: {error}")))?;
+    let trial = || ["", TRIAL].iter().for_each(|text| drop(ids(&tokenizer, text)));
+    match catch_unwind(AssertUnwindSafe(trial)) {
+        Ok(()) => Ok(tokenizer),
+        Err(_) => Err(Error::Invalid("the tokenizer fails on an ordinary text: fetch the file again".to_owned())),
+    }
 }
 
 fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Vec<TokenId> {
@@ -324,6 +336,17 @@ mod tests {
             let built = HfTokenizer::from_bytes(json.as_bytes(), ChatTemplate::plain(), vec![]);
             assert!(matches!(built, Err(Error::Invalid(_))), "{json}");
         }
+    }
+
+    #[test]
+    fn refuses_a_tokenizer_that_panics() {
+        let json = json!({
+            "normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "▁"},
+            "decoder": {"type": "ByteFallback"},
+            "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+        });
+        let error = HfTokenizer::from_bytes(json.to_string().as_bytes(), ChatTemplate::plain(), vec![]).unwrap_err();
+        assert!(error.to_string().contains("fails on an ordinary text"), "{error}");
     }
 
     /// Text with a good share of what control tokens are made of.
