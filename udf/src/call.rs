@@ -17,7 +17,7 @@ use crate::options::{CallOptions, Mode, NullInput, OnError};
 use crate::placeholder::{AiFunction, LABELS_OPTION, captured, captured_fields, is_ai_options, placeholder, prompt_args};
 use crate::prompt::LAYOUT_VERSION;
 use crate::scalar::{self, Arguments, shorten};
-use crate::task::Task;
+use crate::task::{Shape, Task};
 use crate::template::{Template, has_placeholder, refer_to_fields};
 
 /// One call of an LLM function. Equal calls over equal inputs have equal answers.
@@ -80,6 +80,12 @@ impl LlmCall {
             function if function.takes_instruction() => parts.instruction(options.mode)?,
             _ => parts.content()?,
         };
+        if !options.stop.is_empty() && task.shape != Shape::Text {
+            return plan_err!(
+                "{}: option stop ends free text, and the answers of this call have a form of their own",
+                called.name
+            );
+        }
         Ok(LlmCall { function: called.function, task, prompt, options, inputs })
     }
 
@@ -155,6 +161,7 @@ impl LlmCall {
             top_k,
             seed,
             max_tokens,
+            stop,
             on_overflow,
             null_input,
             model: _,
@@ -177,7 +184,7 @@ impl LlmCall {
         write!(
             text,
             "{LAYOUT_VERSION} {function:?} {instruction:?} {answer_form:?} {shape:?} {prompt:?} {temperature:?} {top_p:?} \
-             {top_k:?} {seed:?} {max_tokens:?} {on_overflow:?} {null_input:?}"
+             {top_k:?} {seed:?} {max_tokens:?} {stop:?} {on_overflow:?} {null_input:?}"
         )
         .expect("writing to a string cannot fail");
         *blake3::hash(text.as_bytes()).as_bytes()

@@ -1,6 +1,7 @@
 //! Options of a call: what may be said, how a value is checked, and what holds when nothing is said.
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use datafusion::common::utils::datafusion_strsim::normalized_levenshtein;
 use datafusion::common::{Result, plan_err};
@@ -24,6 +25,8 @@ pub struct CallOptions {
     pub seed: Option<u64>,
     /// The longest answer, in tokens.
     pub max_tokens: Option<u32>,
+    /// Free text ends before the first of these strings.
+    pub stop: Vec<String>,
     /// How instruction and inputs become a prompt. Already applied in the call's `prompt`.
     pub mode: Option<Mode>,
     /// What a failed row gives.
@@ -49,6 +52,8 @@ pub struct ResolvedOptions {
     pub sampling: Sampling,
     /// The longest answer, in tokens.
     pub max_tokens: u32,
+    /// Free text ends before the first of these strings.
+    pub stop: Arc<[String]>,
     /// What a failed row gives.
     pub on_error: OnError,
     /// What happens to an input that is longer than the context.
@@ -82,6 +87,7 @@ pub(crate) const COMMON: &[&str] = &[
     "top_k",
     "seed",
     "max_tokens",
+    "stop",
     "on_error",
     "on_overflow",
     "reorder",
@@ -105,6 +111,7 @@ impl CallOptions {
                 "top_k" => options.top_k = Some(whole(&subject, &text, 0)?),
                 "seed" => options.seed = Some(whole(&subject, &text, 0)?),
                 "max_tokens" => options.max_tokens = Some(whole(&subject, &text, 1)?),
+                "stop" => options.stop = stop_strings(&subject, value)?,
                 "mode" => options.mode = Some(Mode::parse(&subject, &text)?),
                 "on_error" => options.on_error = Some(OnError::parse(&subject, &text)?),
                 "on_overflow" => options.on_overflow = Some(OnOverflow::parse(&subject, &text)?),
@@ -137,6 +144,7 @@ impl CallOptions {
                 seed: self.seed.unwrap_or(settings.seed),
             },
             max_tokens: self.max_tokens.unwrap_or(settings.max_tokens),
+            stop: self.stop.clone().into(),
             on_error,
             on_overflow: self.on_overflow.unwrap_or(settings.on_overflow),
             null_input: self.null_input.unwrap_or(settings.null_input),
@@ -349,6 +357,19 @@ pub(crate) fn string(subject: &str, value: &Value) -> Result<String> {
     }
 }
 
+/// Reads one string or a list of them; none may be empty.
+fn stop_strings(subject: &str, value: &Value) -> Result<Vec<String>> {
+    let values = match value {
+        Value::Array(values) => values.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let text = |value: &Value| match value {
+        Value::String(text) if !text.is_empty() => Ok(text.clone()),
+        other => plan_err!("{subject} must be a string or a list of strings that are not empty, not {other}"),
+    };
+    values.iter().map(text).collect()
+}
+
 /// Returns the text of an option's value: a string without its quotes, all else as JSON.
 pub(crate) fn text_of(value: &Value) -> String {
     match value {
@@ -400,6 +421,10 @@ mod tests {
         check(json!({"temperature": 0.5}), Ok(CallOptions { temperature: Some(Float(0.5)), ..Default::default() }));
         check(json!({"max_tokens": 12}), Ok(CallOptions { max_tokens: Some(12), ..Default::default() }));
         check(json!({"on_error": "Fail"}), Ok(CallOptions { on_error: Some(OnError::Fail), ..Default::default() }));
+        let stop = |stop: &[&str]| CallOptions { stop: stop.iter().map(|s| (*s).into()).collect(), ..Default::default() };
+        check(json!({"stop": "\n"}), Ok(stop(&["\n"])));
+        check(json!({"stop": ["END", ";"]}), Ok(stop(&["END", ";"])));
+        check(json!({"stop": [""]}), Err("stop must be a string or a list of strings that are not empty, not \"\""));
         check(json!({"max_tokens": 0}), Err("max_tokens must be a whole number of at least 1, not '0'"));
         check(json!({"max_tokens": "many"}), Err("max_tokens must be a whole number of at least 1, not 'many'"));
         check(json!({"temperature": -1}), Err("temperature must not be negative, got -1"));

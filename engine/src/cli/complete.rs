@@ -110,6 +110,7 @@ const CALL_OPTIONS: &[&str] = &[
     "top_p",
     "seed",
     "max_tokens",
+    "stop",
     "return_type",
     "on_error",
     "on_overflow",

@@ -346,6 +346,7 @@ struct Requests {
 struct Answering {
     sampling: Sampling,
     max_tokens: u32,
+    stop: Arc<[String]>,
     on_overflow: OnOverflow,
     null_input: NullInput,
 }
@@ -356,6 +357,7 @@ impl Answering {
         let ResolvedOptions {
             sampling,
             max_tokens,
+            stop,
             on_overflow,
             null_input,
             model: _,
@@ -363,8 +365,8 @@ impl Answering {
             reorder: _,
             reorder_window: _,
             dedup: _,
-        } = call.options;
-        Answering { sampling, max_tokens, on_overflow, null_input }
+        } = call.options.clone();
+        Answering { sampling, max_tokens, stop, on_overflow, null_input }
     }
 }
 

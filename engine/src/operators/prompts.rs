@@ -99,7 +99,8 @@ fn field_order(schedule: &Schedule) -> Option<Vec<u32>> {
 
 fn request(call: &PhysicalCall, id: u32, prompt: Vec<Segment>, shape: &Arc<OutputShape>, seed: u64) -> Request {
     let sampling = Sampling { seed, ..call.options.sampling };
-    Request::new(RequestId(id), prompt, Arc::clone(shape), sampling, call.options.max_tokens)
+    let request = Request::new(RequestId(id), prompt, Arc::clone(shape), sampling, call.options.max_tokens);
+    Request { stop: Arc::clone(&call.options.stop), ..request }
 }
 
 /// Derives the seed of a question from its inputs, so that a sampled answer does not depend on the order of rows, and the same

@@ -197,6 +197,8 @@ impl MockBackend {
             return Ok(Answer { embedding, ..Answer::text(String::new(), Vec::new(), FinishReason::Stop) });
         }
         let limit = (request.max_tokens as usize).min(self.max_context - request.prompt_len());
+        let stop = request.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
+        let text = &text[..stop.unwrap_or(text.len())];
         let mut tokens = self.tokenizer.encode(text);
         if tokens.len() <= limit {
             return Ok(Answer::text(text.to_string(), tokens, FinishReason::Stop));
