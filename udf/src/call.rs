@@ -174,10 +174,11 @@ impl LlmCall {
         let Task { instruction, answer_form, shape, shown: _ } = task;
         let prompt = match prompt {
             Prompt::Fields { labels } => {
-                let sorted = self.key_order().into_iter().map(|input| labels[input].clone());
-                Prompt::Fields { labels: sorted.collect() }
+                let sorted: Vec<&String> = self.key_order().into_iter().map(|input| &labels[input]).collect();
+                format!("fields {sorted:?}")
             }
-            template => template.clone(),
+            // What a template calls its inputs does not show in the prompt.
+            Prompt::Template(template) => format!("template {:?}", template.pieces),
         };
         let mut text = String::new();
         // Debug output quotes strings, so parts cannot run into each other.

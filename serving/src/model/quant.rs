@@ -71,6 +71,22 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Rewrites blocks of a scale and 4 or 5 bits as those of `DType::Q8_0`, which hold the same values. `None` for other types.
+pub fn as_q8_0(dtype: DType, bytes: &[u8]) -> Option<Vec<u8>> {
+    let code: fn(&[u8], usize) -> i8 = match dtype {
+        DType::Q4_0 => q4_0_code,
+        DType::Q5_0 => q5_0_code,
+        _ => return None,
+    };
+    let block = |block: &[u8]| {
+        let mut wide = [0; DType::Q8_0.block_bytes()];
+        wide[..2].copy_from_slice(&block[..2]);
+        wide[2..].iter_mut().enumerate().for_each(|(i, byte)| *byte = code(block, i) as u8);
+        wide
+    };
+    Some(bytes.chunks_exact(dtype.block_bytes()).flat_map(block).collect())
+}
+
 /// Runs `decode` over blocks of `BYTES` bytes and `VALUES` values.
 fn each<const BYTES: usize, const VALUES: usize>(
     bytes: &[u8],
@@ -94,9 +110,11 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
 /// An f16 scale and 32 nibbles, of which 8 stands for zero; the low nibbles come first.
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let scale = half(block);
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = scale * f32::from(nibble(&block[2..], i) as i8 - 8);
-    }
+    out.iter_mut().enumerate().for_each(|(i, out)| *out = scale * f32::from(q4_0_code(block, i)));
+}
+
+fn q4_0_code(block: &[u8], i: usize) -> i8 {
+    nibble(&block[2..], i) as i8 - 8
 }
 
 /// An f16 scale, an f16 minimum and 32 nibbles.
@@ -110,10 +128,11 @@ fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
 /// An f16 scale, 32 fifth bits, and 32 nibbles; 16 stands for zero.
 fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let scale = half(block);
-    for (i, out) in out.iter_mut().enumerate() {
-        let quant = nibble(&block[6..], i) | bit(&block[2..6], i) << 4;
-        *out = scale * f32::from(quant as i8 - 16);
-    }
+    out.iter_mut().enumerate().for_each(|(i, out)| *out = scale * f32::from(q5_0_code(block, i)));
+}
+
+fn q5_0_code(block: &[u8], i: usize) -> i8 {
+    (nibble(&block[6..], i) | bit(&block[2..6], i) << 4) as i8 - 16
 }
 
 /// An f16 scale, an f16 minimum, 32 fifth bits, and 32 nibbles.
@@ -254,5 +273,19 @@ mod tests {
         let mut out = [0.0; 32];
         dequantize(DType::Q8_0, &block, &mut out);
         assert!(out.iter().enumerate().all(|(i, &x)| x == 0.5 * (i as f32 - 16.0)));
+    }
+
+    #[test]
+    fn four_and_five_bits_as_eight() {
+        for dtype in [DType::Q4_0, DType::Q5_0] {
+            let bytes: Vec<u8> = (0..2 * dtype.block_bytes())
+                .map(|i| if i % dtype.block_bytes() == 1 { 56 } else { (i * 37) as u8 })
+                .collect();
+            let (mut values, mut widened) = ([0.0; 64], [0.0; 64]);
+            dequantize(dtype, &bytes, &mut values);
+            dequantize(DType::Q8_0, &as_q8_0(dtype, &bytes).unwrap(), &mut widened);
+            assert_eq!(values, widened);
+        }
+        assert_eq!(as_q8_0(DType::Q4_1, &[0; 20]), None);
     }
 }

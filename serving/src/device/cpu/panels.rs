@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | F32 | 4 bytes | itself |
 //! | F16, BF16 | 2 bytes | itself |
-//! | Q8_0 | a byte, and an f16 scale for 32 of them | byte times scale, which is exact |
+//! | Q8_0, and Q4_0 and Q5_0 as such | a byte, and an f16 scale for 32 of them | byte times scale, which is exact |
 //! | other blocks | 2 bytes, as F16 | rounded to 11 bits, far below what the blocks had rounded away |
 //!
 //! Values of fewer than 32 bits are fields of words: a word holds two or four consecutive values of one column, the first in its

@@ -8,7 +8,7 @@ use pulp::Arch;
 use super::attention::HEAD_DIM_MAX;
 use super::panels::{Encoding, PackedMatrix};
 use crate::error::{Error, Result};
-use crate::model::{HostTensor, ModelConfig, TensorSource, dequantize};
+use crate::model::{DType, HostTensor, ModelConfig, TensorSource, as_q8_0, dequantize};
 use crate::request::TokenId;
 
 /// All weights of a decoder.
@@ -129,8 +129,11 @@ impl LayerWeights {
 impl Table {
     /// Reads a tensor of shape [rows, width].
     pub(super) fn read(source: &dyn TensorSource, name: &str, rows: usize, width: usize) -> Result<Self> {
-        let tensor = source.read(name, &[rows, width])?;
+        let mut tensor = source.read(name, &[rows, width])?;
         check_bytes(name, &tensor, rows, width)?;
+        if let Some(bytes) = as_q8_0(tensor.dtype, &tensor.bytes) {
+            (tensor.dtype, tensor.bytes) = (DType::Q8_0, bytes);
+        }
         Ok(Table { tensor, width })
     }
 
