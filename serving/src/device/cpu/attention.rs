@@ -225,7 +225,11 @@ impl<S: Simd> Walk<'_, S> {
     }
 
     #[inline(always)]
-    #[allow(clippy::manual_memcpy, reason = "a slice of the sums would make them live in memory instead of registers")]
+    #[allow(
+        clippy::manual_memcpy,
+        clippy::needless_range_loop,
+        reason = "a slice of the sums would make them live in memory instead of registers"
+    )]
     fn score_vectors<const R: usize, const V: usize>(
         self,
         q: &[[f32; R]],

@@ -81,8 +81,8 @@ impl WithSimd for Task<'_> {
             for first in queries.clone().step_by(TILE) {
                 let count = TILE.min(queries.end - first);
                 for lane in 0..count {
-                    for (channel, query) in part(first + lane, 0, head).iter().enumerate() {
-                        tile[channel][lane] = query * scale;
+                    for (tile, query) in tile.iter_mut().zip(part(first + lane, 0, head)) {
+                        tile[lane] = query * scale;
                     }
                 }
                 product(simd, &tile, &keys, keys_width, &mut scores);
