@@ -152,6 +152,6 @@ async fn long_inputs_are_cut_where_that_is_asked_for() {
     let usage = query_run.usage();
     assert_eq!((usage.failed_rows, usage.truncated, usage.calls), (0, 1, 2));
     let prompts = oracle.prompts();
-    let longest = prompts.iter().filter(|prompt| prompt.contains("\"n\": 5000") && prompt.len() < 1000).next_back().unwrap();
+    let longest = prompts.iter().rfind(|prompt| prompt.contains("\"n\": 5000") && prompt.len() < 1000).unwrap();
     assert!(longest.contains("xxx\"") && longest.contains("\"n\": 5000"), "the JSON is whole: {longest}");
 }
