@@ -1,8 +1,9 @@
 //! Models from files: weights, configuration, tokenizer and chat template.
 //!
-//! [`load_folder`] takes a Hugging Face folder or a GGUF file, [`load_encoder`] the folder of an encoder; [`bundled`](bundled::bundled) takes what is compiled into the
-//! binary. Both end in a [`LoadedModel`]. A file is foreign input: whatever is wrong with one is an
-//! [`Error::Weights`](crate::Error::Weights) that names the file and how to mend it.
+//! [`load_folder`] takes a Hugging Face folder or a GGUF file, [`load_encoder`] the folder of an encoder and
+//! [`load_embedding_decoder`] that of a decoder which makes vectors; [`bundled`](bundled::bundled) takes what is compiled into the
+//! binary. All end in a configuration, weights that are read tensor by tensor, and a tokenizer. A file is foreign input: whatever
+//! is wrong with one is an [`Error::Weights`](crate::Error::Weights) that names the file and how to mend it.
 
 #[cfg(feature = "bundled-model")]
 pub mod bundled;
@@ -15,7 +16,6 @@ pub mod gguf;
 mod hf_config;
 mod hf_rope;
 mod kind;
-mod progress;
 pub mod safetensors;
 mod sentence;
 mod storage;
@@ -32,6 +32,5 @@ pub use encoder::{LoadedEncoder, load_encoder};
 pub use folder::{LoadedModel, load_folder};
 pub use gguf::GgufFile;
 pub(crate) use kind::{FolderKind, folder_kind};
-pub use progress::{LoadProgress, WatchedTensors};
 pub use safetensors::SafetensorsFiles;
 pub use tokenizer::HfTokenizer;
