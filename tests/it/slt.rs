@@ -15,7 +15,8 @@ use crate::support::session;
 
 /// Settings that change cost and must not change answers.
 const OPTIMIZED: &[(&str, &str)] = &[];
-const BASELINE: &[(&str, &str)] = &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false"), ("cache", "off")];
+const BASELINE: &[(&str, &str)] =
+    &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false"), ("cache", "off"), ("disabled_rewrites", "all")];
 const ROWS_ONLY: &[(&str, &str)] = &[("reorder", "rows"), ("reorder_window", "2"), ("cache", "session")];
 
 async fn run(file: &str) {

@@ -9,6 +9,7 @@ use crate::options::{
     Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, number, share, suggest, temperature, top_p,
     whole,
 };
+use crate::rewrites;
 
 /// The settings of a session. An option of a call wins over the setting of the same name.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +68,16 @@ pub struct Settings {
     pub max_seconds: f64,
     /// Whether cheaper, weaker answers are allowed.
     pub optimization_mode: OptimizationMode,
+    /// The model that answers first where weaker answers are allowed; `None` allows no cascade.
+    pub proxy_model: Option<String>,
+    /// The share of the rows that the model would keep which a cascade must keep as well.
+    pub recall_target: f64,
+    /// The share of the rows that a cascade keeps which the model would keep as well.
+    pub precision_target: f64,
+    /// The probability with which a cascade may miss one of its targets.
+    pub failure_probability: f64,
+    /// Rewrites of plans that are switched off, by name.
+    pub disabled_rewrites: Vec<String>,
     /// Where models run.
     pub device: DeviceChoice,
     /// Memory for the KV cache, in bytes; `None` lets the device decide.
@@ -109,6 +120,11 @@ impl Default for Settings {
             max_calls: 0,
             max_seconds: 0.0,
             optimization_mode: OptimizationMode::Exact,
+            proxy_model: None,
+            recall_target: 0.9,
+            precision_target: 0.9,
+            failure_probability: 0.05,
+            disabled_rewrites: vec![],
             device: DeviceChoice::Auto,
             kv_cache_bytes: None,
             step_tokens: None,
@@ -141,11 +157,13 @@ impl Keyword for Cache {
 pub enum OptimizationMode {
     /// Never.
     Exact,
+    /// Within `recall_target`, `precision_target` and `failure_probability`.
+    MinimizeCost,
 }
 
 impl Keyword for OptimizationMode {
-    const VALUES: &'static [(&'static str, OptimizationMode)] = &[("exact", OptimizationMode::Exact)];
-    const LATER: &'static [&'static str] = &["minimize_cost"];
+    const VALUES: &'static [(&'static str, OptimizationMode)] =
+        &[("exact", OptimizationMode::Exact), ("minimize_cost", OptimizationMode::MinimizeCost)];
 }
 
 /// Where models run.
@@ -189,7 +207,12 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_output_tokens_total", "tokens that the answers of a query may have together; 0 is no limit"),
     ("max_calls", "calls that a query may make; 0 is no limit"),
     ("max_seconds", "seconds after its start within which a query may ask; 0 is no limit"),
-    ("optimization_mode", "whether weaker answers are allowed: exact"),
+    ("optimization_mode", "whether weaker answers are allowed: exact or minimize_cost"),
+    ("proxy_model", "model that answers first where weaker answers are allowed"),
+    ("recall_target", "share of the model's own rows that a cascade must keep"),
+    ("precision_target", "share of a cascade's rows that the model must agree with"),
+    ("failure_probability", "probability with which a cascade may miss a target"),
+    ("disabled_rewrites", "rewrites of plans that are switched off, separated by commas; none or all"),
     ("device", "where models run: auto or cpu"),
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
     ("step_tokens", "tokens of one forward pass"),
@@ -242,6 +265,11 @@ impl Settings {
             "max_calls" => Some(self.max_calls.to_string()),
             "max_seconds" => Some(self.max_seconds.to_string()),
             "optimization_mode" => Some(self.optimization_mode.name().into()),
+            "proxy_model" => self.proxy_model.clone(),
+            "recall_target" => Some(self.recall_target.to_string()),
+            "precision_target" => Some(self.precision_target.to_string()),
+            "failure_probability" => Some(self.failure_probability.to_string()),
+            "disabled_rewrites" => Some(rewrites::shown(&self.disabled_rewrites)),
             "device" => Some(self.device.name().into()),
             "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
             "step_tokens" => self.step_tokens.map(|tokens| tokens.to_string()),
@@ -256,6 +284,7 @@ impl Settings {
         match name {
             "model" => self.model = None,
             "embedding_model" => self.embedding_model = None,
+            "proxy_model" => self.proxy_model = None,
             "allowed_hosts" => self.allowed_hosts = None,
             "reorder_window" => self.reorder_window = None,
             "cache_dir" => self.cache_dir = None,
@@ -324,6 +353,18 @@ fn seconds(subject: &str, text: &str) -> Result<f64> {
     if value < 0.0 { plan_err!("{subject} must not be negative, got {text}") } else { Ok(value) }
 }
 
+/// Reads a share of rows that a sample can vouch for: below 1, where every row would have to be asked.
+fn target(subject: &str, text: &str) -> Result<f64> {
+    let value = share(subject, text)?;
+    if value < 1.0 { Ok(value) } else { plan_err!("{subject} must be below 1; optimization_mode = 'exact' misses nothing") }
+}
+
+/// Reads a probability between 0 and 1, both excluded.
+fn probability(subject: &str, text: &str) -> Result<f64> {
+    let value = share(subject, text)?;
+    if value > 0.0 && value < 1.0 { Ok(value) } else { plan_err!("{subject} must lie between 0 and 1, got {text}") }
+}
+
 impl ConfigExtension for Settings {
     const PREFIX: &'static str = "refrain";
 }
@@ -375,6 +416,11 @@ impl ExtensionOptions for Settings {
             "max_calls" => self.max_calls = whole(&subject, value, 0)?,
             "max_seconds" => self.max_seconds = seconds(&subject, value)?,
             "optimization_mode" => self.optimization_mode = OptimizationMode::parse(&subject, value)?,
+            "proxy_model" => self.proxy_model = Some(value.to_string()),
+            "recall_target" => self.recall_target = target(&subject, value)?,
+            "precision_target" => self.precision_target = target(&subject, value)?,
+            "failure_probability" => self.failure_probability = probability(&subject, value)?,
+            "disabled_rewrites" => self.disabled_rewrites = rewrites::parse(&subject, value)?,
             "device" => self.device = DeviceChoice::parse(&subject, value)?,
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
             "step_tokens" => self.step_tokens = Some(whole(&subject, value, 1)?),
@@ -432,6 +478,13 @@ mod tests {
         check("checkpoint", "run.answers", Ok("run.answers"));
         check("max_calls", "5", Ok("5"));
         check("max_seconds", "0.5", Ok("0.5"));
+        check("optimization_mode", "minimize_cost", Ok("minimize_cost"));
+        check(
+            "disabled_rewrites",
+            "Defer_LLM_past_topk, stop_llm_filter_at_limit",
+            Ok("defer_llm_past_topk,stop_llm_filter_at_limit"),
+        );
+        check("disabled_rewrites", "none", Ok("none"));
     }
 
     #[test]
@@ -444,9 +497,15 @@ mod tests {
         check("max_calls", "-1", Err("refrain.max_calls must be a whole number of at least 0, not '-1'"));
         check("max_seconds", "-1", Err("refrain.max_seconds must not be negative, got -1"));
         check(
-            "optimization_mode",
-            "minimize_cost",
-            Err("refrain.optimization_mode = 'minimize_cost' is not available in this version; use 'exact'"),
+            "recall_target",
+            "1",
+            Err("refrain.recall_target must be below 1; optimization_mode = 'exact' misses nothing"),
+        );
+        check("failure_probability", "0", Err("refrain.failure_probability must lie between 0 and 1, got 0"));
+        check(
+            "disabled_rewrites",
+            "defer_topk",
+            Err("refrain.disabled_rewrites: there is no rewrite 'defer_topk'; did you mean defer_llm_past_topk?"),
         );
         check("max_error_ratio", "2", Err("refrain.max_error_ratio must be between 0 and 1, got 2"));
         check(

@@ -16,6 +16,7 @@ use datafusion::common::{Column, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Sort};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+use refrain_udf::rewrite_enabled;
 
 use crate::node::LlmNode;
 
@@ -32,7 +33,10 @@ impl OptimizerRule for DeferLlmPastTopK {
         Some(ApplyOrder::TopDown)
     }
 
-    fn rewrite(&self, plan: LogicalPlan, _config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        if !rewrite_enabled(&config.options(), self.name()) {
+            return Ok(Transformed::no(plan));
+        }
         match deferred(&plan)? {
             Some(deferred) => Ok(Transformed::yes(deferred)),
             None => Ok(Transformed::no(plan)),

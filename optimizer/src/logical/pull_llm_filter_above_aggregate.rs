@@ -18,7 +18,7 @@ use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{Aggregate, Expr, Filter, LogicalPlan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
-use refrain_udf::contains_llm_call;
+use refrain_udf::{contains_llm_call, rewrite_enabled};
 
 use super::lower::is_volatile_apart_from_calls;
 
@@ -35,7 +35,10 @@ impl OptimizerRule for PullLlmFilterAboveAggregate {
         Some(ApplyOrder::BottomUp)
     }
 
-    fn rewrite(&self, plan: LogicalPlan, _config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        if !rewrite_enabled(&config.options(), self.name()) {
+            return Ok(Transformed::no(plan));
+        }
         let LogicalPlan::Aggregate(aggregate) = plan else { return Ok(Transformed::no(plan)) };
         let LogicalPlan::Filter(filter) = aggregate.input.as_ref() else {
             return Ok(Transformed::no(LogicalPlan::Aggregate(aggregate)));

@@ -19,6 +19,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::logical_expr::{Expr, FetchType, LogicalPlan, SkipType};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+use refrain_udf::rewrite_enabled;
 
 use crate::node::{FilterUntil, LlmNode};
 
@@ -35,7 +36,10 @@ impl OptimizerRule for StopLlmFilterAtLimit {
         Some(ApplyOrder::TopDown)
     }
 
-    fn rewrite(&self, plan: LogicalPlan, _config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        if !rewrite_enabled(&config.options(), self.name()) {
+            return Ok(Transformed::no(plan));
+        }
         let LogicalPlan::Limit(limit) = plan else { return Ok(Transformed::no(plan)) };
         let (SkipType::Literal(skip), FetchType::Literal(Some(fetch))) = (limit.get_skip_type()?, limit.get_fetch_type()?)
         else {
