@@ -1,12 +1,12 @@
 //! The thread that writes a store, and the handle that queries use.
 //!
 //! Answers wait in a bounded queue. The thread takes the first, lingers for others to come, and writes all of them in one
-//! transaction. A process that is killed loses what came since the last commit: at most the answers of [`LINGER`] and of one
-//! commit.
+//! transaction. A process that is killed loses what came since the last commit: at most the answers of one commit and of the
+//! time that the thread lingers, which is as long as the commit before took.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, exec_datafusion_err};
@@ -17,8 +17,9 @@ use super::cache::{CacheStats, Tier};
 use super::kept::{Kept, Key};
 use super::store::{NewAnswer, Place, Store};
 
-/// How long the first of some answers waits for others: a commit takes a few milliseconds, whatever it holds.
-const LINGER: Duration = Duration::from_millis(20);
+/// The longest time that the first of some answers waits for others. A commit costs much the same whatever it holds, so on a
+/// slow disk more answers should share one.
+const LINGER_MAX: Duration = Duration::from_millis(20);
 
 /// Answers that may wait; more hold up the query.
 const QUEUE: usize = 4096;
@@ -147,6 +148,7 @@ impl Drop for StoreHandle {
 fn write_all(store: &Store, mut messages: mpsc::Receiver<Message>) -> Result<()> {
     let mut answers = Vec::new();
     let mut flushes = Vec::new();
+    let mut linger = Duration::ZERO;
     while let Some(first) = messages.blocking_recv() {
         let lingers = matches!(first, Message::Write(_));
         let mut take = |message| match message {
@@ -155,13 +157,15 @@ fn write_all(store: &Store, mut messages: mpsc::Receiver<Message>) -> Result<()>
         };
         take(first);
         if lingers {
-            thread::park_timeout(LINGER);
+            thread::park_timeout(linger);
         }
         for _ in 0..QUEUE {
             let Ok(message) = messages.try_recv() else { break };
             take(message);
         }
+        let committing = Instant::now();
         store.write(&answers)?;
+        linger = committing.elapsed().min(LINGER_MAX);
         answers.clear();
         for done in flushes.drain(..) {
             // Whoever waited may have given up.
