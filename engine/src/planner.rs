@@ -17,6 +17,7 @@ use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
+use refrain_optimizer::statistics::SessionStatistics;
 use refrain_serving::remote::MessageTokenizer;
 use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, Settings, Shape};
@@ -126,7 +127,7 @@ impl ExtensionPlanner for LlmPlanner {
             Some(until) => {
                 let schema = with_answers(logical.schema(), &output_schema(&input.schema(), &calls))?;
                 let predicate = planner.create_physical_expr(&until.predicate, &schema, session, context)?;
-                Some(Until { predicate, wanted: until.wanted, stops: until.stops })
+                Some(Until::try_new(predicate, until.wanted, until.stops, input.schema().fields().len(), &calls)?)
             }
             None => None,
         };
@@ -144,6 +145,7 @@ impl ExtensionPlanner for LlmPlanner {
             budget: Budget { limits: Limits::of(&settings), ledger: Arc::clone(&self.scope.ledger) },
             max_error_ratio: settings.max_error_ratio,
             prefix_cache: settings.prefix_cache,
+            statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
         };
         Ok(Some(Arc::new(LlmExec::try_new(Arc::clone(input), calls, until, shared, estimates)?)))
     }

@@ -6,6 +6,7 @@ use datafusion::common::Result;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use refrain_optimizer::rules::{llm_rules, optimizer_rules};
+use refrain_optimizer::statistics::SessionStatistics;
 use refrain_udf::{
     EmbedTexts, EmbeddingSource, NameInputs, Settings, TokenizerSource, aggregate_functions, scalar_functions,
 };
@@ -23,7 +24,7 @@ pub(crate) fn new_session(
     settings: Settings,
     config: SessionConfig,
 ) -> Result<SessionContext> {
-    let config = with_answer_cache(config.with_information_schema(true).with_option_extension(settings));
+    let config = with_memory(config.with_information_schema(true).with_option_extension(settings));
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_default_features()
@@ -52,7 +53,7 @@ pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> 
     if !has_settings {
         config = config.with_option_extension(Settings::default());
     }
-    config = with_answer_cache(config);
+    config = with_memory(config);
     let state = SessionStateBuilder::new_from_existing(state)
         .with_config(config)
         .with_optimizer_rules(rules)
@@ -64,8 +65,12 @@ pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> 
     Ok(())
 }
 
-/// Gives a session a place for answers that outlive their query, unless the program has given it one.
-fn with_answer_cache(config: SessionConfig) -> SessionConfig {
+/// Gives a session places for what outlives a query, answers and statistics, unless the program has given it some.
+fn with_memory(config: SessionConfig) -> SessionConfig {
+    let config = match config.get_extension::<SessionStatistics>() {
+        Some(_) => config,
+        None => config.with_extension(Arc::new(SessionStatistics::default())),
+    };
     match config.get_extension::<AnswerCache>() {
         Some(_) => config,
         None => config.with_extension(Arc::new(AnswerCache::default())),

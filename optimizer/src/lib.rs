@@ -5,18 +5,23 @@
 //! | [`node`] | `LlmNode`, the operator that LLM calls become |
 //! | [`logical`] | rules over logical plans |
 //! | [`rules`] | the list of all rules in order |
+//! | [`filter_order`] | orders the predicates of an AND by what has been seen of them |
+//! | [`statistics`] | what earlier runs of a call have shown |
 //! | [`reorder`] | orders rows and fields so that prompts share prefixes; knows no plans and no Arrow |
 //!
 //! | rule | effect | needs |
 //! |---|---|---|
 //! | `pull_llm_filter_above_aggregate` | LLM predicates over group keys are asked of the groups | DataFusion's `push_down_filter` before it |
 //! | `extract_llm` | LLM calls leave their expressions for `LlmNode`s below them | all of DataFusion's rules before it |
+//! | `order_llm_filters` | the LLM predicates of an AND become one operator that finds their best order | `extract_llm` |
 //! | `defer_llm_past_topk` | `ORDER BY … LIMIT k` sorts first and asks for k rows | `extract_llm` |
 //! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |
 
+pub mod filter_order;
 pub mod logical;
 pub mod node;
 pub mod reorder;
 pub mod rules;
+pub mod statistics;
 
 pub use node::{FilterUntil, LlmNode, NodeCall};

@@ -8,8 +8,8 @@
 //!     Filter: stars < 3
 //! ```
 //!
-//! With `until`, the node is also a filter that stops early: it keeps the rows that pass a predicate over its own columns, and
-//! asks for no more of them than a `LIMIT` above wants.
+//! With `until`, the node is also a filter: it keeps the rows that pass a predicate over its own columns, asks in an order of its
+//! own choice where the predicate is an AND over several answers, and for no more rows than a `LIMIT` above wants.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -34,13 +34,13 @@ pub struct NodeCall {
     pub output: FieldRef,
 }
 
-/// A filter over the answers that asks only as long as somebody wants its rows.
+/// A filter over the answers, and how many of its rows somebody wants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FilterUntil {
     /// Over the columns of the node's output.
     pub predicate: Expr,
-    /// Rows that the limit above wants; decides how many rows are asked about first.
-    pub wanted: usize,
+    /// Rows that the limit above wants; decides how many rows are asked about first. `None` where all are wanted.
+    pub wanted: Option<usize>,
     /// Whether the node ends after `wanted` rows. A stage below another one does not know how many of its rows will survive.
     pub stops: bool,
 }
@@ -52,7 +52,7 @@ pub struct LlmNode {
     pub input: LogicalPlan,
     /// The calls, all over columns of `input`.
     pub calls: Vec<NodeCall>,
-    /// Set where a `LIMIT` stands above a filter over the answers.
+    /// Set where the node is also a filter: below a `LIMIT`, or over several answers whose order is its own to choose.
     pub until: Option<FilterUntil>,
     schema: DFSchemaRef,
 }
@@ -143,11 +143,13 @@ impl UserDefinedLogicalNodeCore for LlmNode {
     }
 
     // The default keeps every predicate above. A map only adds columns, so predicates over the others may pass; a node that
-    // counts its rows must see all of them.
+    // counts its rows for a limit must see all of them.
     fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
         match &self.until {
-            Some(_) => self.schema.fields().iter().map(|field| field.name().clone()).collect(),
-            None => self.calls.iter().map(|call| call.output.name().clone()).collect(),
+            Some(FilterUntil { wanted: Some(_), .. }) => {
+                self.schema.fields().iter().map(|field| field.name().clone()).collect()
+            }
+            _ => self.calls.iter().map(|call| call.output.name().clone()).collect(),
         }
     }
 
@@ -186,7 +188,10 @@ impl UserDefinedLogicalNodeCore for LlmNode {
             }
         }
         if let Some(FilterUntil { predicate, wanted, stops }) = &self.until {
-            write!(f, ", filter={predicate}, {}={wanted}", if *stops { "fetch" } else { "wanted" })?;
+            write!(f, ", filter={predicate}")?;
+            if let Some(wanted) = wanted {
+                write!(f, ", {}={wanted}", if *stops { "fetch" } else { "wanted" })?;
+            }
         }
         Ok(())
     }

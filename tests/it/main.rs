@@ -15,6 +15,7 @@ mod explain;
 mod external_models;
 mod layering;
 mod limits;
+mod predicate_order;
 mod query_shapes;
 mod seams;
 mod slt;

@@ -12,6 +12,7 @@ use crate::settings::Settings;
 /// Name and meaning of every rewrite, in the order in which they are shown.
 pub const REWRITES: &[(&str, &str)] = &[
     ("pull_llm_filter_above_aggregate", "an LLM predicate over group keys is asked of the groups"),
+    ("order_llm_filters", "the LLM predicates of an AND are asked in the order that costs least"),
     ("defer_llm_past_topk", "ORDER BY … LIMIT over plain columns comes first"),
     ("stop_llm_filter_at_limit", "an LLM filter below a LIMIT asks until the limit is met"),
 ];

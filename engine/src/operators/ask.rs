@@ -49,7 +49,7 @@ pub(super) struct Asker {
 
 /// The identities of some questions.
 struct Keys {
-    /// Across queries.
+    /// Across queries, by number of the question; only those that are wanted have one.
     kept: Vec<Key>,
     /// The operator that these questions belong to, if others must not answer them.
     node: Option<u32>,
@@ -67,16 +67,16 @@ impl Keys {
 }
 
 impl Asker {
-    /// Returns the outcome of each question, in the order of their numbers.
+    /// Returns the outcome of each of the questions `wanted`, in their order.
     ///
     /// Fails if the backend does, if the budget is used up, or at the first failed row where the call says so. Dropping the future
     /// cancels its requests.
-    pub(super) async fn ask(&self, questions: Arc<Questions>) -> Result<Vec<Outcome>> {
+    pub(super) async fn ask(&self, questions: Arc<Questions>, wanted: Vec<u32>) -> Result<Vec<Outcome>> {
         let started = Instant::now();
         self.stats.started();
         let mut outcomes: Vec<Option<Outcome>> = vec![None; questions.len()];
-        let mut open: Vec<u32> = (0..questions.len() as u32).collect();
-        let keys = self.keys(&questions);
+        let mut open = wanted.clone();
+        let keys = self.keys(&questions, &wanted);
         // A question that another operator gave up on is claimed again in a further round.
         while !open.is_empty() {
             let mut claims = self.scope.memo.claims();
@@ -104,14 +104,12 @@ impl Asker {
             }
         }
         self.stats.finished(started.elapsed());
-        outcomes
-            .into_iter()
-            .map(|outcome| outcome.ok_or_else(|| internal_datafusion_err!("a question was never answered")))
-            .collect()
+        let answered = wanted.iter().map(|question| outcomes[*question as usize].take());
+        answered.map(|outcome| outcome.ok_or_else(|| internal_datafusion_err!("a question was never answered"))).collect()
     }
 
-    /// The identity of each question: inputs as declared, not as rendered.
-    fn keys(&self, questions: &Questions) -> Keys {
+    /// The identity of each question that is wanted: inputs as declared, not as rendered.
+    fn keys(&self, questions: &Questions, wanted: &[u32]) -> Keys {
         let mut call = blake3::Hasher::new();
         call.update(&self.call.call.digest());
         call.update(format!("{:?}", Answering::of(&self.call)).as_bytes());
@@ -129,7 +127,9 @@ impl Asker {
             *hasher.finalize().as_bytes()
         };
         let is_apart = self.call.options.dedup == Dedup::Off || !self.memo;
-        Keys { kept: (0..questions.len() as u32).map(key).collect(), node: is_apart.then_some(self.stats.id) }
+        let mut kept = vec![Key::default(); questions.len()];
+        wanted.iter().for_each(|question| kept[*question as usize] = key(*question));
+        Keys { kept, node: is_apart.then_some(self.stats.id) }
     }
 
     /// Whether answers are drawn rather than the most probable ones.

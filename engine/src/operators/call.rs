@@ -7,11 +7,11 @@ use datafusion::arrow::array::{Array, ArrayRef, BooleanArray, RecordBatch};
 use datafusion::arrow::compute::{and, prep_null_mask_filter};
 use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::cast::as_boolean_array;
-use datafusion::common::{DataFusionError, Result, exec_datafusion_err};
+use datafusion::common::{DataFusionError, Result, ScalarValue, exec_datafusion_err};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
 use refrain_udf::{LlmCall, ResolvedOptions};
 
-use crate::operators::memo::Failure;
+use crate::operators::memo::{Failure, Outcome};
 
 /// One call of an [`LlmExec`](super::LlmExec).
 #[derive(Clone, Debug)]
@@ -63,6 +63,14 @@ impl PhysicalCall {
             failure.reason,
             failure.message
         )
+    }
+
+    /// Returns the value that an outcome gives a row.
+    pub(super) fn value_of(&self, outcome: &Outcome) -> ScalarValue {
+        match outcome {
+            Ok(value) => self.call.value(Ok(value.clone()), self.options.on_error),
+            Err(failure) => self.call.value(Err(&format!("{}: {}", failure.reason, failure.message)), self.options.on_error),
+        }
     }
 
     /// Returns the key under which the session counts and shows this call, such as `ai_filter`.

@@ -103,6 +103,24 @@ impl Questions {
         &self.columns[input].texts[self.tuple(question)[input] as usize]
     }
 
+    /// Returns how many rows ask each question.
+    pub(super) fn rows(&self) -> Vec<u64> {
+        let mut rows = vec![0; self.len()];
+        for question in self.of_row.iter().filter(|question| **question != NO_QUESTION) {
+            rows[*question as usize] += 1;
+        }
+        rows
+    }
+
+    /// Returns about how many bytes of text a question has, from some of them.
+    pub(super) fn mean_bytes(&self) -> f64 {
+        const LOOKED_AT: usize = 64;
+        let step = (self.len() / LOOKED_AT).max(1);
+        let looked_at: Vec<u32> = (0..self.n_questions).step_by(step).collect();
+        let texts = looked_at.iter().flat_map(|question| (0..self.columns.len()).map(|input| self.text(*question, input)));
+        texts.map(|text| text.len()).sum::<usize>() as f64 / looked_at.len().max(1) as f64
+    }
+
     /// Returns what tells rows of equal inputs apart: the window, and how many of them came before in it. `(0, 0)` where equal
     /// rows are one question.
     pub(super) fn occurrence(&self, question: u32) -> (u32, u32) {

@@ -1,27 +1,28 @@
 //! One execution of `LlmExec`: window by window, rows become questions, questions become answers, and answers stand beside rows.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
-use datafusion::arrow::compute::{filter_record_batch, take};
+use datafusion::arrow::compute::take;
 use datafusion::arrow::datatypes::SchemaRef;
-use datafusion::common::cast::as_boolean_array;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::metrics::{BaselineMetrics, RecordOutput};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use refrain_udf::{OnError, PromptLayout};
+use refrain_optimizer::statistics::{CallStatistics, StatisticsKey};
+use refrain_udf::{OnError, PromptLayout, Shape};
 
 use crate::answers::QueryAnswers;
 use crate::operators::ask::Asker;
 use crate::operators::call::PhysicalCall;
+use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::{NO_QUESTION, Questions};
-use crate::operators::llm_exec::{Shared, Until};
+use crate::operators::llm_exec::{Shared, Until, statistics_key};
 use crate::operators::memo::Outcome;
 use crate::operators::scope::{NodeStats, RowError};
 use crate::operators::window::{Filled, RowStore, StoredBatches, Window, WindowLimit, rows_with_question};
@@ -39,6 +40,7 @@ pub(crate) struct Job {
     pub(crate) store: RowStore,
     pub(crate) counters: Counters,
     pub(crate) baseline: BaselineMetrics,
+    pub(crate) order: Arc<Mutex<OrderReport>>,
 }
 
 /// Where an execution stands between two windows.
@@ -50,6 +52,10 @@ struct Position {
     askers: Vec<Asker>,
     /// The answers that outlive the query; `None` before something is asked.
     kept: Option<QueryAnswers>,
+    /// The predicates over the answers, where their order is ours to choose.
+    conjunction: Option<Conjunction>,
+    /// What the statistics of the session know already of each call.
+    remembered: Vec<CallStatistics>,
     window: u32,
     questions_asked: usize,
     rows_out: usize,
@@ -60,6 +66,8 @@ impl Job {
     /// Works off the input, window by window.
     pub(crate) fn run(self, input: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send {
         let start = Position {
+            conjunction: self.conjunction(),
+            remembered: vec![CallStatistics::default(); self.calls.len()],
             job: Arc::new(self),
             input,
             pending: None,
@@ -85,13 +93,28 @@ impl Job {
         .try_flatten()
     }
 
+    /// Returns the predicates over the answers, if their order is ours to choose, with what the session knows of them.
+    fn conjunction(&self) -> Option<Conjunction> {
+        let (conjuncts, report) = (self.until.as_ref()?.conjuncts.clone()?, Arc::clone(&self.order));
+        let known =
+            |call: usize| self.shared.statistics.get(&self.statistics_key(call)).and_then(|known| known.selectivity());
+        let guesses: Vec<Option<f64>> = conjuncts.iter().map(|conjunct| known(conjunct.call)).collect();
+        Some(Conjunction::new(conjuncts, &guesses, report))
+    }
+
+    fn statistics_key(&self, call: usize) -> StatisticsKey {
+        let conjuncts = self.until.as_ref().and_then(|until| until.conjuncts.as_deref()).unwrap_or_default();
+        let over_answer = conjuncts.iter().find(|conjunct| conjunct.call == call);
+        statistics_key(&self.calls[call], over_answer.map(|conjunct| &conjunct.predicate))
+    }
+
     /// Returns how much the next window may hold. Below a limit the first holds twice what is wanted, each next one as many
     /// questions as were asked before, so that at most twice the calls are made that a row at a time would make.
     fn limit(&self, questions_asked: usize) -> WindowLimit {
         let rows = self.shared.reorder_window.unwrap_or(usize::MAX);
         let questions = match &self.until {
-            Some(until) => questions_asked.max(until.wanted.saturating_mul(2)).max(1),
-            None => usize::MAX,
+            Some(Until { wanted: Some(wanted), .. }) => questions_asked.max(wanted.saturating_mul(2)).max(1),
+            _ => usize::MAX,
         };
         WindowLimit { rows, questions }
     }
@@ -101,7 +124,7 @@ impl Position {
     /// Works off one window; `None` after the last.
     async fn next_window(&mut self) -> Result<Option<SendableRecordBatchStream>> {
         let job = Arc::clone(&self.job);
-        let satisfied = job.until.as_ref().is_some_and(|until| until.stops && self.rows_out >= until.wanted);
+        let satisfied = job.until.as_ref().is_some_and(|until| until.is_met(self.rows_out));
         if self.ended || satisfied {
             return Ok(None);
         }
@@ -116,12 +139,12 @@ impl Position {
         let batches = window.take_batches();
         let answers = self.answer(window).await?;
         let rows = job.rows(batches, answers);
-        if job.until.is_none() {
-            return Ok(Some(rows));
+        match &job.until {
+            None => Ok(Some(rows)),
+            Some(until) if until.wanted.is_none() => Ok(Some(job.passing(until.clone(), rows))),
+            // Below a limit windows are small; the survivors are counted before more is asked.
+            Some(_) => Ok(Some(self.keep(rows).await?)),
         }
-        // Below a limit windows are small; the survivors are counted before more is asked.
-        let kept = self.keep(rows).await?;
-        Ok(Some(kept))
     }
 
     /// Asks all questions of the window and returns one answer column's worth of values for each call.
@@ -132,39 +155,38 @@ impl Position {
             self.kept = Some(kept);
         }
         self.questions_asked += window.questions.iter().map(Questions::len).max().unwrap_or(0);
-        let mut tasks = vec![];
-        for (idx, questions) in window.questions.into_iter().enumerate() {
-            let stats = &self.job.stats[idx];
-            stats.rows.fetch_add(rows_with_question(&questions), Ordering::Relaxed);
-            stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
-            let questions = Arc::new(questions);
-            // A task of its own, so that another operator that waits for one of these answers does not depend on who polls us.
-            let task = (questions.len() > 0).then(|| {
-                let (asker, questions) = (self.askers[idx].clone(), Arc::clone(&questions));
-                let (scope, budget) = (Arc::clone(&self.job.shared.scope), self.job.shared.budget.clone());
-                SpawnedTask::spawn(async move {
-                    tokio::select! {
-                        outcomes = asker.ask(questions) => outcomes,
-                        error = budget.time_is_up() => Err(error),
-                        () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
-                    }
-                })
-            });
-            tasks.push((questions, task));
-        }
-        let mut answers = vec![];
-        for (idx, (questions, task)) in tasks.into_iter().enumerate() {
-            let outcomes = match task {
-                Some(task) => task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))??,
-                None => vec![],
-            };
-            answers.push(self.job.settle(idx, &questions, outcomes)?);
-        }
+        let questions: Vec<Arc<Questions>> = window.questions.into_iter().map(Arc::new).collect();
+        let answered = match &mut self.conjunction {
+            Some(conjunction) => {
+                let asking = Asking { job: &self.job, askers: &self.askers, questions: &questions };
+                conjunction.answer(&asking, &self.job.calls, &self.job.stats, &questions).await?
+            }
+            None => self.job.ask_all(&self.askers, &questions).await?,
+        };
+        let settled = questions.iter().zip(answered).enumerate();
+        let answers =
+            settled.map(|(idx, (questions, answered))| self.job.settle(idx, questions, answered)).collect::<Result<_>>()?;
         self.job.counters.update(&self.job.stats);
+        self.remember();
         if self.ended {
             self.job.check_error_ratio()?;
         }
         Ok(answers)
+    }
+
+    /// Adds what has happened since the last window to the statistics of the session.
+    fn remember(&mut self) {
+        for (idx, before) in self.remembered.iter_mut().enumerate() {
+            let stats = &self.job.stats[idx];
+            let judged = match &self.conjunction {
+                Some(conjunction) => conjunction.passed(idx),
+                None => stats.judged(),
+            };
+            let now = CallStatistics { judged: judged.rows, passed: judged.passed, ..stats.statistics() };
+            let key = self.job.statistics_key(idx);
+            self.job.shared.statistics.add(key, now.since(*before));
+            *before = now;
+        }
     }
 
     /// Applies the filter to the rows of a window and cuts them at the limit.
@@ -173,16 +195,17 @@ impl Position {
         let mut kept = vec![];
         while let Some(batch) = rows.next().await {
             let batch = batch?;
-            let mask = until.predicate.evaluate(&batch)?.into_array(batch.num_rows())?;
-            let mut batch = filter_record_batch(&batch, as_boolean_array(&mask)?)?;
-            if until.stops {
-                batch = batch.slice(0, batch.num_rows().min(until.wanted - self.rows_out));
+            let mut batch = until.passing(&batch)?;
+            if until.stops
+                && let Some(wanted) = until.wanted
+            {
+                batch = batch.slice(0, batch.num_rows().min(wanted - self.rows_out));
             }
             self.rows_out += batch.num_rows();
             if batch.num_rows() > 0 {
-                kept.push(Ok(batch));
+                kept.push(Ok(batch.record_output(&self.job.baseline)));
             }
-            if until.stops && self.rows_out >= until.wanted {
+            if until.is_met(self.rows_out) {
                 break;
             }
         }
@@ -197,7 +220,65 @@ struct Answers {
     questions: Arc<Questions>,
 }
 
+/// Asks the questions of one window.
+struct Asking<'a> {
+    job: &'a Job,
+    askers: &'a [Asker],
+    questions: &'a [Arc<Questions>],
+}
+
+impl Ask for Asking<'_> {
+    async fn ask(&self, call: usize, wanted: Vec<u32>) -> Result<Vec<Outcome>> {
+        joined(self.job.spawn(&self.askers[call], &self.questions[call], wanted)).await
+    }
+
+    fn head_tokens(&self, call: usize) -> usize {
+        self.askers[call].layout.head().len()
+    }
+}
+
+type AskingTask = SpawnedTask<Result<Vec<Outcome>>>;
+
+async fn joined(task: AskingTask) -> Result<Vec<Outcome>> {
+    task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))?
+}
+
 impl Job {
+    /// Asks questions in a task of its own, so that another operator that waits for one of these answers does not depend on who
+    /// polls us.
+    fn spawn(&self, asker: &Asker, questions: &Arc<Questions>, wanted: Vec<u32>) -> AskingTask {
+        let (asker, questions) = (asker.clone(), Arc::clone(questions));
+        let (scope, budget) = (Arc::clone(&self.shared.scope), self.shared.budget.clone());
+        SpawnedTask::spawn(async move {
+            tokio::select! {
+                outcomes = asker.ask(questions, wanted) => outcomes,
+                error = budget.time_is_up() => Err(error),
+                () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
+            }
+        })
+    }
+
+    /// Asks all questions of all calls at once.
+    async fn ask_all(&self, askers: &[Asker], questions: &[Arc<Questions>]) -> Result<Vec<Answered>> {
+        let mut tasks = vec![];
+        for (idx, questions) in questions.iter().enumerate() {
+            let stats = &self.stats[idx];
+            stats.rows.fetch_add(rows_with_question(questions), Ordering::Relaxed);
+            stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
+            let all = (0..questions.len() as u32).collect();
+            tasks.push((questions.len() > 0).then(|| self.spawn(&askers[idx], questions, all)));
+        }
+        let mut answered = vec![];
+        for (task, questions) in tasks.into_iter().zip(questions) {
+            let outcomes = match task {
+                Some(task) => joined(task).await?.into_iter().map(Some).collect(),
+                None => vec![],
+            };
+            answered.push(Answered { outcomes, rows: questions.rows() });
+        }
+        Ok(answered)
+    }
+
     /// Loads the models and lays out the prompts. Called when there is something to ask, so that plain queries load nothing.
     async fn askers(&self, kept: &QueryAnswers) -> Result<Vec<Asker>> {
         let mut askers = vec![];
@@ -221,15 +302,14 @@ impl Job {
     }
 
     /// Turns outcomes into values, counts what failed, and fails the query if that is too much.
-    fn settle(&self, idx: usize, questions: &Arc<Questions>, outcomes: Vec<Outcome>) -> Result<Answers> {
+    fn settle(&self, idx: usize, questions: &Arc<Questions>, answered: Answered) -> Result<Answers> {
         let (call, stats) = (&self.calls[idx], &self.stats[idx]);
-        let mut rows_of = vec![0_u64; questions.len()];
-        for question in questions.of_row.iter().filter(|question| **question != NO_QUESTION) {
-            rows_of[*question as usize] += 1;
-        }
+        let Answered { outcomes, rows: rows_of } = answered;
         let mut values = Vec::with_capacity(outcomes.len());
         for (question, outcome) in outcomes.into_iter().enumerate() {
-            if let Err(failure) = &outcome {
+            if let Some(Err(failure)) = &outcome
+                && rows_of[question] > 0
+            {
                 // Also a failure that another call of the query came upon first.
                 if call.options.on_error == OnError::Fail {
                     return Err(call.failed_row(failure));
@@ -250,12 +330,18 @@ impl Job {
                     failed_at: SystemTime::now(),
                 });
             }
-            let outcome = outcome.map_err(|failure| format!("{}: {}", failure.reason, failure.message));
-            let outcome = match &outcome {
-                Ok(value) => Ok(value.clone()),
-                Err(message) => Err(message.as_str()),
+            values.push(match &outcome {
+                Some(outcome) => call.value_of(outcome),
+                None => ScalarValue::try_from(call.output.data_type())?,
+            });
+        }
+        if call.call.task.shape == Shape::Boolean && call.options.on_error != OnError::Capture {
+            let rows_where = |truth: Option<bool>| -> u64 {
+                let matching = values.iter().zip(&rows_of).filter(|(value, _)| **value == ScalarValue::Boolean(truth));
+                matching.map(|(_, rows)| rows).sum()
             };
-            values.push(call.call.value(outcome, call.options.on_error));
+            let (yes, no) = (rows_where(Some(true)), rows_where(Some(false)));
+            stats.add_judged(yes + no, yes);
         }
         let values = match values.is_empty() {
             true => new_null_array(call.output.data_type(), 0),
@@ -304,8 +390,18 @@ impl Job {
             offset += n_rows;
             let options = RecordBatchOptions::new().with_row_count(Some(n_rows));
             let batch = RecordBatch::try_new_with_options(Arc::clone(&job.schema), columns, &options)?;
-            Ok(batch.record_output(&job.baseline))
+            Ok(match job.until {
+                None => batch.record_output(&job.baseline),
+                Some(_) => batch,
+            })
         });
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), with_answers))
+    }
+
+    /// Returns the rows that pass the filter, as they come.
+    fn passing(self: &Arc<Self>, until: Until, rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+        let job = Arc::clone(self);
+        let passing = rows.map(move |batch| Ok(until.passing(&batch?)?.record_output(&job.baseline)));
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), passing))
     }
 }

@@ -1,9 +1,12 @@
 //! `LlmExec`: asks the model about its input, window by window, and adds the answers as columns.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::common::cast::as_boolean_array;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -11,6 +14,7 @@ use datafusion::common::{ColumnStatistics, Result, Statistics, internal_datafusi
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::equivalence::ProjectionMapping;
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::execution_plan::{
     CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
 };
@@ -23,10 +27,13 @@ use datafusion::physical_plan::{
     PlanProperties,
 };
 
+use refrain_optimizer::statistics::{SessionStatistics, StatisticsKey};
+
 use crate::answers::{AnswerCache, AnswerSettings};
 use crate::models::ModelCatalog;
 use crate::operators::budget::Budget;
 use crate::operators::call::PhysicalCall;
+use crate::operators::conjunction::{Conjunct, OrderReport, conjuncts};
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
 use crate::operators::job::Job;
@@ -41,19 +48,60 @@ pub struct LlmExec {
     until: Option<Until>,
     shared: Shared,
     estimates: Vec<CallEstimate>,
+    /// In which order predicates were asked, once the operator runs.
+    order: Arc<Mutex<OrderReport>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
-/// A filter that asks only as long as somebody wants its rows.
+/// A filter over the answers, and how many of its rows somebody wants.
 #[derive(Clone, Debug)]
 pub struct Until {
     /// Over the operator's output.
     pub predicate: Arc<dyn PhysicalExpr>,
-    /// Rows that the limit above wants.
-    pub wanted: usize,
+    /// Rows that the limit above wants; `None` where all are wanted.
+    pub wanted: Option<usize>,
     /// Whether the operator ends after `wanted` rows.
     pub stops: bool,
+    /// The predicate as one for each call, if it is such an AND: the operator chooses their order.
+    pub(super) conjuncts: Option<Arc<[Conjunct]>>,
+}
+
+impl Until {
+    /// Builds a filter over the columns of an operator with `n_inputs` input columns and one answer for each of `calls`.
+    pub fn try_new(
+        predicate: Arc<dyn PhysicalExpr>,
+        wanted: Option<usize>,
+        stops: bool,
+        n_inputs: usize,
+        calls: &[Arc<PhysicalCall>],
+    ) -> Result<Self> {
+        let conjuncts = conjuncts(&predicate, n_inputs, calls)?;
+        Ok(Until { predicate, wanted, stops, conjuncts })
+    }
+
+    /// Returns whether nothing more is wanted after so many rows.
+    pub(super) fn is_met(&self, rows_out: usize) -> bool {
+        self.stops && self.wanted.is_some_and(|wanted| rows_out >= wanted)
+    }
+
+    /// Returns the rows that pass.
+    pub(super) fn passing(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let mask = self.predicate.evaluate(batch)?.into_array(batch.num_rows())?;
+        Ok(filter_record_batch(batch, as_boolean_array(&mask)?)?)
+    }
+}
+
+/// Returns the name under which the session keeps statistics of a call: what is asked, of which model, and the predicate over
+/// the answer where the operator applies one.
+pub(super) fn statistics_key(call: &PhysicalCall, predicate: Option<&Arc<dyn PhysicalExpr>>) -> StatisticsKey {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&call.call.digest()).update(call.model.as_bytes());
+    // The truth of an answer is counted wherever it is asked for.
+    if let Some(predicate) = predicate.filter(|predicate| predicate.downcast_ref::<Column>().is_none()) {
+        hasher.update(predicate.to_string().as_bytes());
+    }
+    *hasher.finalize().as_bytes()
 }
 
 /// What all operators of a query share, and the settings that are not those of a call.
@@ -77,6 +125,8 @@ pub struct Shared {
     pub max_error_ratio: f64,
     /// Whether prompts share the keys and values of common prefixes.
     pub prefix_cache: bool,
+    /// What earlier queries of the session have shown of their calls.
+    pub statistics: Arc<SessionStatistics>,
 }
 
 impl LlmExec {
@@ -96,7 +146,8 @@ impl LlmExec {
         let partitioning = input.output_partitioning().project(&mapping, input.equivalence_properties());
         let emission = if until.is_some() { EmissionType::Incremental } else { EmissionType::Final };
         let properties = Arc::new(PlanProperties::new(equivalences, partitioning, emission, input.boundedness()));
-        Ok(LlmExec { input, calls, until, shared, estimates, properties, metrics: ExecutionPlanMetricsSet::new() })
+        let (order, metrics) = (Arc::default(), ExecutionPlanMetricsSet::new());
+        Ok(LlmExec { input, calls, until, shared, estimates, order, properties, metrics })
     }
 
     /// Returns the calls.
@@ -132,8 +183,12 @@ impl DisplayAs for LlmExec {
                 write!(f, ", {estimate}")?;
             }
         }
+        self.order.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write(&self.calls, f)?;
         if let Some(until) = &self.until {
-            write!(f, ", keep={}, {}={}", until.predicate, if until.stops { "fetch" } else { "wanted" }, until.wanted)?;
+            write!(f, ", keep={}", until.predicate)?;
+            if let Some(wanted) = until.wanted {
+                write!(f, ", {}={wanted}", if until.stops { "fetch" } else { "wanted" })?;
+            }
         }
         Ok(())
     }
@@ -229,7 +284,8 @@ impl ExecutionPlan for LlmExec {
         // DataFusion finds columns of the child by name, so names must be unique. A node that counts its rows must see them all.
         let schema = self.input.schema();
         let names: std::collections::HashSet<_> = schema.fields().iter().map(|field| field.name()).collect();
-        let may_pass = names.len() == schema.fields().len() && self.until.is_none();
+        let counts = self.until.as_ref().is_some_and(|until| until.wanted.is_some());
+        let may_pass = names.len() == schema.fields().len() && !counts;
         let child = if may_pass {
             let allowed = (0..schema.fields().len()).collect();
             ChildFilterDescription::from_child_with_allowed_indices(&parent_filters, allowed, &self.input)?
@@ -252,6 +308,7 @@ impl ExecutionPlan for LlmExec {
             store: RowStore::new(&context, partition, self.input.schema(), spills),
             counters: Counters::new(&self.metrics, partition),
             baseline: BaselineMetrics::new(&self.metrics, partition),
+            order: Arc::clone(&self.order),
         };
         let batches = job.run(input);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))

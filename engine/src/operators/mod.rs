@@ -3,11 +3,12 @@
 //! [`LlmExec`] gathers a window of rows (`window`), finds the distinct questions among them (`distinct`), looks up what the
 //! query has asked already (`memo`) and what earlier ones have ([`answers`](crate::answers)), orders the rest so that prompts
 //! share prefixes and turns them into requests (`tokenise`, `prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
-//! answers beside the rows.
+//! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what.
 
 mod ask;
 mod budget;
 mod call;
+mod conjunction;
 mod counters;
 mod distinct;
 mod estimate;

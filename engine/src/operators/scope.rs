@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use refrain_optimizer::filter_order::Passed;
+use refrain_optimizer::statistics::CallStatistics;
 use tokio::sync::watch;
 
 use crate::operators::budget::Ledger;
@@ -94,6 +96,7 @@ pub struct NodeStats {
     pub failed_rows: AtomicU64,
     errors: Mutex<BTreeMap<&'static str, u64>>,
     times: Mutex<NodeTimes>,
+    judged: Mutex<Passed>,
 }
 
 /// When a call of an operator asked, and how long it took.
@@ -270,6 +273,33 @@ impl NodeStats {
     pub fn add_failed(&self, reason: &'static str, rows: u64) {
         self.failed_rows.fetch_add(rows, Ordering::Relaxed);
         *lock(&self.errors).entry(reason).or_default() += rows;
+    }
+
+    /// Notes for how many rows it is known whether a predicate over the answer is TRUE, and for how many it is.
+    pub(super) fn add_judged(&self, rows: u64, passed: u64) {
+        let mut judged = lock(&self.judged);
+        judged.rows += rows;
+        judged.passed += passed;
+    }
+
+    /// Returns the rows whose answer was TRUE or not, and those where it was.
+    pub(super) fn judged(&self) -> Passed {
+        *lock(&self.judged)
+    }
+
+    /// Returns what the session remembers of the call, apart from a predicate over its answers.
+    pub(super) fn statistics(&self) -> CallStatistics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CallStatistics {
+            rows: read(&self.rows),
+            distinct: read(&self.distinct),
+            calls: read(&self.calls_done),
+            prompt_tokens: read(&self.prompt_tokens),
+            cached_tokens: read(&self.cached_tokens),
+            output_tokens: read(&self.output_tokens),
+            judged: 0,
+            passed: 0,
+        }
     }
 
     /// Returns the failed rows by reason.

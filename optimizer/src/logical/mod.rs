@@ -3,11 +3,13 @@
 mod defer_llm_past_topk;
 mod extract_llm;
 mod lower;
+mod order_llm_filters;
 mod pull_llm_filter_above_aggregate;
 mod restore;
 mod stop_llm_filter_at_limit;
 
 pub use defer_llm_past_topk::DeferLlmPastTopK;
 pub use extract_llm::ExtractLlm;
+pub use order_llm_filters::OrderLlmFilters;
 pub use pull_llm_filter_above_aggregate::PullLlmFilterAboveAggregate;
 pub use stop_llm_filter_at_limit::StopLlmFilterAtLimit;

@@ -61,6 +61,12 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
         }
         LogicalPlan::Extension(_) => match LlmNode::from_plan(&plan) {
             Some(LlmNode { until: None, .. }) => plan.map_children(|child| stop_at(child, wanted, stops)),
+            // A filter over several answers, which no limit has been told of yet.
+            Some(node @ LlmNode { until: Some(FilterUntil { predicate, wanted: None, .. }), .. }) => {
+                let until = FilterUntil { predicate: predicate.clone(), wanted: Some(wanted), stops };
+                let limited = LlmNode::try_new(node.input.clone(), node.calls.clone(), Some(until))?.into_plan();
+                Ok(Transformed::yes(limited.map_children(|child| stop_at(child, wanted, false))?.data))
+            }
             Some(LlmNode { until: Some(_), .. }) => plan.map_children(|child| stop_at(child, wanted, false)),
             None => Ok(Transformed::no(plan)),
         },
@@ -81,6 +87,6 @@ fn fused(predicate: &Expr, input: &LogicalPlan, wanted: usize, stops: bool) -> R
     if node.until.is_some() || predicate.is_volatile() || predicate.exists(is_subquery)? {
         return Ok(None);
     }
-    let until = FilterUntil { predicate: predicate.clone(), wanted, stops };
+    let until = FilterUntil { predicate: predicate.clone(), wanted: Some(wanted), stops };
     Ok(Some(LlmNode::try_new(node.input.clone(), node.calls.clone(), Some(until))?.into_plan()))
 }
