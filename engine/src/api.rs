@@ -12,19 +12,20 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::config::ExtensionOptions;
 use datafusion::common::plan_datafusion_err;
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
 use futures::future::{AbortHandle, Abortable};
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use refrain_udf::Settings;
 use tokio::sync::watch;
 
 use crate::answers::{AnswerCache, Tier};
 use crate::error::{Error, Result};
+use crate::explain::{self, ExplainOptions};
 use crate::model_options::{ExternalModel, LocalOptions, ModelType};
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
 use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
@@ -120,6 +121,11 @@ impl Refrain {
             Statement::DataFusion(parsed) => {
                 let parsed = desugared(&self.context, *parsed).await?;
                 Kind::Plan(Box::new(self.context.state().statement_to_plan(parsed).await?))
+            }
+            Statement::Explain { options, statement } => {
+                let explained = desugared(&self.context, *statement).await?;
+                let plan = self.context.state().statement_to_plan(explained).await?;
+                Kind::Explain { plan: Box::new(plan), options }
             }
             own => Kind::Own(own),
         };
@@ -223,7 +229,7 @@ impl Refrain {
                 let settings = state.config_mut().options_mut().extensions.get_mut::<Settings>();
                 settings.ok_or_else(|| plan_datafusion_err!("this session has no settings of refrain"))?.reset(&setting)?;
             }
-            Statement::DataFusion(_) | Statement::ShowModels => {
+            Statement::DataFusion(_) | Statement::Explain { .. } | Statement::ShowModels => {
                 return Err(plan_datafusion_err!("not a statement of our own").into());
             }
         }
@@ -346,6 +352,11 @@ pub struct Query {
 #[derive(Debug)]
 enum Kind {
     Plan(Box<LogicalPlan>),
+    /// EXPLAIN in a form of ours.
+    Explain {
+        plan: Box<LogicalPlan>,
+        options: ExplainOptions,
+    },
     Own(Statement),
 }
 
@@ -354,6 +365,8 @@ impl Query {
     pub fn schema(&self) -> SchemaRef {
         match &self.kind {
             Kind::Plan(plan) => Arc::new(plan.schema().as_arrow().clone()),
+            Kind::Explain { options, .. } if options.json => explain::json_schema(),
+            Kind::Explain { .. } => LogicalPlan::explain_schema(),
             Kind::Own(statement) => own_schema(statement),
         }
     }
@@ -361,7 +374,7 @@ impl Query {
     /// Returns the plan before optimisation; `None` for statements about models and settings.
     pub fn logical_plan(&self) -> Option<&LogicalPlan> {
         match &self.kind {
-            Kind::Plan(plan) => Some(plan),
+            Kind::Plan(plan) | Kind::Explain { plan, .. } => Some(plan),
             Kind::Own(_) => None,
         }
     }
@@ -372,7 +385,7 @@ impl Query {
         if matches!(plan.as_ref(), LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) {
             return Ok(Estimate::default());
         }
-        let state = session::state_with(&self.db.context, Arc::new(EstimateCosts));
+        let state = session::state_with(&self.db.context, Arc::new(EstimateCosts::default()));
         let physical = state.create_physical_plan(plan).await?;
         let mut calls = vec![];
         for operator in llm_operators(&physical)? {
@@ -410,10 +423,46 @@ async fn start(db: &Refrain, kind: Kind, scope: &Arc<QueryScope>) -> Result<Send
             Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(batch.map(Ok)))))
         }
         Kind::Plan(plan) => {
+            let is_explained = matches!(plan.as_ref(), LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
             let physical = db.physical_plan(*plan, scope).await?;
-            Ok(execute_stream(physical, db.context.task_ctx())?)
+            let rows = execute_stream(physical, db.context.task_ctx())?;
+            Ok(if is_explained { indented(rows) } else { rows })
         }
+        Kind::Explain { plan, options } => explained(db, *plan, options, scope).await,
     }
+}
+
+/// Explains a statement in a form of ours.
+async fn explained(
+    db: &Refrain,
+    plan: LogicalPlan,
+    options: ExplainOptions,
+    scope: &Arc<QueryScope>,
+) -> Result<SendableRecordBatchStream> {
+    let state = session::state_with(&db.context, Arc::clone(scope));
+    let estimates = Arc::new(EstimateCosts { sample: options.sample });
+    let config = state.config().clone().with_extension(estimates);
+    let state = SessionStateBuilder::new_from_existing(state).with_config(config).build();
+    let physical = state.create_physical_plan(&plan).await?;
+    if !options.json {
+        let logical = state.optimize(&plan)?.display_indent().to_string();
+        let batch = explain::text_batch(&logical, &physical, options.verbose);
+        return Ok(Box::pin(RecordBatchStreamAdapter::new(LogicalPlan::explain_schema(), stream::once(async { batch }))));
+    }
+    let batch = async move {
+        if options.analyze {
+            let mut rows = execute_stream(Arc::clone(&physical), state.task_ctx())?;
+            while rows.try_next().await?.is_some() {}
+        }
+        explain::json_batch(&physical)
+    };
+    Ok(Box::pin(RecordBatchStreamAdapter::new(explain::json_schema(), stream::once(batch))))
+}
+
+/// Puts the details of operators below them.
+fn indented(rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
+    let schema = rows.schema();
+    Box::pin(RecordBatchStreamAdapter::new(schema, rows.map(|batch| explain::indent_details(batch?))))
 }
 
 /// Returns how a query has ended that ended with this error.

@@ -13,6 +13,7 @@
 //! | [`secrets`], `redact` | keys of external models, and SQL text without them |
 //! | `queries`, `system_tables` | the queries of the session, and the tables that show them |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
+//! | `sample`, `explain` | rows that estimates are made from, and how plans are shown |
 //! | [`operators`] | the operator and its parts |
 //! | [`answers`] | answers that outlive their query: cache and checkpoint |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
@@ -22,6 +23,7 @@ pub mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod error;
+mod explain;
 mod lex;
 mod loading;
 pub mod model_options;
@@ -30,11 +32,13 @@ pub mod operators;
 pub mod planner;
 mod queries;
 mod redact;
+mod sample;
 pub mod secrets;
 mod session;
 pub mod statement;
 mod system_tables;
 mod wildcard;
+mod without_answers;
 
 pub use answers::{AnswerCache, CacheStats, Tier};
 pub use api::{Builder, CancelHandle, Estimate, Query, Refrain, Run, register, sql};
@@ -43,7 +47,7 @@ pub use error::{Error, Result};
 pub use loading::{LoadFacts, Loading};
 pub use model_options::ModelType;
 pub use models::{ModelCatalog, ModelInfo, ModelSource};
-pub use operators::{NodeProgress, Progress, QueryUsage, RowError};
+pub use operators::{Basis, CallEstimate, NodeProgress, Progress, QueryUsage, RowError};
 pub use refrain_serving as serving;
 
 use wildcard::desugared;

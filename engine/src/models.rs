@@ -352,6 +352,20 @@ impl ModelCatalog {
         })
     }
 
+    /// Returns whether a model answers well only where the instruction stands in front of the data. The bundled model has seen
+    /// nothing else in its training; larger ones take either (docs/benchmarks.md, "Data first").
+    pub fn needs_instruction_first(&self, name: &str) -> Result<bool> {
+        Ok(self.model(name)?.source.kind() == "bundled")
+    }
+
+    /// Returns how many requests and tokens the endpoint of a model takes in a minute, where that is limited.
+    pub fn rates(&self, name: &str) -> Result<(Option<u32>, Option<u32>)> {
+        Ok(match &self.model(name)?.source {
+            ModelSource::External(external) => (external.config.requests_per_minute, external.config.tokens_per_minute),
+            _ => (None, None),
+        })
+    }
+
     /// Returns whether a model of this name is to be added. Fails if it is there and that is an error.
     fn is_wanted(&self, name: &str, existing: Existing) -> Result<bool> {
         match (self.contains(name), existing) {

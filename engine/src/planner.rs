@@ -4,17 +4,17 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::Schema;
 use datafusion::catalog::Session;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, Result, plan_err};
+use datafusion::common::{DFSchema, Result, internal_datafusion_err, plan_err};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
+use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNode};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
-use datafusion::physical_plan::{ExecutionPlan, collect};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::LlmNode;
 use refrain_optimizer::statistics::SessionStatistics;
@@ -26,11 +26,11 @@ use crate::answers::{AnswerCache, AnswerSettings};
 use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{
-    Budget, CallEstimate, Limits, LlmExec, PhysicalCall, QueryScope, Shared, Until, estimate_call, output_schema,
+    Budget, CallEstimate, InputRows, Limits, LlmExec, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_calls,
+    output_schema, sample_answers,
 };
-
-/// Rows that an estimate looks at.
-const SAMPLE_ROWS: usize = 4096;
+use crate::sample;
+use crate::without_answers::without_answers;
 
 /// Plans queries with LLM calls; everything else is DataFusion's.
 #[derive(Debug)]
@@ -49,27 +49,31 @@ impl LlmQueryPlanner {
 impl QueryPlanner for LlmQueryPlanner {
     async fn create_physical_plan(&self, plan: &LogicalPlan, session: &dyn Session) -> Result<Arc<dyn ExecutionPlan>> {
         self.models.set_device(device_options(&settings(session)));
-        let explained =
-            matches!(plan, LogicalPlan::Explain(_)) || session.config().get_extension::<EstimateCosts>().is_some();
+        let is_explained = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
+        let costs = session.config().get_extension::<EstimateCosts>().map(|costs| *costs);
+        let explained = costs.or(is_explained.then(EstimateCosts::default));
         let llm = extension_planner_for(Arc::clone(&self.models), session, explained);
         DefaultPhysicalPlanner::with_extension_planners(vec![llm]).create_physical_plan(plan, session).await
     }
 }
 
 /// Marks a session whose plans are to carry estimates.
-#[derive(Debug)]
-pub struct EstimateCosts;
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EstimateCosts {
+    /// So many distinct questions of each call are asked for them; nobody is asked without.
+    pub sample: Option<usize>,
+}
 
 /// Returns the planner of `LlmNode`s for programs that compose their query planner themselves. All nodes that it plans share one
 /// memo, so a planner must serve one query only.
 pub fn extension_planner(models: Arc<ModelCatalog>, session: &dyn Session) -> Arc<dyn ExtensionPlanner + Send + Sync> {
-    extension_planner_for(models, session, false)
+    extension_planner_for(models, session, None)
 }
 
 fn extension_planner_for(
     models: Arc<ModelCatalog>,
     session: &dyn Session,
-    estimates: bool,
+    estimates: Option<EstimateCosts>,
 ) -> Arc<dyn ExtensionPlanner + Send + Sync> {
     let scope = session.config().get_extension::<QueryScope>().unwrap_or_default();
     Arc::new(LlmPlanner { models, scope, estimates })
@@ -79,7 +83,7 @@ fn extension_planner_for(
 struct LlmPlanner {
     models: Arc<ModelCatalog>,
     scope: Arc<QueryScope>,
-    estimates: bool,
+    estimates: Option<EstimateCosts>,
 }
 
 #[async_trait]
@@ -131,10 +135,6 @@ impl ExtensionPlanner for LlmPlanner {
             }
             None => None,
         };
-        let estimates = match self.estimates {
-            true if !reads_subquery(node)? => self.estimate(&calls, logical, input, session).await?,
-            _ => vec![],
-        };
         let shared = Shared {
             models: Arc::clone(&self.models),
             scope: Arc::clone(&self.scope),
@@ -145,40 +145,66 @@ impl ExtensionPlanner for LlmPlanner {
             budget: Budget { limits: Limits::of(&settings), ledger: Arc::clone(&self.scope.ledger) },
             max_error_ratio: settings.max_error_ratio,
             prefix_cache: settings.prefix_cache,
+            layout: settings.layout,
             statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
+        };
+        let estimates = match self.estimates {
+            Some(costs) if !reads_subquery(node)? => {
+                Some(self.estimate(node, &calls, until.as_ref(), &shared, input, session, costs).await?)
+            }
+            _ => None,
         };
         Ok(Some(Arc::new(LlmExec::try_new(Arc::clone(input), calls, until, shared, estimates)?)))
     }
 }
 
 impl LlmPlanner {
-    /// Reads the first rows of the input and plans prompts for them. An input that itself asks a model is not run: its calls are
-    /// shown without estimate.
+    /// Draws rows of the input and plans prompts for them. What depends on answers of calls below is taken out of the input; a call
+    /// that reads such an answer itself has no estimate.
+    #[expect(clippy::too_many_arguments, reason = "all of it is what the node has become so far")]
     async fn estimate(
         &self,
+        node: &LlmNode,
         calls: &[Arc<PhysicalCall>],
-        logical: &LogicalPlan,
+        until: Option<&Until>,
+        shared: &Shared,
         physical: &Arc<dyn ExecutionPlan>,
         session: &dyn Session,
+        costs: EstimateCosts,
     ) -> Result<Vec<CallEstimate>> {
-        if asks_a_model(logical)? {
+        let settings = settings(session);
+        let known = |call: &LlmCall| {
+            let named = call.options.resolve(&settings).model;
+            let model = self.models.resolve(named.as_deref(), ModelType::Completion).ok()?;
+            shared.statistics.get(&call_key(call, &model))?.selectivity()
+        };
+        let Some(input) = without_answers(&node.input, &known)? else { return Ok(vec![]) };
+        let exprs = node.calls.iter().flat_map(|call| call.call.inputs.iter().chain(&call.guard));
+        if exprs.into_iter().any(|expr| input.reads_answer(expr)) {
             return Ok(vec![]);
         }
-        let sample = sample(logical, session).await?;
+        let plan = session.create_physical_plan(&input.plan).await?;
+        let sample = sample::draw(execute_stream(plan, session.task_ctx())?).await?;
         let statistics = StatisticsContext::new().compute(physical.as_ref(), &StatisticsArgs::new())?;
-        let sampled: usize = sample.iter().map(RecordBatch::num_rows).sum();
         let rows = match statistics.num_rows {
-            _ if sampled < SAMPLE_ROWS => Some(sampled as u64),
-            Precision::Exact(rows) | Precision::Inexact(rows) => Some(rows as u64),
-            Precision::Absent => None,
+            _ if sample.ended => sample.read,
+            Precision::Exact(rows) | Precision::Inexact(rows) => sample.read.max(rows as u64),
+            Precision::Absent => sample.read,
         };
-        let mut estimates = vec![];
+        let mut sampled = vec![];
         for call in calls {
-            let tokenizer = self.models.tokenizer_of(&call.model)?;
-            let estimate = estimate_call(call, tokenizer.as_ref(), &sample, rows)?;
-            estimates.push(estimate.in_model_tokens(self.models.token_scale(&call.model)?));
+            sampled.push(match costs.sample {
+                Some(count) => Some(sample_answers(call, shared, &sample.rows, count).await?),
+                None => None,
+            });
         }
-        Ok(estimates)
+        let tokenizers = calls.iter().map(|call| self.models.tokenizer_of(&call.model)).collect::<Result<Vec<_>>>()?;
+        let (calls, until, shared, share) = (calls.to_vec(), until.cloned(), shared.clone(), input.share);
+        let task = SpawnedTask::spawn_blocking(move || {
+            let input = InputRows { sample: &sample.rows, rows: rows as f64, share };
+            estimate_calls(&calls, until.as_ref(), &shared, &tokenizers, input, &sampled)
+        });
+        task.join().await.map_err(|e| internal_datafusion_err!("estimating the costs failed: {e}"))?
     }
 }
 
@@ -192,26 +218,11 @@ fn check_schema(call: &LlmCall) -> Result<()> {
     }
 }
 
-fn asks_a_model(plan: &LogicalPlan) -> Result<bool> {
-    let mut found = false;
-    plan.apply_with_subqueries(|node| {
-        found |= LlmNode::from_plan(node).is_some();
-        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    })?;
-    Ok(found)
-}
-
 /// Returns whether inputs or guards read a scalar subquery, which has a value only while the query runs.
 fn reads_subquery(node: &LlmNode) -> Result<bool> {
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
     let exprs = node.calls.iter().flat_map(|call| call.call.inputs.iter().chain(&call.guard));
     exprs.into_iter().try_fold(false, |found, expr| Ok(found || expr.exists(is_subquery)?))
-}
-
-async fn sample(logical: &LogicalPlan, session: &dyn Session) -> Result<Vec<RecordBatch>> {
-    let first_rows = LogicalPlanBuilder::from(logical.clone()).limit(0, Some(SAMPLE_ROWS))?.build()?;
-    let plan = session.create_physical_plan(&first_rows).await?;
-    collect(plan, session.task_ctx()).await
 }
 
 /// Settings that decide how a model is run; they take effect when it is loaded.

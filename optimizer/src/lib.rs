@@ -5,6 +5,7 @@
 //! | [`node`] | `LlmNode`, the operator that LLM calls become |
 //! | [`logical`] | rules over logical plans |
 //! | [`rules`] | the list of all rules in order |
+//! | [`cost`] | distinct values behind a sample, intervals, seconds of tokens |
 //! | [`filter_order`] | orders the predicates of an AND by what has been seen of them |
 //! | [`statistics`] | what earlier runs of a call have shown |
 //! | [`reorder`] | orders rows and fields so that prompts share prefixes; knows no plans and no Arrow |
@@ -17,6 +18,7 @@
 //! | `defer_llm_past_topk` | `ORDER BY … LIMIT k` sorts first and asks for k rows | `extract_llm` |
 //! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |
 
+pub mod cost;
 pub mod filter_order;
 pub mod logical;
 pub mod node;

@@ -4,6 +4,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
+use crate::cost::Timing;
+
 /// Identity of a call: its digest and its model; with a predicate over the answers, that as well.
 pub type StatisticsKey = [u8; 32];
 
@@ -81,6 +83,8 @@ impl CallStatistics {
 #[derive(Debug, Default)]
 pub struct SessionStatistics {
     kept: Mutex<Kept>,
+    /// The pace of each model, by name.
+    timings: Mutex<HashMap<String, Timing>>,
 }
 
 #[derive(Debug, Default)]
@@ -103,9 +107,25 @@ impl SessionStatistics {
         self.lock().calls.get(key).copied()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Notes how long a model took to compute so many prompt tokens and to write so many.
+    pub fn add_timing(&self, model: &str, computed: u64, output: u64, seconds: f64) {
+        if computed + output > 0 && seconds > 0.0 {
+            lock(&self.timings).entry(model.to_owned()).or_default().add(computed as f64, output as f64, seconds);
+        }
     }
+
+    /// Returns the pace of a model so far.
+    pub fn timing(&self, model: &str) -> Timing {
+        lock(&self.timings).get(model).copied().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        lock(&self.kept)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Kept {

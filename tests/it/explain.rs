@@ -98,3 +98,127 @@ async fn plans() {
     check_plan("nested", "select ai_complete('q', ai_complete('p', s)) from t").await;
     check_plan("template", "select ai_complete('About {s}: {i}?', s, i) from t").await;
 }
+
+/// Returns a plan as JSON.
+async fn json(db: &refrain::Refrain, explain: &str) -> serde_json::Value {
+    serde_json::from_str(&rows(db, explain).await.unwrap().join("\n")).unwrap()
+}
+
+/// Returns the LLM operators of a plan, top first.
+fn operators(plan: &serde_json::Value) -> Vec<&serde_json::Value> {
+    let own = (plan["operator"] == "LlmExec").then_some(plan);
+    let below = plan["children"].as_array().into_iter().flatten().flat_map(operators);
+    own.into_iter().chain(below).collect()
+}
+
+#[tokio::test]
+async fn json_has_stable_names() {
+    let (db, oracle) = silent().await;
+    for form in ["explain format json", "explain (format json)", "explain (verbose, format 'json')"] {
+        let plan = json(&db, &format!("{form} select ai_filter('good', review), film from r")).await;
+        let call = &operators(&plan)[0]["calls"][0];
+        assert_eq!((&call["function"], &call["model"]), (&"ai_filter".into(), &"mock".into()));
+        let estimate = &call["estimate"];
+        assert_eq!((&estimate["rows"], &estimate["distinct"], &estimate["exact"]), (&60.into(), &60.into(), &true.into()));
+        assert_eq!((&estimate["layout"], &estimate["selectivity_basis"]), (&"instruction_first".into(), &"assumed".into()));
+        assert!(call["actual"].is_null());
+    }
+    assert_eq!(oracle.calls(), 0);
+}
+
+#[tokio::test]
+async fn estimates_stand_beside_what_happened() {
+    let (db, _) = session(&[]).await;
+    rows(&db, "create table r as select value % 40 as n, 'review of ' || (value % 40) as s from generate_series(1, 200)")
+        .await
+        .unwrap();
+    let query = "select ai_filter('1', s), n from r";
+    let plan = json(&db, &format!("explain (analyze, format json) {query}")).await;
+    let call = &operators(&plan)[0]["calls"][0];
+    for count in ["rows", "distinct", "prompt_tokens"] {
+        assert_eq!(call["estimate"][count], call["actual"][count], "{count} in {call}");
+    }
+    let computed = |of: &str| call[of]["computed_tokens"].as_f64().unwrap();
+    assert!((computed("estimate") / computed("actual") - 1.0).abs() < 0.05, "{call}");
+    let text = rows(&db, &format!("explain analyze {query}")).await.unwrap().join("\n");
+    for expected in [
+        "\n      rows=200 distinct=40 calls≤40",
+        "\n      actual: rows=200 distinct=40 calls=40",
+        "estimate off by: calls +0.0 %",
+        "\n      metrics=[",
+    ] {
+        assert!(text.contains(expected), "no {expected:?} in\n{text}");
+    }
+    // The first run has shown how many rows pass, and how long the model takes.
+    let text = rows(&db, &format!("explain {query}")).await.unwrap().join("\n");
+    assert!(text.contains("passes≈32 % (from an earlier run)") && text.contains("time≈"), "{text}");
+}
+
+#[tokio::test]
+async fn rows_behind_a_filter_are_estimated_by_what_it_lets_pass() {
+    let (db, oracle) = silent().await;
+    let query = "select ai_classify(review, ['a', 'b']) from r where ai_filter('good', review)";
+    let plan = json(&db, &format!("explain format json {query}")).await;
+    let estimate = &operators(&plan)[0]["calls"][0]["estimate"];
+    assert_eq!((&estimate["rows"], &estimate["exact"]), (&30.into(), &false.into()));
+    let text = rows(&db, &format!("explain {query}")).await.unwrap().join("\n");
+    assert!(text.contains("rows≈30 distinct≈30"), "{text}");
+    let nested = rows(&db, "explain select ai_complete('q', ai_complete('p', review)) from r").await.unwrap().join("\n");
+    assert!(nested.contains("not estimated: it reads the answers of a call below"), "{nested}");
+    assert_eq!(oracle.calls(), 0);
+}
+
+#[tokio::test]
+async fn a_sample_asks_some_questions_and_tells_how_sure_it_is() {
+    let (db, oracle) = session(&[]).await;
+    rows(&db, "create table r as select 'review ' || value as s from generate_series(1, 1000)").await.unwrap();
+    let text = rows(&db, "explain (sample 50) select count(*) from r where ai_filter('1', s)").await.unwrap().join("\n");
+    assert_eq!(oracle.calls(), 50);
+    assert!(text.contains("% (sampled, ") && text.contains("output≈"), "{text}");
+    let plan = json(&db, "explain (sample 50, format json) select count(*) from r where ai_filter('1', s)").await;
+    let estimate = &operators(&plan)[0]["calls"][0]["estimate"];
+    let interval = &estimate["selectivity_interval"];
+    // 271 of the numbers up to a thousand hold a 1, and `1000` is one of them.
+    let truth = 0.272;
+    assert!(interval["low"].as_f64().unwrap() < truth && truth < interval["high"].as_f64().unwrap(), "{estimate}");
+    rows(&db, "set refrain.max_calls = 10").await.unwrap();
+    let error = rows(&db, "explain (sample 50) select count(*) from r where ai_filter('2', s)").await.unwrap_err();
+    assert!(error.to_string().contains("refrain.max_calls"), "{error}");
+    for (wrong, message) in [
+        ("explain (sample 0) select 1", "above 0"),
+        ("explain (sample 5, analyze) select 1", "use one of them"),
+        ("explain (sample 5, color) select 1", "known: SAMPLE, FORMAT, ANALYZE, VERBOSE"),
+    ] {
+        let error = rows(&db, wrong).await.unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_is_said_with_its_reason() {
+    let (db, _) = silent().await;
+    let explain = async |query: &str| rows(&db, &format!("explain {query}")).await.unwrap().join("\n");
+    let template =
+        explain("select ai_complete('About {film}: what does this review of it say? {review}', film, review) from r").await;
+    assert!(template.contains("refused: reordering of fields (a template keeps the order of the user)"), "{template}");
+    assert!(template.contains("warning: {film} varies and stands before static text"), "{template}");
+    let drawn = explain("select ai_complete('p', review, temperature => 0.5) from r").await;
+    assert!(drawn.contains("refused: dedup (answers are drawn at temperature 0.5)"), "{drawn}");
+    let pair = explain("select ai_complete('p', film), ai_complete('q', film) from r").await;
+    assert!(pair.contains("refused: data first for calls over the same rows (computes "), "{pair}");
+}
+
+#[tokio::test]
+async fn distinct_questions_of_a_long_table_are_not_scaled_with_its_rows() {
+    let (db, _) = silent().await;
+    rows(&db, "create table long as select value % 100 as few, value % 20000 as many from generate_series(1, 40000)")
+        .await
+        .unwrap();
+    let distinct = async |column: &str| {
+        let plan = json(&db, &format!("explain format json select ai_filter('p', {column}) from long")).await;
+        operators(&plan)[0]["calls"][0]["estimate"]["distinct"].as_f64().unwrap()
+    };
+    assert_eq!(distinct("few").await, 100.0);
+    let many = distinct("many").await;
+    assert!((many - 20_000.0).abs() < 2_000.0, "{many}");
+}

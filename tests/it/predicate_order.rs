@@ -38,6 +38,7 @@ async fn a_bad_written_order_costs_near_the_best() {
         let (answers, written) = run(worst, 3000, "order_llm_filters").await;
         assert_eq!(answers, expected);
         assert!(written as f64 > best as f64 * 1.5, "{written} calls as written");
+        println!("{worst:?} % pass, 3000 rows: {calls} calls; {written} as written, {best} in the best order");
     }
 }
 

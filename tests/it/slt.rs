@@ -15,16 +15,23 @@ use crate::support::session;
 
 /// Settings that change cost and must not change answers.
 const OPTIMIZED: &[(&str, &str)] = &[];
-const BASELINE: &[(&str, &str)] =
-    &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false"), ("cache", "off"), ("disabled_rewrites", "all")];
+const BASELINE: &[(&str, &str)] = &[
+    ("layout", "instruction_first"),
+    ("reorder", "none"),
+    ("dedup", "off"),
+    ("prefix_cache", "false"),
+    ("cache", "off"),
+    ("disabled_rewrites", "all"),
+];
 const ROWS_ONLY: &[(&str, &str)] = &[("reorder", "rows"), ("reorder_window", "2"), ("cache", "session")];
+const DATA_FIRST: &[(&str, &str)] = &[("layout", "data_first")];
 
 async fn run(file: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("slt").join(file);
     let folder = tempfile::tempdir().unwrap();
     let persistent = [("cache", "persistent"), ("cache_dir", folder.path().to_str().unwrap())];
     // The second time all answers are those of the first.
-    for settings in [OPTIMIZED, BASELINE, ROWS_ONLY, &persistent, &persistent] {
+    for settings in [OPTIMIZED, BASELINE, ROWS_ONLY, DATA_FIRST, &persistent, &persistent] {
         let mut runner = Runner::new(|| async {
             let db = session(settings).await.0;
             if file == "embeddings.slt" {

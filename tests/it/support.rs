@@ -45,10 +45,9 @@ pub(crate) async fn session_with(settings: &[(&str, &str)], mock: MockBackend) -
 }
 
 fn reply(prompt: &str) -> Option<MockReply> {
-    let question = prompt.split_once("Answer the below query:\n\n").map_or(prompt, |(_, question)| question);
-    let question = question.split("<|assistant|>").next().unwrap_or(question);
-    let question = question.rsplit("<|user|>").next().unwrap_or(question);
-    let (instruction, data) = question.split_once("\n\nGiven the following data:\n").unwrap_or((question, ""));
+    let user = prompt.split("<|assistant|>").next().unwrap_or(prompt);
+    let user = user.rsplit("<|user|>").next().unwrap_or(user);
+    let (instruction, data) = instruction_and_data(user);
     let data = values(data);
     if data.contains("FAIL") {
         return Some(MockReply::Fail(RowFailure::Schema("nonsense".to_owned())));
@@ -61,6 +60,16 @@ fn reply(prompt: &str) -> Option<MockReply> {
         return instruction.contains("JSON").then(|| MockReply::text(format!("{{\"n\": 1, \"b\": \"{data}\"}}")));
     }
     Some(MockReply::text(format!("{instruction}({data})")))
+}
+
+/// Takes a prompt apart, whichever of the two comes first.
+fn instruction_and_data(user: &str) -> (&str, &str) {
+    let (query, given) = ("Answer the below query:\n\n", "Given the following data:\n");
+    if let Some((data, instruction)) = user.strip_prefix(given).and_then(|rest| rest.split_once(&format!("\n\n{query}"))) {
+        return (instruction, data);
+    }
+    let question = user.split_once(query).map_or(user, |(_, question)| question);
+    question.split_once(&format!("\n\n{given}")).unwrap_or((question, ""))
 }
 
 /// Joins the values of a JSON object; NULL is nothing.

@@ -26,6 +26,47 @@ const SYSTEM_TEMPLATE: &str = "You are a data analyst. Answer the user query. Te
 /// The system text where there is no data, or the data is the question.
 const SYSTEM_PLAIN: &str = "You are a helpful assistant inside a SQL database. Answer briefly.";
 
+/// What the user's text begins with where data comes first.
+const DATA: &str = "Given the following data:\n";
+/// What stands before the question.
+const QUERY: &str = "Answer the below query:\n\n";
+
+/// Whether a prompt begins with what all rows of a call share, or with what all calls of a row share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Layout {
+    /// Instruction, then data.
+    #[default]
+    InstructionFirst,
+    /// Data, then instruction: several calls over one row compute its tokens once.
+    DataFirst,
+}
+
+impl Layout {
+    /// Returns the version of the texts, which is part of where an answer came from.
+    pub fn version(self) -> u32 {
+        match self {
+            Layout::InstructionFirst => LAYOUT_VERSION,
+            Layout::DataFirst => LAYOUT_VERSION | 1 << 16,
+        }
+    }
+
+    /// Returns the word for it, that of the setting.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::InstructionFirst => "instruction_first",
+            Layout::DataFirst => "data_first",
+        }
+    }
+
+    /// Returns whether a call may be laid out like this: a template is the user's own, and without data nothing comes first.
+    pub fn suits(self, call: &LlmCall) -> bool {
+        match self {
+            Layout::InstructionFirst => true,
+            Layout::DataFirst => matches!(&call.prompt, Prompt::Fields { labels } if !labels.is_empty()),
+        }
+    }
+}
+
 /// Stands for the user's text while the chat template is rendered.
 const MARKER: &str = "REFRAIN-USER-TEXT-3c1f";
 
@@ -66,6 +107,7 @@ pub struct PromptLayout {
     /// What the chat template writes after the user's text.
     after: String,
     body: Body,
+    layout: Layout,
     head: Segment,
     tail: Segment,
 }
@@ -73,8 +115,11 @@ pub struct PromptLayout {
 /// The part between head and tail.
 #[derive(Clone, Debug)]
 enum Body {
-    /// The labels as JSON strings.
-    Fields(Vec<String>),
+    /// The labels as JSON strings, and what follows the last field.
+    Fields {
+        labels: Vec<String>,
+        after: &'static str,
+    },
     Template(Vec<Part>),
     /// The value of the only input, as plain text.
     Bare,
@@ -92,11 +137,20 @@ enum Part {
 }
 
 impl PromptLayout {
-    /// Renders the chat template around the call's texts and tokenises what all rows share.
+    /// Lays out a call as usual: instruction first.
+    ///
+    /// Fails as [`with`](Self::with) does.
+    pub fn new(call: &LlmCall, tokenizer: &dyn Tokenizer) -> Result<PromptLayout> {
+        PromptLayout::with(call, Layout::InstructionFirst, tokenizer)
+    }
+
+    /// Renders the chat template around the call's texts and tokenises what all rows share. A layout that does not
+    /// [suit](Layout::suits) the call is not used.
     ///
     /// Fails if the chat template does, or if it does not show the user's text exactly once.
-    pub fn new(call: &LlmCall, tokenizer: &dyn Tokenizer) -> Result<PromptLayout> {
-        let (system, opening, closing, body) = texts(call);
+    pub fn with(call: &LlmCall, layout: Layout, tokenizer: &dyn Tokenizer) -> Result<PromptLayout> {
+        let layout = if layout.suits(call) { layout } else { Layout::InstructionFirst };
+        let (system, opening, closing, body) = texts(call, layout);
         let chat = tokenizer.render_chat(system, MARKER).map_err(|error| DataFusionError::External(Box::new(error)))?;
         let (before, after) = match chat.split(MARKER).collect::<Vec<_>>()[..] {
             [before, after] => (before.to_string(), after.to_string()),
@@ -106,7 +160,12 @@ impl PromptLayout {
         };
         let head = join(tokenizer.encode_control(&before), tokenizer.encode(&opening));
         let tail = join(tokenizer.encode(&closing), tokenizer.encode_control(&after));
-        Ok(PromptLayout { before, opening, closing, after, body, head, tail })
+        Ok(PromptLayout { before, opening, closing, after, body, layout, head, tail })
+    }
+
+    /// Returns what the prompt begins with.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Returns the tokens that every prompt begins with.
@@ -121,15 +180,15 @@ impl PromptLayout {
 
     /// Returns the text of a field whose value is `json`, in fields mode; the bare value in template mode.
     pub fn field_text(&self, field: usize, json: &str, place: Place) -> String {
-        let Body::Fields(labels) = &self.body else {
+        let Body::Fields { labels, after } = &self.body else {
             return json.to_string();
         };
         let label = labels.get(field).map_or("", String::as_str);
         match place {
             Place::First => format!("{{{label}: {json},"),
             Place::Middle => format!(" {label}: {json},"),
-            Place::Last => format!(" {label}: {json}}}"),
-            Place::Only => format!("{{{label}: {json}}}"),
+            Place::Last => format!(" {label}: {json}}}{after}"),
+            Place::Only => format!("{{{label}: {json}}}{after}"),
         }
     }
 
@@ -141,7 +200,7 @@ impl PromptLayout {
     /// Returns how many parts stand between head and tail in template mode; none in fields mode.
     pub fn n_parts(&self) -> usize {
         match &self.body {
-            Body::Fields(_) => 0,
+            Body::Fields { .. } => 0,
             Body::Bare => 1,
             Body::Template(parts) => parts.len(),
         }
@@ -150,7 +209,7 @@ impl PromptLayout {
     /// Returns the input whose value stands in a part of the template; `None` for text that is the same for all rows.
     pub fn part_input(&self, part: usize) -> Option<usize> {
         match &self.body {
-            Body::Fields(_) => None,
+            Body::Fields { .. } => None,
             Body::Bare => Some(0),
             Body::Template(parts) => match &parts[part] {
                 Part::Text(_) => None,
@@ -162,7 +221,7 @@ impl PromptLayout {
     /// Returns the text of a part of the template whose input, if it has one, is `json`.
     pub fn part_text(&self, part: usize, json: &str) -> String {
         match &self.body {
-            Body::Fields(_) => String::new(),
+            Body::Fields { .. } => String::new(),
             Body::Bare => serde_json::from_str(json).unwrap_or_else(|_| json.to_string()),
             Body::Template(parts) => match &parts[part] {
                 Part::Text(text) => text.clone(),
@@ -181,7 +240,7 @@ impl PromptLayout {
     /// For people and tests: a model is given tokens, in which text of control tokens within values has no power.
     pub fn prompt_text(&self, order: &[usize], values: &[&str]) -> String {
         let body = match &self.body {
-            Body::Fields(_) => {
+            Body::Fields { .. } => {
                 let text = |(position, field): (usize, &usize)| {
                     self.field_text(*field, values[*field], Place::of(position, order.len()))
                 };
@@ -202,14 +261,24 @@ fn join(mut first: Vec<u32>, second: Vec<u32>) -> Segment {
 }
 
 /// Returns the system text, how the user's text opens and closes, and what stands between.
-fn texts(call: &LlmCall) -> (&'static str, String, String, Body) {
+fn texts(call: &LlmCall, layout: Layout) -> (&'static str, String, String, Body) {
     let task = &call.task;
     match &call.prompt {
-        Prompt::Fields { labels } if labels.is_empty() => (SYSTEM_PLAIN, ask(task), String::new(), Body::Fields(Vec::new())),
+        Prompt::Fields { labels } if labels.is_empty() => {
+            (SYSTEM_PLAIN, ask(task), String::new(), Body::Fields { labels: vec![], after: "" })
+        }
         Prompt::Fields { labels } => {
-            let opening = format!("Answer the below query:\n\n{}\n\nGiven the following data:\n", ask(task));
             let labels = labels.iter().map(|label| serde_json::Value::from(label.as_str()).to_string()).collect();
-            (SYSTEM_FIELDS, opening, String::new(), Body::Fields(labels))
+            match layout {
+                Layout::InstructionFirst => {
+                    let opening = format!("{QUERY}{}\n\n{DATA}", ask(task));
+                    (SYSTEM_FIELDS, opening, String::new(), Body::Fields { labels, after: "" })
+                }
+                // The line break goes with the last field: tokenizers join it to the bracket.
+                Layout::DataFirst => {
+                    (SYSTEM_FIELDS, DATA.to_string(), QUERY.to_string() + &ask(task), Body::Fields { labels, after: "\n\n" })
+                }
+            }
         }
         // A vector is that of the text alone.
         Prompt::Template(_) if call.function == Function::Embed => ("", String::new(), String::new(), Body::Bare),
@@ -228,7 +297,7 @@ fn texts(call: &LlmCall) -> (&'static str, String, String, Body) {
 /// Returns the line before a template. How to answer is said here, since nothing static may follow the data.
 fn frame(task: &Task) -> String {
     if task.answer_form.is_empty() {
-        return "Answer the below query:\n\n".to_string();
+        return QUERY.to_string();
     }
     format!("Answer the below query. {}\n\n", task.answer_form)
 }
@@ -341,6 +410,23 @@ mod tests {
              Is the review positive? Answer with ONLY 'Yes' or 'No'.\n\nGiven the following data:\n\
              {\"body\": null, \"title\": \"Alien\"}<|assistant|>"
         );
+    }
+
+    #[tokio::test]
+    async fn data_first() {
+        let tokenizer = WordTokenizer::default();
+        let text = |call: &LlmCall| {
+            let layout = PromptLayout::with(call, Layout::DataFirst, &tokenizer).unwrap();
+            layout.prompt_text(&[0], &["\"v0\""]).split("<|user|>").nth(1).unwrap().to_string()
+        };
+        assert_eq!(
+            text(&call("ai_filter('clearly positive', body)").await.unwrap()),
+            "Given the following data:\n{\"body\": \"v0\"}\n\nAnswer the below query:\n\nclearly positive. Answer with ONLY 'Yes' \
+             or 'No'.<|assistant|>"
+        );
+        let template = call("ai_filter('{body} is good', body)").await.unwrap();
+        assert!(!Layout::DataFirst.suits(&template));
+        assert!(text(&template).ends_with("\"v0\" is good<|assistant|>"), "a template stays as it is written");
     }
 
     #[tokio::test]
@@ -474,8 +560,8 @@ mod tests {
     }
 
     /// Layouts do not depend on rows, so properties share them.
-    fn layouts() -> &'static (WordTokenizer, PromptLayout, PromptLayout) {
-        static LAYOUTS: std::sync::OnceLock<(WordTokenizer, PromptLayout, PromptLayout)> = std::sync::OnceLock::new();
+    fn layouts() -> &'static (WordTokenizer, [PromptLayout; 2], PromptLayout) {
+        static LAYOUTS: std::sync::OnceLock<(WordTokenizer, [PromptLayout; 2], PromptLayout)> = std::sync::OnceLock::new();
         LAYOUTS.get_or_init(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let tokenizer = WordTokenizer::default();
@@ -483,7 +569,8 @@ mod tests {
             let template =
                 runtime.block_on(call("ai_filter('T: {0}, then ({1}): {2}s or\n\n{0}-x\n{1} End', title, body, price)"));
             let layout = |call| PromptLayout::new(call, &tokenizer).unwrap();
-            let (fields, template) = (layout(&fields), layout(&template.unwrap()));
+            let data_first = PromptLayout::with(&fields, Layout::DataFirst, &tokenizer).unwrap();
+            let (fields, template) = ([layout(&fields), data_first], layout(&template.unwrap()));
             (tokenizer, fields, template)
         })
     }
@@ -495,20 +582,21 @@ mod tests {
             order in Just(vec![0_usize, 1, 2]).prop_shuffle(),
             count in 1_usize..=3,
         ) {
-            let (tokenizer, fields, template) = layouts();
+            let (tokenizer, [instruction_first, data_first], template) = layouts();
             let values: Vec<String> = texts.iter().map(|text| serde_json::Value::from(text.as_str()).to_string()).collect();
             let values: Vec<&str> = values.iter().map(String::as_str).collect();
             let order = &order[..count];
 
-            let mut tokens = fields.head().to_vec();
-            for (position, field) in order.iter().enumerate() {
-                let place = Place::of(position, count);
-                tokens.extend(fields.field_segment(tokenizer, *field, values[*field], place).iter());
-            }
-            tokens.extend(fields.tail().iter());
-            let whole = fields.prompt_text(order, &values);
             prop_assume!(!texts.iter().any(|text| text.contains("<|")));
-            prop_assert_eq!(tokens, tokenizer.encode_control(&whole));
+            for fields in [instruction_first, data_first] {
+                let mut tokens = fields.head().to_vec();
+                for (position, field) in order.iter().enumerate() {
+                    let place = Place::of(position, count);
+                    tokens.extend(fields.field_segment(tokenizer, *field, values[*field], place).iter());
+                }
+                tokens.extend(fields.tail().iter());
+                prop_assert_eq!(tokens, tokenizer.encode_control(&fields.prompt_text(order, &values)));
+            }
 
             let mut tokens = template.head().to_vec();
             for part in 0..template.n_parts() {

@@ -48,6 +48,8 @@ pub struct Settings {
     pub reorder: Reorder,
     /// How many rows are ordered together; `None` means as many as memory holds.
     pub reorder_window: Option<usize>,
+    /// Whether prompts begin with the instruction or with the data.
+    pub layout: LayoutChoice,
     /// Whether equal inputs are one call.
     pub dedup: Dedup,
     /// How long answers are remembered.
@@ -110,6 +112,7 @@ impl Default for Settings {
             null_input: NullInput::Skip,
             reorder: Reorder::Auto,
             reorder_window: None,
+            layout: LayoutChoice::Auto,
             dedup: Dedup::Auto,
             cache: Cache::Query,
             cache_dir: None,
@@ -179,6 +182,26 @@ impl Keyword for DeviceChoice {
     const VALUES: &'static [(&'static str, DeviceChoice)] = &[("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu)];
 }
 
+/// Whether prompts begin with the instruction or with the data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LayoutChoice {
+    /// With the data where several calls read the same rows and that saves enough.
+    #[default]
+    Auto,
+    /// With the instruction.
+    InstructionFirst,
+    /// With the data, in fields mode.
+    DataFirst,
+}
+
+impl Keyword for LayoutChoice {
+    const VALUES: &'static [(&'static str, LayoutChoice)] = &[
+        ("auto", LayoutChoice::Auto),
+        ("instruction_first", LayoutChoice::InstructionFirst),
+        ("data_first", LayoutChoice::DataFirst),
+    ];
+}
+
 /// Name and meaning of every setting, in the order they are shown.
 const SETTINGS: &[(&str, &str)] = &[
     ("model", "model that calls ask unless they name one"),
@@ -198,6 +221,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("null_input", "what a NULL in a template does: skip or text"),
     ("reorder", "how rows and fields are ordered: auto, none, rows, search, ggr or ophr"),
     ("reorder_window", "rows that are ordered together"),
+    ("layout", "what a prompt begins with: auto, instruction_first or data_first"),
     ("dedup", "whether equal inputs are one call: auto, always or off"),
     ("cache", "how long answers are remembered: off, query, session or persistent"),
     ("cache_dir", "directory of the persistent cache"),
@@ -255,6 +279,7 @@ impl Settings {
             "null_input" => Some(self.null_input.name().into()),
             "reorder" => Some(self.reorder.name().into()),
             "reorder_window" => self.reorder_window.map(|rows| rows.to_string()),
+            "layout" => Some(self.layout.name().into()),
             "dedup" => Some(self.dedup.name().into()),
             "cache" => Some(self.cache.name().into()),
             "cache_dir" => self.cache_dir.clone(),
@@ -406,6 +431,7 @@ impl ExtensionOptions for Settings {
             "null_input" => self.null_input = NullInput::parse(&subject, value)?,
             "reorder" => self.reorder = Reorder::parse(&subject, value)?,
             "reorder_window" => self.reorder_window = Some(whole(&subject, value, 1)?),
+            "layout" => self.layout = LayoutChoice::parse(&subject, value)?,
             "dedup" => self.dedup = Dedup::parse(&subject, value)?,
             "cache" => self.cache = Cache::parse(&subject, value)?,
             "cache_dir" => self.cache_dir = Some(value.to_string()),

@@ -9,15 +9,15 @@ use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err};
 use futures::StreamExt;
 use futures::stream::SelectAll;
-use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, RowFailure, Sampling};
-use refrain_udf::{Dedup, LAYOUT_VERSION, NullInput, OnError, OnOverflow, Prompt, PromptLayout, ResolvedOptions};
+use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, RequestId, RowFailure, Sampling};
+use refrain_udf::{Dedup, Layout, NullInput, OnError, OnOverflow, Prompt, PromptLayout, ResolvedOptions};
 
 use crate::answers::{Kept, Key, Provenance, QueryAnswers};
 use crate::operators::budget::{Account, Budget};
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
-use crate::operators::prompts::{PlannedRequests, plan_requests};
+use crate::operators::prompts::{PlannedRequests, plan_requests, with_other_tail};
 use crate::operators::scope::{NodeStats, QueryScope};
 use crate::operators::truncate::prompt_limit;
 
@@ -66,53 +66,204 @@ impl Keys {
     }
 }
 
-impl Asker {
-    /// Returns the outcome of each of the questions `wanted`, in their order.
-    ///
-    /// Fails if the backend does, if the budget is used up, or at the first failed row where the call says so. Dropping the future
-    /// cancels its requests.
-    pub(super) async fn ask(&self, questions: Arc<Questions>, wanted: Vec<u32>) -> Result<Vec<Outcome>> {
-        let started = Instant::now();
-        self.stats.started();
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; questions.len()];
-        let mut open = wanted.clone();
-        let keys = self.keys(&questions, &wanted);
-        // A question that another operator gave up on is claimed again in a further round.
-        while !open.is_empty() {
-            let mut claims = self.scope.memo.claims();
-            let (mut mine, mut theirs) = (vec![], vec![]);
-            for question in open.drain(..) {
-                match claims.claim(keys.in_memo(question)) {
-                    Claim::Mine => mine.push(question),
-                    Claim::Theirs => theirs.push(question),
-                    Claim::Known(outcome) => {
-                        self.stats.memo_hits.fetch_add(1, Ordering::Relaxed);
-                        outcomes[question as usize] = Some(outcome);
-                    }
-                }
-            }
-            let mine = self.recall(&keys, mine, &mut claims, &mut outcomes).await?;
-            self.ask_model(&questions, &keys, mine, claims, &mut outcomes).await?;
-            for question in theirs {
-                match self.scope.memo.wait(&keys.in_memo(question)).await {
-                    Some(outcome) => {
-                        self.stats.memo_hits.fetch_add(1, Ordering::Relaxed);
-                        outcomes[question as usize] = Some(outcome);
-                    }
-                    None => open.push(question),
-                }
-            }
+/// Asks several calls about the same rows and returns the outcome of each of the questions `wanted`, call by call. The requests of
+/// one row stand side by side, so that prompts that begin with the row compute it once.
+///
+/// Fails if the backend does, if the budget is used up, or at the first failed row where a call says so. Dropping the future cancels
+/// the requests.
+pub(super) async fn ask_together(askers: &[Asker], questions: &Arc<Questions>, wanted: &[u32]) -> Result<Vec<Vec<Outcome>>> {
+    let mut members: Vec<Member> = askers.iter().map(|asker| Member::new(asker, questions, wanted)).collect();
+    // A question that another operator gave up on is claimed again in a further round.
+    while members.iter().any(|member| !member.open.is_empty()) {
+        for member in &mut members {
+            member.claim();
+            member.recall().await?;
         }
-        self.stats.finished(started.elapsed());
-        let answered = wanted.iter().map(|question| outcomes[*question as usize].take());
-        answered.map(|outcome| outcome.ok_or_else(|| internal_datafusion_err!("a question was never answered"))).collect()
+        ask_model(&mut members, questions).await?;
+        for member in &mut members {
+            member.wait().await;
+        }
+    }
+    members.into_iter().map(|member| member.finish(wanted)).collect()
+}
+
+/// One of the calls that ask together, and how far it is.
+struct Member<'a> {
+    asker: &'a Asker,
+    started: Instant,
+    keys: Keys,
+    outcomes: Vec<Option<Outcome>>,
+    /// Questions that are not settled.
+    open: Vec<u32>,
+    claims: Claims,
+    /// Questions to ask in this round.
+    mine: Vec<u32>,
+    /// Questions that other operators are asking.
+    theirs: Vec<u32>,
+}
+
+impl<'a> Member<'a> {
+    fn new(asker: &'a Asker, questions: &Questions, wanted: &[u32]) -> Self {
+        asker.stats.started();
+        Member {
+            asker,
+            started: Instant::now(),
+            keys: asker.keys(questions, wanted),
+            outcomes: vec![None; questions.len()],
+            open: wanted.to_vec(),
+            claims: asker.scope.memo.claims(),
+            mine: vec![],
+            theirs: vec![],
+        }
     }
 
+    /// Claims the open questions.
+    fn claim(&mut self) {
+        self.claims = self.asker.scope.memo.claims();
+        for question in std::mem::take(&mut self.open) {
+            match self.claims.claim(self.keys.in_memo(question)) {
+                Claim::Mine => self.mine.push(question),
+                Claim::Theirs => self.theirs.push(question),
+                Claim::Known(outcome) => self.remember(question, outcome),
+            }
+        }
+    }
+
+    /// Takes what earlier queries have left an answer to.
+    async fn recall(&mut self) -> Result<()> {
+        let mine = std::mem::take(&mut self.mine);
+        self.mine = self.asker.recall(&self.keys, mine, &mut self.claims, &mut self.outcomes).await?;
+        Ok(())
+    }
+
+    /// Waits for the questions that other operators are asking.
+    async fn wait(&mut self) {
+        for question in std::mem::take(&mut self.theirs) {
+            match self.asker.scope.memo.wait(&self.keys.in_memo(question)).await {
+                Some(outcome) => self.remember(question, outcome),
+                None => self.open.push(question),
+            }
+        }
+    }
+
+    fn remember(&mut self, question: u32, outcome: Outcome) {
+        self.asker.stats.memo_hits.fetch_add(1, Ordering::Relaxed);
+        self.outcomes[question as usize] = Some(outcome);
+    }
+
+    fn finish(mut self, wanted: &[u32]) -> Result<Vec<Outcome>> {
+        self.asker.stats.finished(self.started.elapsed());
+        let answered = wanted.iter().map(|question| self.outcomes[*question as usize].take());
+        answered.map(|outcome| outcome.ok_or_else(|| internal_datafusion_err!("a question was never answered"))).collect()
+    }
+}
+
+/// The requests of a round, in the order in which they should run.
+struct Plan {
+    requests: Vec<Request>,
+    /// The member behind each request, and its place in the schedule.
+    origin: Vec<(usize, usize)>,
+    /// Apart from its requests.
+    planned: PlannedRequests,
+}
+
+/// Asks the model what each member has claimed.
+async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>) -> Result<()> {
+    let mine: Vec<Vec<u32>> = members.iter_mut().map(|member| std::mem::take(&mut member.mine)).collect();
+    if mine.iter().all(Vec::is_empty) {
+        return Ok(());
+    }
+    let askers: Vec<Asker> = members.iter().map(|member| member.asker.clone()).collect();
+    let Plan { requests, origin, planned } = plan(askers, Arc::clone(questions), mine).await?;
+    let provenances: Vec<_> = members.iter().map(|member| Arc::new(member.asker.provenance(&planned))).collect();
+    members[0].asker.stats.truncated.fetch_add(planned.truncated, Ordering::Relaxed);
+    let account = |member: &Member| Account::new(&member.asker.budget, member.asker.call.options.max_tokens);
+    let mut requests = Requests {
+        waiting: requests.into_iter().peekable(),
+        running: SelectAll::new(),
+        n_running: 0,
+        submit_at: BATCH_REQUESTS,
+        accounts: members.iter().map(account).collect(),
+        origin: &origin,
+        head_len: planned.head_len,
+        first: Instant::now(),
+    };
+    loop {
+        while requests.n_running <= requests.submit_at && requests.submit(members) {}
+        let Some(completion) = requests.running.next().await else {
+            if requests.n_running > 0 {
+                return Err(backend_error(refrain_serving::Error::Device(
+                    "the backend ended without answering every request".into(),
+                )));
+            }
+            let Some(next) = requests.waiting.peek() else { return Ok(()) };
+            let (member, _) = origin[next.id.0 as usize];
+            requests.accounts[member].room(members[member].asker.tokens(next)).await?;
+            continue;
+        };
+        let completion = completion.map_err(backend_error)?;
+        let (member, position) = origin[completion.id.0 as usize];
+        requests.n_running -= 1;
+        requests.accounts[member].settle(completion.usage.output.into());
+        let Member { asker, keys, claims, outcomes, .. } = &mut members[member];
+        asker.stats.answered(requests.first.elapsed());
+        let question = planned.questions[position];
+        let (outcome, kept) = asker.outcome(completion, || asker.prompt_text(questions, &planned, position));
+        if let Err(failure) = &outcome
+            && asker.call.options.on_error == OnError::Fail
+        {
+            return Err(asker.call.failed_row(failure));
+        }
+        claims.publish(keys.in_memo(question), outcome.clone());
+        outcomes[question as usize] = Some(outcome);
+        if let Some(kept) = kept {
+            let key = keys.kept[question as usize];
+            asker.kept.write(key, &provenances[member], kept, asker.is_drawn()).await?;
+        }
+    }
+}
+
+/// Orders and renders on a blocking thread: tokenising and searching take longer than an async task should.
+async fn plan(askers: Vec<Asker>, questions: Arc<Questions>, mine: Vec<Vec<u32>>) -> Result<Plan> {
+    let task = SpawnedTask::spawn_blocking(move || match &askers[..] {
+        [only] => {
+            let mut planned = only.plan(&questions, &mine[0])?;
+            let requests = std::mem::take(&mut planned.requests);
+            Ok(Plan { origin: (0..requests.len()).map(|position| (0, position)).collect(), requests, planned })
+        }
+        several => plan_together(several, &questions, &mine),
+    });
+    task.join().await.map_err(|e| internal_datafusion_err!("ordering the rows failed: {e}"))?
+}
+
+/// Orders the rows that any of the calls asks about, and puts the requests of each row side by side.
+fn plan_together(askers: &[Asker], questions: &Questions, mine: &[Vec<u32>]) -> Result<Plan> {
+    let mut asks = vec![vec![false; questions.len()]; askers.len()];
+    for (asks, mine) in asks.iter_mut().zip(mine) {
+        mine.iter().for_each(|question| asks[*question as usize] = true);
+    }
+    let asked: Vec<u32> =
+        (0..questions.len() as u32).filter(|question| asks.iter().any(|asks| asks[*question as usize])).collect();
+    let mut planned = askers[0].plan(questions, &asked)?;
+    let shapes: Vec<_> = askers.iter().map(|asker| Arc::new(asker.call.call.task.output_shape())).collect();
+    let (mut requests, mut origin) = (vec![], vec![]);
+    for (position, row) in std::mem::take(&mut planned.requests).into_iter().enumerate() {
+        let question = planned.questions[position];
+        for (member, asker) in askers.iter().enumerate().filter(|(member, _)| asks[*member][question as usize]) {
+            let request = with_other_tail(&row, &asker.call, &asker.layout, &shapes[member], questions, question);
+            requests.push(Request { id: RequestId(requests.len() as u32), ..request });
+            origin.push((member, position));
+        }
+    }
+    Ok(Plan { requests, origin, planned })
+}
+
+impl Asker {
     /// The identity of each question that is wanted: inputs as declared, not as rendered.
     fn keys(&self, questions: &Questions, wanted: &[u32]) -> Keys {
         let mut call = blake3::Hasher::new();
         call.update(&self.call.call.digest());
-        call.update(format!("{:?}", Answering::of(&self.call)).as_bytes());
+        call.update(format!("{:?}", Answering::of(&self.call, self.layout.layout())).as_bytes());
         call.update(self.backend.capabilities().model_digest.as_bytes());
         let order = self.call.call.key_order();
         let key = |question: u32| {
@@ -165,105 +316,17 @@ impl Asker {
         Ok(rest)
     }
 
-    async fn ask_model(
-        &self,
-        questions: &Arc<Questions>,
-        keys: &Keys,
-        mine: Vec<u32>,
-        mut claims: Claims,
-        outcomes: &mut [Option<Outcome>],
-    ) -> Result<()> {
-        if mine.is_empty() {
-            return Ok(());
-        }
-        let mut planned = self.plan(questions, mine).await?;
-        let group = Arc::new(self.provenance(&planned));
-        self.stats.truncated.fetch_add(planned.truncated, Ordering::Relaxed);
-        let mut requests = Requests {
-            waiting: std::mem::take(&mut planned.requests).into_iter().peekable(),
-            running: SelectAll::new(),
-            n_running: 0,
-            submit_at: BATCH_REQUESTS,
-            account: Account::new(&self.budget, self.call.options.max_tokens),
-            first: Instant::now(),
-        };
-        loop {
-            while requests.n_running <= requests.submit_at && self.submit(&mut requests, planned.head_len) {}
-            let Some(completion) = requests.running.next().await else {
-                if requests.n_running > 0 {
-                    return Err(backend_error(refrain_serving::Error::Device(
-                        "the backend ended without answering every request".into(),
-                    )));
-                }
-                let Some(next) = requests.waiting.peek() else { return Ok(()) };
-                requests.account.room(self.tokens(next)).await?;
-                continue;
-            };
-            let completion = completion.map_err(backend_error)?;
-            requests.n_running -= 1;
-            requests.account.settle(completion.usage.output.into());
-            self.stats.answered(requests.first.elapsed());
-            let position = completion.id.0 as usize;
-            let question = planned.questions[position];
-            let (outcome, kept) = self.outcome(completion, || self.prompt_text(questions, &planned, position));
-            if let Err(failure) = &outcome
-                && self.call.options.on_error == OnError::Fail
-            {
-                return Err(self.call.failed_row(failure));
-            }
-            claims.publish(keys.in_memo(question), outcome.clone());
-            outcomes[question as usize] = Some(outcome);
-            if let Some(kept) = kept {
-                self.kept.write(keys.kept[question as usize], &group, kept, self.is_drawn()).await?;
-            }
-        }
-    }
-
-    /// Submits a batch of the requests that wait, as far as the budget admits them. Returns whether there was anything to submit.
-    fn submit(&self, requests: &mut Requests, head_len: u32) -> bool {
-        let mut batch = Vec::new();
-        requests.submit_at = BATCH_REQUESTS;
-        while batch.len() < BATCH_REQUESTS
-            && let Some(request) = requests.waiting.peek()
-        {
-            if !requests.account.admit(self.tokens(request)) {
-                // What running requests give back is waited for, rather than used for a batch of one at each completion.
-                requests.submit_at = (requests.n_running + batch.len()) / 2;
-                break;
-            }
-            batch.extend(requests.waiting.next());
-        }
-        if batch.is_empty() {
-            return false;
-        }
-        self.stats.calls.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        let prompt_tokens = batch.iter().map(|request| request.prompt_len() as u64).sum();
-        self.stats.tokens_total.fetch_add(prompt_tokens, Ordering::Relaxed);
-        requests.n_running += batch.len();
-        requests.running.push(self.backend.submit(Batch {
-            requests: batch,
-            share_prefixes: self.share_prefixes,
-            keep_prefix: head_len,
-            ..Batch::default()
-        }));
-        true
-    }
-
     /// Returns the tokens of a prompt as the model counts them.
     fn tokens(&self, request: &Request) -> u64 {
         (request.prompt_len() as f64 * self.backend.capabilities().token_scale).ceil() as u64
     }
 
-    /// Orders and renders on a blocking thread: tokenising and searching take longer than an async task should.
-    async fn plan(&self, questions: &Arc<Questions>, mine: Vec<u32>) -> Result<PlannedRequests> {
-        let (asker, questions) = (self.clone(), Arc::clone(questions));
-        let task = SpawnedTask::spawn_blocking(move || {
-            let tokenizer = asker.backend.tokenizer();
-            let capabilities = asker.backend.capabilities();
-            let (granularity, limit) = (capabilities.prefix_granularity, prompt_limit(&asker.call, &capabilities));
-            plan_requests(&asker.call, &asker.layout, tokenizer.as_ref(), &questions, &mine, granularity, limit)
-        });
-        task.join().await.map_err(|e| internal_datafusion_err!("ordering the rows failed: {e}"))?
+    /// Orders and renders; blocks its thread.
+    fn plan(&self, questions: &Questions, mine: &[u32]) -> Result<PlannedRequests> {
+        let tokenizer = self.backend.tokenizer();
+        let capabilities = self.backend.capabilities();
+        let (granularity, limit) = (capabilities.prefix_granularity, prompt_limit(&self.call, &capabilities));
+        plan_requests(&self.call, &self.layout, tokenizer.as_ref(), questions, mine, granularity, limit)
     }
 
     /// Returns where the answers to these requests come from.
@@ -276,7 +339,7 @@ impl Asker {
             function: self.call.function_name().to_owned(),
             model_digest: self.backend.capabilities().model_digest,
             prompt_hash: blake3::Hash::from_bytes(self.call.call.digest()).to_hex().to_string(),
-            layout_version: LAYOUT_VERSION,
+            layout_version: self.layout.layout().version(),
             column_order: labels,
         }
     }
@@ -328,16 +391,51 @@ impl Asker {
     }
 }
 
-/// The requests of one window that are not answered yet.
-struct Requests {
+/// The requests of one round that are not answered yet.
+struct Requests<'a> {
     waiting: Peekable<std::vec::IntoIter<Request>>,
     running: SelectAll<CompletionStream>,
     n_running: usize,
     /// A batch is submitted when no more than so many requests run.
     submit_at: usize,
-    account: Account,
+    /// Of each member.
+    accounts: Vec<Account>,
+    /// The member behind each request, and its place in the schedule.
+    origin: &'a [(usize, usize)],
+    head_len: u32,
     /// When the first of them was submitted.
     first: Instant,
+}
+
+impl Requests<'_> {
+    /// Submits a batch of the requests that wait, as far as the budget admits them. Returns whether there was anything to submit.
+    fn submit(&mut self, members: &[Member<'_>]) -> bool {
+        let mut batch = Vec::new();
+        self.submit_at = BATCH_REQUESTS;
+        while batch.len() < BATCH_REQUESTS
+            && let Some(request) = self.waiting.peek()
+        {
+            let (member, _) = self.origin[request.id.0 as usize];
+            let asker = members[member].asker;
+            if !self.accounts[member].admit(asker.tokens(request)) {
+                // What running requests give back is waited for, rather than used for a batch of one at each completion.
+                self.submit_at = (self.n_running + batch.len()) / 2;
+                break;
+            }
+            asker.stats.calls.fetch_add(1, Ordering::Relaxed);
+            asker.stats.tokens_total.fetch_add(request.prompt_len() as u64, Ordering::Relaxed);
+            batch.extend(self.waiting.next());
+        }
+        let Some(first) = members.first().filter(|_| !batch.is_empty()) else { return false };
+        self.n_running += batch.len();
+        self.running.push(first.asker.backend.submit(Batch {
+            requests: batch,
+            share_prefixes: first.asker.share_prefixes,
+            keep_prefix: self.head_len,
+            ..Batch::default()
+        }));
+        true
+    }
 }
 
 /// Settings that change answers, beside what the call itself says.
@@ -349,10 +447,11 @@ struct Answering {
     stop: Arc<[String]>,
     on_overflow: OnOverflow,
     null_input: NullInput,
+    layout: Layout,
 }
 
 impl Answering {
-    fn of(call: &PhysicalCall) -> Self {
+    fn of(call: &PhysicalCall, layout: Layout) -> Self {
         // In full, so that a new option is a decision here.
         let ResolvedOptions {
             sampling,
@@ -366,7 +465,7 @@ impl Answering {
             reorder_window: _,
             dedup: _,
         } = call.options.clone();
-        Answering { sampling, max_tokens, stop, on_overflow, null_input }
+        Answering { sampling, max_tokens, stop, on_overflow, null_input, layout }
     }
 }
 

@@ -5,7 +5,6 @@
 //! ([`FilterOrder`]) and from what the remaining rows would cost: the distinct questions that have no answer yet, times the
 //! tokens that a question of this call has been computing.
 
-use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -20,11 +19,12 @@ use datafusion::physical_expr::split_conjunction;
 use datafusion::physical_expr::utils::collect_columns;
 use refrain_optimizer::filter_order::{FilterOrder, PREDICATES_MAX, Passed, PredicateCost, Predicates};
 use refrain_optimizer::statistics::CallStatistics;
+use serde_json::{Value, json};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::{NO_QUESTION, Questions};
 use crate::operators::memo::Outcome;
-use crate::operators::scope::NodeStats;
+use crate::operators::scope::{NodeStats, lock};
 
 /// Rows that are asked every predicate, at most; more would not change the order any more.
 const PROFILE_ROWS_MAX: usize = 64;
@@ -94,19 +94,31 @@ pub(super) struct OrderReport {
 }
 
 impl OrderReport {
-    /// Writes the order that ran last with the selectivities that were seen, and how often it changed before.
-    pub(super) fn write(&self, calls: &[Arc<PhysicalCall>], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(last) = self.orders.last() else { return Ok(()) };
+    /// Returns the order that ran last with the selectivities that were seen, and how often it changed before.
+    pub(super) fn line(&self, calls: &[Arc<PhysicalCall>]) -> Option<String> {
+        let last = self.orders.last()?;
         let shown = |call: &usize| {
             let share = self.selectivity.get(*call).copied().unwrap_or_default() * 100.0;
             format!("{} ({share:.0} % pass)", calls[*call].call.describe())
         };
-        write!(f, ", asked in the order {}", last.iter().map(shown).collect::<Vec<_>>().join(", "))?;
-        match self.orders.len() - 1 {
-            0 => Ok(()),
-            1 => f.write_str(", changed once"),
-            changes => write!(f, ", changed {changes} times"),
-        }
+        let changed = match self.orders.len() - 1 {
+            0 => String::new(),
+            1 => ", changed once".to_owned(),
+            changes => format!(", changed {changes} times"),
+        };
+        Some(format!("asked in the order {}{changed}", last.iter().map(shown).collect::<Vec<_>>().join(", ")))
+    }
+
+    /// Returns the orders that ran and what was seen of each call; null before anything was asked.
+    pub(super) fn to_json(&self, calls: &[Arc<PhysicalCall>]) -> Value {
+        let Some(last) = self.orders.last() else { return Value::Null };
+        let names = |order: &[usize]| order.iter().map(|call| calls[*call].output.name().clone()).collect::<Vec<_>>();
+        let met = |(call, seen): (usize, &Passed)| json!({"output": calls[call].output.name(), "rows": seen.rows, "passed": seen.passed, "selectivity": self.selectivity[call]});
+        json!({
+            "last": names(last),
+            "changes": self.orders.len() - 1,
+            "predicates": self.seen.iter().enumerate().map(met).collect::<Vec<_>>(),
+        })
     }
 }
 
@@ -241,14 +253,14 @@ impl Conjunction {
 
     fn note_order(&self, order: &[usize]) {
         let calls: Vec<usize> = order.iter().map(|n| self.conjuncts[*n].call).collect();
-        let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut report = lock(&self.report);
         if report.orders.last() != Some(&calls) {
             report.orders.push(calls);
         }
     }
 
     fn write_report(&self) {
-        let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut report = lock(&self.report);
         let mut by_call: Vec<(usize, usize)> =
             self.conjuncts.iter().enumerate().map(|(n, conjunct)| (conjunct.call, n)).collect();
         by_call.sort_unstable();

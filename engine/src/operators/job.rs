@@ -1,8 +1,9 @@
 //! One execution of `LlmExec`: window by window, rows become questions, questions become answers, and answers stand beside rows.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use datafusion::arrow::compute::take;
@@ -14,14 +15,15 @@ use datafusion::physical_plan::metrics::{BaselineMetrics, RecordOutput};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use refrain_optimizer::statistics::{CallStatistics, StatisticsKey};
-use refrain_udf::{OnError, PromptLayout, Shape};
+use refrain_udf::{Layout, LayoutChoice, OnError, PromptLayout, Shape};
 
 use crate::answers::QueryAnswers;
-use crate::operators::ask::Asker;
+use crate::operators::ask::{Asker, ask_together};
 use crate::operators::call::PhysicalCall;
 use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::{NO_QUESTION, Questions};
+use crate::operators::layout::{LayoutCosts, chosen, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
 use crate::operators::memo::Outcome;
 use crate::operators::scope::{NodeStats, RowError};
@@ -50,6 +52,8 @@ struct Position {
     /// Rows of the last batch that did not fit into the window.
     pending: Option<RecordBatch>,
     askers: Vec<Asker>,
+    /// Calls that share their rows, each group of at least two; the others ask by themselves.
+    together: Vec<Vec<usize>>,
     /// The answers that outlive the query; `None` before something is asked.
     kept: Option<QueryAnswers>,
     /// The predicates over the answers, where their order is ours to choose.
@@ -72,6 +76,7 @@ impl Job {
             input,
             pending: None,
             askers: vec![],
+            together: vec![],
             kept: None,
             window: 0,
             questions_asked: 0,
@@ -149,25 +154,27 @@ impl Position {
 
     /// Asks all questions of the window and returns one answer column's worth of values for each call.
     async fn answer(&mut self, window: Window) -> Result<Vec<Answers>> {
-        if self.askers.is_empty() && window.questions.iter().any(|questions| questions.len() > 0) {
+        let questions: Vec<Arc<Questions>> = window.questions.into_iter().map(Arc::new).collect();
+        if self.askers.is_empty() && questions.iter().any(|questions| questions.len() > 0) {
             let kept = self.job.shared.answers.open(&self.job.shared.answer_settings).await?;
             self.askers = self.job.askers(&kept).await?;
             self.kept = Some(kept);
+            self.together = self.job.lay_out(&mut self.askers, &questions).await?;
         }
-        self.questions_asked += window.questions.iter().map(Questions::len).max().unwrap_or(0);
-        let questions: Vec<Arc<Questions>> = window.questions.into_iter().map(Arc::new).collect();
+        self.questions_asked += questions.iter().map(|questions| questions.len()).max().unwrap_or(0);
+        let started = Instant::now();
         let answered = match &mut self.conjunction {
             Some(conjunction) => {
                 let asking = Asking { job: &self.job, askers: &self.askers, questions: &questions };
                 conjunction.answer(&asking, &self.job.calls, &self.job.stats, &questions).await?
             }
-            None => self.job.ask_all(&self.askers, &questions).await?,
+            None => self.job.ask_all(&self.askers, &self.together, &questions).await?,
         };
         let settled = questions.iter().zip(answered).enumerate();
         let answers =
             settled.map(|(idx, (questions, answered))| self.job.settle(idx, questions, answered)).collect::<Result<_>>()?;
         self.job.counters.update(&self.job.stats);
-        self.remember();
+        self.remember(started.elapsed());
         if self.ended {
             self.job.check_error_ratio()?;
         }
@@ -175,7 +182,8 @@ impl Position {
     }
 
     /// Adds what has happened since the last window to the statistics of the session.
-    fn remember(&mut self) {
+    fn remember(&mut self, took: Duration) {
+        let mut work: HashMap<&str, (u64, u64)> = HashMap::new();
         for (idx, before) in self.remembered.iter_mut().enumerate() {
             let stats = &self.job.stats[idx];
             let judged = match &self.conjunction {
@@ -183,9 +191,15 @@ impl Position {
                 None => stats.judged(),
             };
             let now = CallStatistics { judged: judged.rows, passed: judged.passed, ..stats.statistics() };
-            let key = self.job.statistics_key(idx);
-            self.job.shared.statistics.add(key, now.since(*before));
+            let run = now.since(*before);
+            let (computed, output) = work.entry(&self.job.calls[idx].model).or_default();
+            *computed += run.prompt_tokens.saturating_sub(run.cached_tokens);
+            *output += run.output_tokens;
+            self.job.shared.statistics.add(self.job.statistics_key(idx), run);
             *before = now;
+        }
+        for (model, (computed, output)) in work {
+            self.job.shared.statistics.add_timing(model, computed, output, took.as_secs_f64());
         }
     }
 
@@ -229,7 +243,8 @@ struct Asking<'a> {
 
 impl Ask for Asking<'_> {
     async fn ask(&self, call: usize, wanted: Vec<u32>) -> Result<Vec<Outcome>> {
-        joined(self.job.spawn(&self.askers[call], &self.questions[call], wanted)).await
+        let asker = vec![self.askers[call].clone()];
+        joined(self.job.spawn(asker, &self.questions[call], wanted)).await.map(|mut outcomes| outcomes.remove(0))
     }
 
     fn head_tokens(&self, call: usize) -> usize {
@@ -237,21 +252,22 @@ impl Ask for Asking<'_> {
     }
 }
 
-type AskingTask = SpawnedTask<Result<Vec<Outcome>>>;
+/// The outcomes of some questions, call by call.
+type AskingTask = SpawnedTask<Result<Vec<Vec<Outcome>>>>;
 
-async fn joined(task: AskingTask) -> Result<Vec<Outcome>> {
+async fn joined(task: AskingTask) -> Result<Vec<Vec<Outcome>>> {
     task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))?
 }
 
 impl Job {
     /// Asks questions in a task of its own, so that another operator that waits for one of these answers does not depend on who
     /// polls us.
-    fn spawn(&self, asker: &Asker, questions: &Arc<Questions>, wanted: Vec<u32>) -> AskingTask {
-        let (asker, questions) = (asker.clone(), Arc::clone(questions));
+    fn spawn(&self, askers: Vec<Asker>, questions: &Arc<Questions>, wanted: Vec<u32>) -> AskingTask {
+        let questions = Arc::clone(questions);
         let (scope, budget) = (Arc::clone(&self.shared.scope), self.shared.budget.clone());
         SpawnedTask::spawn(async move {
             tokio::select! {
-                outcomes = asker.ask(questions, wanted) => outcomes,
+                outcomes = ask_together(&askers, &questions, &wanted) => outcomes,
                 error = budget.time_is_up() => Err(error),
                 () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
             }
@@ -259,22 +275,31 @@ impl Job {
     }
 
     /// Asks all questions of all calls at once.
-    async fn ask_all(&self, askers: &[Asker], questions: &[Arc<Questions>]) -> Result<Vec<Answered>> {
-        let mut tasks = vec![];
-        for (idx, questions) in questions.iter().enumerate() {
-            let stats = &self.stats[idx];
+    async fn ask_all(
+        &self,
+        askers: &[Asker],
+        together: &[Vec<usize>],
+        questions: &[Arc<Questions>],
+    ) -> Result<Vec<Answered>> {
+        for (stats, questions) in self.stats.iter().zip(questions) {
             stats.rows.fetch_add(rows_with_question(questions), Ordering::Relaxed);
             stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
-            let all = (0..questions.len() as u32).collect();
-            tasks.push((questions.len() > 0).then(|| self.spawn(&askers[idx], questions, all)));
         }
-        let mut answered = vec![];
-        for (task, questions) in tasks.into_iter().zip(questions) {
-            let outcomes = match task {
-                Some(task) => joined(task).await?.into_iter().map(Some).collect(),
-                None => vec![],
-            };
-            answered.push(Answered { outcomes, rows: questions.rows() });
+        let alone = (0..questions.len()).filter(|call| !together.iter().any(|group| group.contains(call)));
+        let groups = together.iter().cloned().chain(alone.map(|call| vec![call]));
+        let mut tasks = vec![];
+        for group in groups.filter(|group| questions[group[0]].len() > 0) {
+            // Calls over the same rows have the same questions under the same numbers.
+            let questions = &questions[group[0]];
+            let members = group.iter().map(|call| askers[*call].clone()).collect();
+            tasks.push((self.spawn(members, questions, (0..questions.len() as u32).collect()), group));
+        }
+        let none = |questions: &Arc<Questions>| Answered { outcomes: vec![], rows: questions.rows() };
+        let mut answered: Vec<Answered> = questions.iter().map(none).collect();
+        for (task, group) in tasks {
+            for (call, outcomes) in group.into_iter().zip(joined(task).await?) {
+                answered[call].outcomes = outcomes.into_iter().map(Some).collect();
+            }
         }
         Ok(answered)
     }
@@ -299,6 +324,46 @@ impl Job {
             });
         }
         Ok(askers)
+    }
+
+    /// Decides how prompts begin, now that there are rows to judge by, and returns the calls that ask together.
+    async fn lay_out(&self, askers: &mut [Asker], questions: &[Arc<Questions>]) -> Result<Vec<Vec<usize>>> {
+        let mut together = vec![];
+        // Predicates whose order is learnt are not asked of the same rows.
+        let groups = if self.until.is_some() { vec![] } else { over_the_same_rows(&self.calls) };
+        for group in &groups {
+            let calls: Vec<Arc<PhysicalCall>> = group.iter().map(|call| Arc::clone(&self.calls[*call])).collect();
+            let (tokenizer, questions) = (askers[group[0]].backend.tokenizer(), Arc::clone(&questions[group[0]]));
+            let choice = self.shared.layout;
+            let needs_instruction_first = self.shared.models.needs_instruction_first(&calls[0].model)?;
+            let task = SpawnedTask::spawn_blocking(move || {
+                chosen(choice, needs_instruction_first, || LayoutCosts::of(&calls, tokenizer.as_ref(), &questions))
+            });
+            let layout = task.join().await.map_err(|e| internal_datafusion_err!("laying out the prompts failed: {e}"))??;
+            for call in group {
+                self.set_layout(&mut askers[*call], layout)?;
+            }
+            let data_first = |call: &&usize| askers[**call].layout.layout() == Layout::DataFirst;
+            let sharing: Vec<usize> = group.iter().filter(data_first).copied().collect();
+            together.extend((sharing.len() > 1).then_some(sharing));
+        }
+        for (call, asker) in askers.iter_mut().enumerate().filter(|(call, _)| !groups.iter().flatten().any(|of| of == call))
+        {
+            let wanted = match self.shared.layout {
+                LayoutChoice::DataFirst if Layout::DataFirst.suits(&self.calls[call].call) => Layout::DataFirst,
+                _ => Layout::InstructionFirst,
+            };
+            self.set_layout(asker, wanted)?;
+        }
+        Ok(together)
+    }
+
+    fn set_layout(&self, asker: &mut Asker, wanted: Layout) -> Result<()> {
+        let layout = self.shared.scope.layout(statistics_key(&asker.call, None), wanted);
+        if layout != asker.layout.layout() {
+            asker.layout = Arc::new(PromptLayout::with(&asker.call.call, layout, asker.backend.tokenizer().as_ref())?);
+        }
+        Ok(())
     }
 
     /// Turns outcomes into values, counts what failed, and fails the query if that is too much.

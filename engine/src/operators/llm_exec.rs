@@ -28,6 +28,7 @@ use datafusion::physical_plan::{
 };
 
 use refrain_optimizer::statistics::{SessionStatistics, StatisticsKey};
+use refrain_udf::{LayoutChoice, LlmCall};
 
 use crate::answers::{AnswerCache, AnswerSettings};
 use crate::models::ModelCatalog;
@@ -37,8 +38,11 @@ use crate::operators::conjunction::{Conjunct, OrderReport, conjuncts};
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
 use crate::operators::job::Job;
-use crate::operators::scope::QueryScope;
+use crate::operators::scope::{NodeStats, QueryScope, lock};
 use crate::operators::window::RowStore;
+
+/// Begins a line that belongs to the operator above it; [`explain`](crate::explain) puts it below.
+pub(crate) const DETAIL: &str = "· ";
 
 /// Asks the model about each row of its input and adds one column for each call.
 #[derive(Clone, Debug)]
@@ -47,7 +51,9 @@ pub struct LlmExec {
     calls: Vec<Arc<PhysicalCall>>,
     until: Option<Until>,
     shared: Shared,
-    estimates: Vec<CallEstimate>,
+    estimates: Option<Vec<CallEstimate>>,
+    /// The counters of the last execution, one for each call.
+    ran: Arc<Mutex<Vec<Arc<NodeStats>>>>,
     /// In which order predicates were asked, once the operator runs.
     order: Arc<Mutex<OrderReport>>,
     properties: Arc<PlanProperties>,
@@ -96,12 +102,18 @@ impl Until {
 /// the answer where the operator applies one.
 pub(super) fn statistics_key(call: &PhysicalCall, predicate: Option<&Arc<dyn PhysicalExpr>>) -> StatisticsKey {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&call.call.digest()).update(call.model.as_bytes());
+    hasher.update(&call_key(&call.call, &call.model));
     // The truth of an answer is counted wherever it is asked for.
     if let Some(predicate) = predicate.filter(|predicate| predicate.downcast_ref::<Column>().is_none()) {
         hasher.update(predicate.to_string().as_bytes());
+        return *hasher.finalize().as_bytes();
     }
-    *hasher.finalize().as_bytes()
+    call_key(&call.call, &call.model)
+}
+
+/// Returns the name of a call in the statistics of the session.
+pub(crate) fn call_key(call: &LlmCall, model: &str) -> StatisticsKey {
+    *blake3::Hasher::new().update(&call.digest()).update(model.as_bytes()).finalize().as_bytes()
 }
 
 /// What all operators of a query share, and the settings that are not those of a call.
@@ -125,18 +137,21 @@ pub struct Shared {
     pub max_error_ratio: f64,
     /// Whether prompts share the keys and values of common prefixes.
     pub prefix_cache: bool,
+    /// Whether prompts begin with the instruction or with the data.
+    pub layout: LayoutChoice,
     /// What earlier queries of the session have shown of their calls.
     pub statistics: Arc<SessionStatistics>,
 }
 
 impl LlmExec {
     /// Builds the operator. `until` may read the answers; its columns are those of the input followed by one for each call.
+    /// `estimates` is for a plan that is to be explained, and empty where nothing can be said.
     pub fn try_new(
         input: Arc<dyn ExecutionPlan>,
         calls: Vec<Arc<PhysicalCall>>,
         until: Option<Until>,
         shared: Shared,
-        estimates: Vec<CallEstimate>,
+        estimates: Option<Vec<CallEstimate>>,
     ) -> Result<Self> {
         let schema = output_schema(&input.schema(), &calls);
         // Input columns keep their places, so orderings and constants of the input hold for the output.
@@ -146,8 +161,8 @@ impl LlmExec {
         let partitioning = input.output_partitioning().project(&mapping, input.equivalence_properties());
         let emission = if until.is_some() { EmissionType::Incremental } else { EmissionType::Final };
         let properties = Arc::new(PlanProperties::new(equivalences, partitioning, emission, input.boundedness()));
-        let (order, metrics) = (Arc::default(), ExecutionPlanMetricsSet::new());
-        Ok(LlmExec { input, calls, until, shared, estimates, order, properties, metrics })
+        let (ran, order, metrics) = (Arc::default(), Arc::default(), ExecutionPlanMetricsSet::new());
+        Ok(LlmExec { input, calls, until, shared, estimates, ran, order, properties, metrics })
     }
 
     /// Returns the calls.
@@ -157,7 +172,42 @@ impl LlmExec {
 
     /// Returns what the calls are expected to cost, where that was asked for when the plan was made.
     pub fn estimates(&self) -> &[CallEstimate] {
-        &self.estimates
+        self.estimates.as_deref().unwrap_or_default()
+    }
+
+    /// Returns whether somebody asked for estimates.
+    pub(super) fn is_estimated(&self) -> bool {
+        self.estimates.is_some()
+    }
+
+    /// Returns the counters of the calls, once the operator has been run.
+    pub(super) fn ran(&self) -> Vec<Arc<NodeStats>> {
+        lock(&self.ran).clone()
+    }
+
+    /// Returns the predicate over the answers, where the operator filters.
+    pub(super) fn filter(&self) -> Option<String> {
+        self.until.as_ref().map(|until| until.predicate.to_string())
+    }
+
+    /// Returns whether the order of predicates is the operator's to choose.
+    pub(super) fn orders_predicates(&self) -> bool {
+        self.until.as_ref().is_some_and(|until| until.conjuncts.is_some())
+    }
+
+    /// Returns whether the operator asks for no more rows than a limit wants.
+    pub(super) fn stops_at_limit(&self) -> bool {
+        self.until.as_ref().is_some_and(|until| until.wanted.is_some())
+    }
+
+    /// Returns the order in which predicates were asked, as a line.
+    pub(super) fn order_line(&self) -> Option<String> {
+        lock(&self.order).line(&self.calls)
+    }
+
+    /// Returns the order in which predicates were asked.
+    pub(super) fn order_json(&self) -> serde_json::Value {
+        lock(&self.order).to_json(&self.calls)
     }
 }
 
@@ -179,16 +229,19 @@ impl DisplayAs for LlmExec {
         write!(f, "LlmExec: {}", if self.until.is_some() { "filter " } else { "map " })?;
         for (idx, call) in self.calls.iter().enumerate() {
             write!(f, "{}{call}", if idx > 0 { "; " } else { "" })?;
-            if let Some(estimate) = self.estimates.get(idx) {
-                write!(f, ", {estimate}")?;
-            }
         }
-        self.order.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).write(&self.calls, f)?;
         if let Some(until) = &self.until {
             write!(f, ", keep={}", until.predicate)?;
             if let Some(wanted) = until.wanted {
                 write!(f, ", {}={wanted}", if until.stops { "fetch" } else { "wanted" })?;
             }
+        }
+        for line in self.details() {
+            write!(f, "\n{DETAIL}{line}")?;
+        }
+        // The metrics, which DataFusion appends, on a line of their own.
+        if !self.ran().is_empty() {
+            write!(f, "\n{DETAIL}")?;
         }
         Ok(())
     }
@@ -299,10 +352,13 @@ impl ExecutionPlan for LlmExec {
         let input = self.input.execute(partition, Arc::clone(&context))?;
         let schema = self.schema();
         let spills = SpillMetrics::new(&self.metrics, partition);
+        let stats: Vec<_> =
+            self.calls.iter().map(|call| self.shared.scope.add_node(call.function_name(), &call.model)).collect();
+        lock(&self.ran).clone_from(&stats);
         let job = Job {
             schema: Arc::clone(&schema),
             calls: self.calls.clone(),
-            stats: self.calls.iter().map(|call| self.shared.scope.add_node(call.function_name(), &call.model)).collect(),
+            stats,
             until: self.until.clone(),
             shared: self.shared.clone(),
             store: RowStore::new(&context, partition, self.input.schema(), spills),

@@ -3,19 +3,23 @@
 //! [`LlmExec`] gathers a window of rows (`window`), finds the distinct questions among them (`distinct`), looks up what the
 //! query has asked already (`memo`) and what earlier ones have ([`answers`](crate::answers)), orders the rest so that prompts
 //! share prefixes and turns them into requests (`tokenise`, `prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
-//! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what.
+//! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what. `layout` decides
+//! whether several calls share their rows.
 
 mod ask;
 mod budget;
 mod call;
 mod conjunction;
 mod counters;
+mod describe;
 mod distinct;
 mod estimate;
 mod job;
+mod layout;
 mod llm_exec;
 mod memo;
 mod prompts;
+mod sampling;
 mod scope;
 mod tokenise;
 mod truncate;
@@ -23,8 +27,12 @@ mod window;
 
 pub use budget::{Budget, Ledger, Limits, Spent};
 pub use call::PhysicalCall;
-pub use estimate::{CallEstimate, estimate_call};
+pub use estimate::{Basis, CallEstimate, Selectivity};
+pub(crate) use estimate::{InputRows, estimate_calls};
+pub(crate) use llm_exec::DETAIL;
+pub(crate) use llm_exec::call_key;
 pub(crate) use llm_exec::output_schema;
 pub use llm_exec::{LlmExec, Shared, Until};
 pub use memo::Memo;
+pub(crate) use sampling::sample_answers;
 pub use scope::{NodeProgress, NodeStats, NodeTimes, Progress, QueryScope, QueryUsage, RowError};

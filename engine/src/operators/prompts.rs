@@ -103,6 +103,21 @@ fn request(call: &PhysicalCall, id: u32, prompt: Vec<Segment>, shape: &Arc<Outpu
     Request { stop: Arc::clone(&call.options.stop), ..request }
 }
 
+/// Returns the request of another call about the same row, where both prompts end with the instruction: only their tails differ.
+pub(super) fn with_other_tail(
+    of: &Request,
+    call: &PhysicalCall,
+    layout: &PromptLayout,
+    shape: &Arc<OutputShape>,
+    questions: &Questions,
+    question: u32,
+) -> Request {
+    let mut prompt = of.prompt.clone();
+    prompt.pop();
+    prompt.push(Arc::clone(layout.tail()));
+    request(call, of.id.0, prompt, shape, seed(call, questions, question))
+}
+
 /// Derives the seed of a question from its inputs, so that a sampled answer does not depend on the order of rows, and the same
 /// question in another operator of the query gets the same answer. Rows sampled apart differ by their number.
 fn seed(call: &PhysicalCall, questions: &Questions, question: u32) -> u64 {

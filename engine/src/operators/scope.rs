@@ -1,14 +1,16 @@
 //! What the operators of one query have in common: the memo, the ledger of its budget, the counters and the failed rows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use refrain_optimizer::filter_order::Passed;
 use refrain_optimizer::statistics::CallStatistics;
+use refrain_udf::Layout;
 use tokio::sync::watch;
 
+use crate::answers::Key;
 use crate::operators::budget::Ledger;
 use crate::operators::memo::Memo;
 
@@ -24,6 +26,8 @@ pub struct QueryScope {
     pub memo: Arc<Memo>,
     /// What the query has spent of its budget.
     pub ledger: Arc<Ledger>,
+    /// How the prompts of each call begin, by identity of the call: the same in all operators, so that a question stays one.
+    layouts: Mutex<HashMap<Key, Layout>>,
     nodes: Mutex<Vec<Arc<NodeStats>>>,
     errors: Mutex<VecDeque<RowError>>,
     prompts_kept: AtomicU64,
@@ -192,6 +196,11 @@ impl QueryScope {
         let _ = self.cancelled.subscribe().wait_for(|cancelled| *cancelled).await;
     }
 
+    /// Returns the layout of a call: the one that some operator of the query has chosen, else `wanted`.
+    pub(super) fn layout(&self, call: Key, wanted: Layout) -> Layout {
+        *lock(&self.layouts).entry(call).or_insert(wanted)
+    }
+
     /// Adds counters for one call of one operator.
     pub fn add_node(&self, function: &str, model: &str) -> Arc<NodeStats> {
         let mut nodes = lock(&self.nodes);
@@ -352,6 +361,6 @@ impl NodeStats {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -1,0 +1,245 @@
+//! What EXPLAIN says of an operator: its estimates as lines and as JSON, and beside them what happened, once it has run.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use refrain_optimizer::cost::Interval;
+use serde_json::{Map, Value, json};
+
+use crate::operators::estimate::{Basis, CallEstimate, Selectivity};
+use crate::operators::llm_exec::LlmExec;
+use crate::operators::scope::NodeStats;
+
+impl LlmExec {
+    /// Returns the lines below the first, each about one subject.
+    pub(super) fn details(&self) -> Vec<String> {
+        let ran = self.ran();
+        let mut lines = vec![];
+        for (idx, call) in self.calls().iter().enumerate() {
+            let name = if self.calls().len() > 1 { format!("{}: ", call.output.name()) } else { String::new() };
+            let estimate = self.estimates().get(idx);
+            if let Some(estimate) = estimate {
+                lines.push(format!("{name}{}", estimate.rows_line()));
+                lines.push(estimate.tokens_line());
+                lines.extend(estimate.selectivity.map(|selectivity| selectivity.line()));
+                lines.extend(estimate.refused.iter().map(|what| format!("refused: {what}")));
+                lines.extend(estimate.warnings.iter().map(|what| format!("warning: {what}")));
+            } else if self.is_estimated() {
+                lines.push(format!("{name}not estimated: it reads the answers of a call below"));
+            }
+            if let Some(stats) = ran.get(idx) {
+                lines.extend(actual_lines(if estimate.is_some() { "" } else { &name }, stats, estimate));
+            }
+        }
+        let rewrites = self.rewrites();
+        if self.is_estimated() && !rewrites.is_empty() {
+            lines.push(format!("rewrites: {}", rewrites.join(", ")));
+        }
+        lines.extend(self.order_line());
+        lines
+    }
+
+    /// Returns the rewrites that made the operator what it is.
+    fn rewrites(&self) -> Vec<&'static str> {
+        let mut rewrites = vec![];
+        if self.estimates().iter().any(|estimate| estimate.distinct < estimate.rows) {
+            rewrites.push("dedup");
+        }
+        if self.orders_predicates() {
+            rewrites.push("order_llm_filters");
+        }
+        if self.stops_at_limit() {
+            rewrites.push("stop_llm_filter_at_limit");
+        }
+        rewrites
+    }
+
+    /// Returns all that is known of the operator, under names that stay.
+    pub(crate) fn to_json(&self) -> Value {
+        let ran = self.ran();
+        let calls: Vec<Value> = self
+            .calls()
+            .iter()
+            .enumerate()
+            .map(|(idx, call)| {
+                json!({
+                    "function": call.function_name(),
+                    "call": call.call.describe(),
+                    "output": call.output.name(),
+                    "model": call.model,
+                    "guard": call.guard.as_ref().map(ToString::to_string),
+                    "estimate": self.estimates().get(idx).map(CallEstimate::to_json),
+                    "actual": ran.get(idx).map(actual_json),
+                })
+            })
+            .collect();
+        let mut object = Map::new();
+        object.insert("operator".to_owned(), json!("LlmExec"));
+        object.insert("kind".to_owned(), json!(if self.filter().is_some() { "filter" } else { "map" }));
+        object.insert("filter".to_owned(), json!(self.filter()));
+        object.insert("calls".to_owned(), Value::Array(calls));
+        object.insert("rewrites".to_owned(), json!(self.rewrites()));
+        object.insert("order".to_owned(), self.order_json());
+        Value::Object(object)
+    }
+}
+
+impl CallEstimate {
+    fn equals(&self) -> &'static str {
+        if self.is_exact { "=" } else { "≈" }
+    }
+
+    fn rows_line(&self) -> String {
+        let equals = self.equals();
+        let order = match self.field_order.is_empty() {
+            true => String::new(),
+            false => format!(" order=[{}] ({})", self.field_order.join(", "), self.strategy),
+        };
+        format!(
+            "rows{equals}{} distinct{equals}{} calls≤{}{order} layout={}",
+            self.rows,
+            self.distinct,
+            self.distinct,
+            self.layout.name()
+        )
+    }
+
+    fn tokens_line(&self) -> String {
+        let time = match (self.seconds, self.output_basis) {
+            (None, _) => ", time unknown: the model has not run yet".to_owned(),
+            (Some(seconds), Basis::AtMost) => format!(", time≤{}", duration(seconds)),
+            (Some(seconds), _) => format!(", time≈{}", duration(seconds)),
+        };
+        let output = match (self.output_basis, self.output_interval) {
+            (Basis::AtMost, _) => format!("output≤{} tok", self.output_tokens),
+            (Basis::Form, _) => format!("output≈{} tok", self.output_tokens),
+            (Basis::Sample, Some(Interval { low, high, .. })) => {
+                format!("output≈{} tok (sampled, {low:.0} to {high:.0})", self.output_tokens)
+            }
+            (basis, _) => format!("output≈{} tok ({})", self.output_tokens, basis.name()),
+        };
+        format!(
+            "prompt{}{} tok, head {} tok, prefix hit est {:.0} %, prefill≈{} tok, {output}{time}",
+            self.equals(),
+            self.prompt_tokens,
+            self.head_tokens,
+            self.prefix_hit * 100.0,
+            self.computed_tokens,
+        )
+    }
+
+    fn to_json(&self) -> Value {
+        let interval = |interval: &Interval| json!({"low": interval.low, "high": interval.high});
+        json!({
+            "rows": self.rows,
+            "distinct": self.distinct,
+            "calls_max": self.distinct,
+            "exact": self.is_exact,
+            "prompt_tokens": self.prompt_tokens,
+            "head_tokens": self.head_tokens,
+            "computed_tokens": self.computed_tokens,
+            "prefix_hit": self.prefix_hit,
+            "output_tokens": self.output_tokens,
+            "output_basis": self.output_basis.name(),
+            "output_interval": self.output_interval.as_ref().map(interval),
+            "selectivity": self.selectivity.map(|selectivity| selectivity.share.estimate),
+            "selectivity_basis": self.selectivity.map(|selectivity| selectivity.basis.name()),
+            "selectivity_interval": self.selectivity.filter(|known| known.basis == Basis::Sample).map(|known| interval(&known.share)),
+            "seconds": self.seconds,
+            "field_order": self.field_order,
+            "strategy": self.strategy,
+            "layout": self.layout.name(),
+            "refused": self.refused,
+            "warnings": self.warnings,
+        })
+    }
+}
+
+impl std::fmt::Display for CallEstimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}\n  {}", self.rows_line(), self.tokens_line())
+    }
+}
+
+impl Selectivity {
+    fn line(self) -> String {
+        let percent = |share: f64| format!("{:.0}", share * 100.0);
+        let Interval { estimate, low, high } = self.share;
+        match self.basis {
+            Basis::Sample => format!("passes≈{} % (sampled, {} to {} %)", percent(estimate), percent(low), percent(high)),
+            basis => format!("passes≈{} % ({})", percent(estimate), basis.name()),
+        }
+    }
+}
+
+/// Returns what a call did, and how far the estimate was off.
+fn actual_lines(name: &str, stats: &Arc<NodeStats>, estimate: Option<&CallEstimate>) -> Vec<String> {
+    let now = stats.progress();
+    let computed = now.prompt_tokens - now.cached_tokens;
+    let hit = |cached: u64, all: u64| if all > 0 { cached as f64 / all as f64 * 100.0 } else { 0.0 };
+    let seconds = stats.times().wall.as_secs_f64();
+    let errors: Vec<String> = stats.errors().iter().map(|(reason, rows)| format!("{reason} {rows}")).collect();
+    let errors = if errors.is_empty() { String::new() } else { format!(" ({})", errors.join(", ")) };
+    let saved = now.rows.saturating_sub(now.calls + now.cache_hits);
+    let mut lines = vec![
+        format!(
+            "{name}actual: rows={} distinct={} calls={} cache_hits={} dedup_saved={saved} errors={}{errors}",
+            now.rows, now.distinct, now.calls_done, now.cache_hits, now.errors
+        ),
+        format!(
+            "actual: prompt={} tok, cached={} tok ({:.0} %), prefill={computed} tok, output={} tok, time={}",
+            now.prompt_tokens,
+            now.cached_tokens,
+            hit(now.cached_tokens, now.prompt_tokens),
+            now.output_tokens,
+            duration(seconds)
+        ),
+    ];
+    if let Some(estimate) = estimate {
+        let off = |estimated: u64, actual: u64| match actual {
+            0 => "–".to_owned(),
+            actual => format!("{:+.1} %", (estimated as f64 / actual as f64 - 1.0) * 100.0),
+        };
+        lines.push(format!(
+            "estimate off by: calls {}, prompt {}, prefill {}, output {}; prefix hit {:.0} → {:.0} %{}",
+            off(estimate.distinct, now.calls_done),
+            off(estimate.prompt_tokens, now.prompt_tokens),
+            off(estimate.computed_tokens, computed),
+            off(estimate.output_tokens, now.output_tokens),
+            estimate.prefix_hit * 100.0,
+            hit(now.cached_tokens, now.prompt_tokens),
+            estimate
+                .seconds
+                .map(|expected| format!("; time {} → {}", duration(expected), duration(seconds)))
+                .unwrap_or_default(),
+        ));
+    }
+    lines
+}
+
+fn actual_json(stats: &Arc<NodeStats>) -> Value {
+    let now = stats.progress();
+    json!({
+        "rows": now.rows,
+        "distinct": now.distinct,
+        "calls": now.calls_done,
+        "memo_hits": stats.memo_hits.load(Ordering::Relaxed),
+        "cache_hits": now.cache_hits,
+        "prompt_tokens": now.prompt_tokens,
+        "cached_tokens": now.cached_tokens,
+        "computed_tokens": now.prompt_tokens - now.cached_tokens,
+        "output_tokens": now.output_tokens,
+        "errors": stats.errors(),
+        "seconds": stats.times().wall.as_secs_f64(),
+    })
+}
+
+/// Shows a time as people do.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.9995 => format!("{:.0} ms", s * 1000.0),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
