@@ -4,20 +4,22 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::compute::SortOptions;
 use datafusion::arrow::datatypes::Schema;
 use datafusion::catalog::Session;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result, internal_datafusion_err, plan_err};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNode};
+use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
+use datafusion::physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
-use refrain_optimizer::LlmNode;
 use refrain_optimizer::statistics::SessionStatistics;
+use refrain_optimizer::{LlmAggregateNode, LlmNode, NodeAggregate};
 use refrain_serving::remote::MessageTokenizer;
 use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, Settings, Shape};
@@ -26,10 +28,10 @@ use crate::answers::{AnswerCache, AnswerSettings};
 use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{
-    Budget, CallEstimate, InputRows, Limits, LlmExec, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_calls,
-    output_schema, sample_answers,
+    AggregateEstimate, Budget, CallEstimate, Context, InputRows, Limits, LlmAggregateExec, LlmExec, PhysicalAggregate,
+    PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate, estimate_calls, output_schema, sample_answers,
 };
-use crate::sample;
+use crate::sample::{self, SAMPLE_ROWS};
 use crate::without_answers::without_answers;
 
 /// Plans queries with LLM calls; everything else is DataFusion's.
@@ -97,7 +99,13 @@ impl ExtensionPlanner for LlmPlanner {
         session: &dyn Session,
         context: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let (Some(node), [logical], [input]) = (LlmNode::from_node(node), logical_inputs, physical_inputs) else {
+        let ([logical], [input]) = (logical_inputs, physical_inputs) else {
+            return Ok(None);
+        };
+        if let Some(node) = LlmAggregateNode::from_node(node) {
+            return self.plan_aggregates(planner, node, logical, input, session, context).await.map(Some);
+        }
+        let Some(node) = LlmNode::from_node(node) else {
             return Ok(None);
         };
         let settings = settings(session);
@@ -135,19 +143,8 @@ impl ExtensionPlanner for LlmPlanner {
             }
             None => None,
         };
-        let shared = Shared {
-            models: Arc::clone(&self.models),
-            scope: Arc::clone(&self.scope),
-            reorder_window: calls.iter().filter_map(|call| call.options.reorder_window).min(),
-            memo: settings.cache != Cache::Off,
-            answers: session.config().get_extension::<AnswerCache>().unwrap_or_default(),
-            answer_settings: AnswerSettings::new(&settings)?,
-            budget: Budget { limits: Limits::of(&settings), ledger: Arc::clone(&self.scope.ledger) },
-            max_error_ratio: settings.max_error_ratio,
-            prefix_cache: settings.prefix_cache,
-            layout: settings.layout,
-            statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
-        };
+        let reorder_window = calls.iter().filter_map(|call| call.options.reorder_window).min();
+        let shared = self.shared(&settings, reorder_window, session)?;
         let estimates = match self.estimates {
             Some(costs) if !reads_subquery(node)? => {
                 Some(self.estimate(node, &calls, until.as_ref(), &shared, input, session, costs).await?)
@@ -159,6 +156,98 @@ impl ExtensionPlanner for LlmPlanner {
 }
 
 impl LlmPlanner {
+    /// Returns what the operators of the query share.
+    fn shared(&self, settings: &Settings, reorder_window: Option<usize>, session: &dyn Session) -> Result<Shared> {
+        Ok(Shared {
+            models: Arc::clone(&self.models),
+            scope: Arc::clone(&self.scope),
+            reorder_window,
+            memo: settings.cache != Cache::Off,
+            answers: session.config().get_extension::<AnswerCache>().unwrap_or_default(),
+            answer_settings: AnswerSettings::new(settings)?,
+            budget: Budget { limits: Limits::of(settings), ledger: Arc::clone(&self.scope.ledger) },
+            max_error_ratio: settings.max_error_ratio,
+            prefix_cache: settings.prefix_cache,
+            layout: settings.layout,
+            statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
+        })
+    }
+
+    /// Plans the aggregates of a node.
+    async fn plan_aggregates(
+        &self,
+        planner: &dyn PhysicalPlanner,
+        node: &LlmAggregateNode,
+        logical: &LogicalPlan,
+        input: &Arc<dyn ExecutionPlan>,
+        session: &dyn Session,
+        context: &PhysicalPlanningContext,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let settings = settings(session);
+        let mut aggregates = vec![];
+        for NodeAggregate { aggregate, list, order, output } in &node.aggregates {
+            let options = aggregate.options.resolve(&settings);
+            let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
+            self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
+            let stage = |call: &LlmCall| {
+                check_schema(call)?;
+                // The operator hands over texts, so nothing is evaluated.
+                let input = |label: usize| Arc::new(Column::new("input", label)) as Arc<dyn PhysicalExpr>;
+                Ok(Arc::new(PhysicalCall {
+                    inputs: (0..call.inputs.len()).map(input).collect(),
+                    guard: None,
+                    output: Arc::clone(output),
+                    model: model.clone(),
+                    call: Arc::new(call.clone()),
+                    options: options.clone(),
+                }))
+            };
+            let sort = |(asc, nulls_first): &(bool, bool)| SortOptions { descending: !asc, nulls_first: *nulls_first };
+            aggregates.push(Arc::new(PhysicalAggregate {
+                stages: aggregate.stages.iter().map(stage).collect::<Result<_>>()?,
+                list: planner.create_physical_expr(list, logical.schema(), session, context)?,
+                order: order.iter().map(sort).collect(),
+                output: Arc::clone(output),
+                aggregate: Arc::new(aggregate.clone()),
+                model,
+                options,
+            }));
+        }
+        let estimates = match self.estimates.is_some() && !asks_a_model(logical)? {
+            true => self.estimate_aggregates(&aggregates, logical, session).await?,
+            false => vec![],
+        };
+        let shared = self.shared(&settings, None, session)?;
+        let passed = node.passed_columns();
+        Ok(Arc::new(LlmAggregateExec::try_new(Arc::clone(input), passed, aggregates, shared, estimates)?))
+    }
+
+    /// Gathers the first rows into groups and reduces these with invented answers.
+    async fn estimate_aggregates(
+        &self,
+        aggregates: &[Arc<PhysicalAggregate>],
+        logical: &LogicalPlan,
+        session: &dyn Session,
+    ) -> Result<Vec<AggregateEstimate>> {
+        let Some(rows) = grouped_rows(logical)? else { return Ok(vec![]) };
+        let physical = session.create_physical_plan(&rows).await?;
+        let statistics = StatisticsContext::new().compute(physical.as_ref(), &StatisticsArgs::new())?;
+        let scale = match statistics.num_rows {
+            Precision::Exact(rows) | Precision::Inexact(rows) => (rows as f64 / SAMPLE_ROWS as f64).max(1.0),
+            Precision::Absent => 1.0,
+        };
+        let plan = session.create_physical_plan(&over_sample(logical)?).await?;
+        let groups = collect(plan, session.task_ctx()).await?;
+        let estimate = |aggregate: &Arc<PhysicalAggregate>| {
+            let tokenizer = self.models.tokenizer_of(&aggregate.model)?;
+            // A model whose context is not known before it is loaded takes every group in one chunk here.
+            let max_tokens = self.models.describe(&aggregate.model)?.max_context.unwrap_or(usize::MAX);
+            let context = Context { max_tokens, token_scale: self.models.token_scale(&aggregate.model)? };
+            estimate_aggregate(aggregate, &tokenizer, context, &groups, scale)
+        };
+        aggregates.iter().map(estimate).collect()
+    }
+
     /// Draws rows of the input and plans prompts for them. What depends on answers of calls below is taken out of the input; a call
     /// that reads such an answer itself has no estimate.
     #[expect(clippy::too_many_arguments, reason = "all of it is what the node has become so far")]
@@ -218,6 +307,42 @@ fn check_schema(call: &LlmCall) -> Result<()> {
     }
 }
 
+/// Returns the rows that the first aggregation in a plan groups.
+fn grouped_rows(plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
+    let mut rows = None;
+    plan.apply(|node| {
+        if let LogicalPlan::Aggregate(aggregate) = node {
+            rows = Some(aggregate.input.as_ref().clone());
+            return Ok(TreeNodeRecursion::Stop);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(rows)
+}
+
+/// Returns a plan whose first aggregation groups only the first rows.
+fn over_sample(plan: &LogicalPlan) -> Result<LogicalPlan> {
+    let sampled = plan.clone().transform_down(|node| match node {
+        LogicalPlan::Aggregate(aggregate) => {
+            let rows = LogicalPlanBuilder::from(aggregate.input.as_ref().clone()).limit(0, Some(SAMPLE_ROWS))?.build()?;
+            let Aggregate { group_expr, aggr_expr, schema, .. } = aggregate;
+            let sampled = Aggregate::try_new_with_schema(Arc::new(rows), group_expr, aggr_expr, schema)?;
+            Ok(Transformed::new(LogicalPlan::Aggregate(sampled), true, TreeNodeRecursion::Stop))
+        }
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(sampled.data)
+}
+
+fn asks_a_model(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        found |= LlmNode::from_plan(node).is_some() || LlmAggregateNode::from_plan(node).is_some();
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found)
+}
+
 /// Returns whether inputs or guards read a scalar subquery, which has a value only while the query runs.
 fn reads_subquery(node: &LlmNode) -> Result<bool> {
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
@@ -245,6 +370,16 @@ fn with_answers(input: &DFSchema, output: &Schema) -> Result<DFSchema> {
     let mut fields: Vec<_> = input.iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field))).collect();
     fields.extend(output.fields().iter().skip(n_input).map(|field| (None, Arc::clone(field))));
     DFSchema::new_with_metadata(fields, output.metadata().clone())
+}
+
+/// Returns the `LlmAggregateExec`s of a plan, top first.
+pub fn llm_aggregates(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<LlmAggregateExec>> {
+    let mut found = vec![];
+    plan.apply(|node| {
+        found.extend(node.downcast_ref::<LlmAggregateExec>().cloned());
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
 }
 
 /// Returns the `LlmExec`s of a plan, top first.

@@ -16,8 +16,8 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, Result, ScalarValue};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{BinaryExpr, Expr, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Projection};
-use refrain_optimizer::LlmNode;
 use refrain_optimizer::filter_order::UNKNOWN_SELECTIVITY;
+use refrain_optimizer::{LlmAggregateNode, LlmNode};
 use refrain_udf::{LlmCall, Shape};
 
 /// A plan that asks nobody.
@@ -56,6 +56,19 @@ pub(crate) fn without_answers(
         let predicates = node.until.iter().flat_map(|until| split_conjunction_owned(until.predicate.clone()));
         let calls = |name: &str| node.calls.iter().find(|call| call.output.name() == name).map(|call| call.call.clone());
         below.share *= predicates.map(|predicate| share_of(&predicate, &calls, known)).product::<f64>();
+        return Ok(Some(below));
+    }
+    if let Some(node) = LlmAggregateNode::from_plan(plan) {
+        let Some(mut below) = without_answers(&node.input, known)? else { return Ok(None) };
+        let columns = node.input.schema().columns();
+        let mut columns: Vec<Expr> =
+            node.passed_columns().into_iter().map(|idx| Expr::Column(columns[idx].clone())).collect();
+        for aggregate in &node.aggregates {
+            let null = ScalarValue::try_from(aggregate.output.data_type())?;
+            columns.push(Expr::Literal(null, None).alias(aggregate.output.name()));
+            below.depends.insert(aggregate.output.name().clone());
+        }
+        below.plan = LogicalPlanBuilder::from(below.plan).project(columns)?.build()?;
         return Ok(Some(below));
     }
     if plan.expressions().iter().any(asks_in_a_subquery) {
@@ -115,7 +128,7 @@ fn asks_in_a_subquery(expr: &Expr) -> bool {
     let asks = |plan: &LogicalPlan| {
         let mut found = false;
         let _ = plan.apply_with_subqueries(|node| {
-            found |= LlmNode::from_plan(node).is_some();
+            found |= LlmNode::from_plan(node).is_some() || LlmAggregateNode::from_plan(node).is_some();
             Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
         });
         found

@@ -3,6 +3,7 @@
 //! | part | what it does |
 //! |---|---|
 //! | [`node`] | `LlmNode`, the operator that LLM calls become |
+//! | [`aggregate_node`] | `LlmAggregateNode`, the operator that LLM aggregates become |
 //! | [`logical`] | rules over logical plans |
 //! | [`rules`] | the list of all rules in order |
 //! | [`cost`] | distinct values behind a sample, intervals, seconds of tokens |
@@ -14,10 +15,12 @@
 //! |---|---|---|
 //! | `pull_llm_filter_above_aggregate` | LLM predicates over group keys are asked of the groups | DataFusion's `push_down_filter` before it |
 //! | `extract_llm` | LLM calls leave their expressions for `LlmNode`s below them | all of DataFusion's rules before it |
+//! | `gather_llm_aggregates` | LLM aggregates leave their operator for an `LlmAggregateNode` over lists of inputs | `extract_llm` |
 //! | `order_llm_filters` | the LLM predicates of an AND become one operator that finds their best order | `extract_llm` |
 //! | `defer_llm_past_topk` | `ORDER BY … LIMIT k` sorts first and asks for k rows | `extract_llm` |
 //! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |
 
+pub mod aggregate_node;
 pub mod cost;
 pub mod filter_order;
 pub mod logical;
@@ -26,4 +29,5 @@ pub mod reorder;
 pub mod rules;
 pub mod statistics;
 
+pub use aggregate_node::{LlmAggregateNode, NodeAggregate};
 pub use node::{FilterUntil, LlmNode, NodeCall};

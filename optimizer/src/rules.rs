@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use datafusion::optimizer::{Optimizer, OptimizerRule};
 
-use crate::logical::{DeferLlmPastTopK, ExtractLlm, OrderLlmFilters, PullLlmFilterAboveAggregate, StopLlmFilterAtLimit};
+use crate::logical::{
+    DeferLlmPastTopK, ExtractLlm, GatherLlmAggregates, OrderLlmFilters, PullLlmFilterAboveAggregate, StopLlmFilterAtLimit,
+};
 
 /// Returns our rules in order. They stand behind DataFusion's own: only then are subqueries decorrelated, predicates in their
 /// final places and unused columns gone. DataFusion runs the whole list more than once, so its rules also clean up after ours.
@@ -12,6 +14,7 @@ pub fn llm_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     vec![
         Arc::new(PullLlmFilterAboveAggregate),
         Arc::new(ExtractLlm),
+        Arc::new(GatherLlmAggregates),
         Arc::new(OrderLlmFilters),
         Arc::new(DeferLlmPastTopK),
         Arc::new(StopLlmFilterAtLimit),

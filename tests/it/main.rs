@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping it")]
 #![allow(clippy::print_stdout, reason = "a test says when it was skipped")]
 
+mod aggregates;
 mod answer_cache;
 mod bad_input;
 mod budgets;

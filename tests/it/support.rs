@@ -72,8 +72,11 @@ fn instruction_and_data(user: &str) -> (&str, &str) {
     question.split_once(&format!("\n\n{given}")).unwrap_or((question, ""))
 }
 
-/// Joins the values of a JSON object; NULL is nothing.
+/// Joins the values of a JSON object; NULL is nothing. Of several rows, one a line, it joins those of each by commas.
 fn values(data: &str) -> String {
+    if data.ends_with('\n') {
+        return data.lines().map(values).collect::<Vec<_>>().join(",");
+    }
     let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(data) else { return String::new() };
     let text = |value: serde_json::Value| match value {
         serde_json::Value::String(text) => text,

@@ -45,6 +45,11 @@ pub enum Prompt {
     },
     /// A text with values put in, in the user's order.
     Template(Template),
+    /// Several rows, one JSON object a line. The only input is their text: the lines of [`row_line`](crate::prompt::row_line).
+    Rows {
+        /// The labels of the fields of each row; distinct.
+        labels: Vec<String>,
+    },
 }
 
 /// Which rows get NULL without a call.
@@ -105,7 +110,7 @@ impl LlmCall {
         match &self.prompt {
             _ if self.function == Function::Embed => NullPolicy::SkipIfAny,
             _ if self.inputs.is_empty() => NullPolicy::Never,
-            Prompt::Fields { .. } => NullPolicy::SkipIfAll,
+            Prompt::Fields { .. } | Prompt::Rows { .. } => NullPolicy::SkipIfAll,
             Prompt::Template(_) if null_input == NullInput::Text => NullPolicy::Never,
             Prompt::Template(_) => NullPolicy::SkipIfAny,
         }
@@ -114,21 +119,7 @@ impl LlmCall {
     /// Returns the value of a row, of [`output_type`](Self::output_type): its parsed answer, or what `on_error` makes of
     /// `reason: message`. Under [`OnError::Fail`] a failure is NULL here as well; the caller ends the query.
     pub fn value(&self, outcome: Result<ScalarValue, &str>, on_error: OnError) -> ScalarValue {
-        let value_type = self.task.value_type();
-        let null = || ScalarValue::try_from(&value_type).unwrap_or(ScalarValue::Null);
-        if on_error != OnError::Capture {
-            return outcome.unwrap_or_else(|_| null());
-        }
-        let (value, error) = match outcome {
-            Ok(value) => (value, None),
-            Err(message) => (null(), Some(message.to_string())),
-        };
-        let columns: Result<Vec<ArrayRef>> =
-            [value, ScalarValue::Utf8(error)].iter().map(|scalar| scalar.to_array()).collect();
-        match columns {
-            Ok(columns) => ScalarValue::Struct(Arc::new(StructArray::new(captured_fields(value_type), columns, None))),
-            Err(_) => ScalarValue::try_from(&captured(value_type, Some(OnError::Capture))).unwrap_or(ScalarValue::Null),
-        }
+        outcome_value(&self.task.value_type(), outcome, on_error)
     }
 
     /// Returns the call in a few words, as EXPLAIN shows it: `ai_filter('clearly positive', fields=[title, body])`.
@@ -146,6 +137,7 @@ impl LlmCall {
             Prompt::Fields { labels } if labels.is_empty() => {}
             Prompt::Fields { labels } => parts.push(format!("fields=[{}]", labels.join(", "))),
             Prompt::Template(template) => parts.push(format!("[{}]", template.labels.join(", "))),
+            Prompt::Rows { labels } => parts.push(format!("rows=[{}]", labels.join(", "))),
         }
         format!("{}({})", self.function.name(), parts.join(", "))
     }
@@ -179,6 +171,7 @@ impl LlmCall {
             }
             // What a template calls its inputs does not show in the prompt.
             Prompt::Template(template) => format!("template {:?}", template.pieces),
+            Prompt::Rows { labels } => format!("rows {labels:?}"),
         };
         let mut text = String::new();
         // Debug output quotes strings, so parts cannot run into each other.
@@ -199,6 +192,25 @@ impl LlmCall {
             order.sort_by(|a, b| labels[*a].cmp(&labels[*b]));
         }
         order
+    }
+}
+
+/// Returns the value of an outcome whose value has a type: the value, or what `on_error` makes of `reason: message`. See
+/// [`LlmCall::value`].
+pub fn outcome_value(value_type: &DataType, outcome: Result<ScalarValue, &str>, on_error: OnError) -> ScalarValue {
+    let null = || ScalarValue::try_from(value_type).unwrap_or(ScalarValue::Null);
+    if on_error != OnError::Capture {
+        return outcome.unwrap_or_else(|_| null());
+    }
+    let (value, error) = match outcome {
+        Ok(value) => (value, None),
+        Err(message) => (null(), Some(message.to_string())),
+    };
+    let columns: Result<Vec<ArrayRef>> = [value, ScalarValue::Utf8(error)].iter().map(|scalar| scalar.to_array()).collect();
+    let capture = || captured(value_type.clone(), Some(OnError::Capture));
+    match columns {
+        Ok(columns) => ScalarValue::Struct(Arc::new(StructArray::new(captured_fields(value_type.clone()), columns, None))),
+        Err(_) => ScalarValue::try_from(&capture()).unwrap_or(ScalarValue::Null),
     }
 }
 
@@ -327,7 +339,7 @@ impl Parts<'_> {
 }
 
 /// Returns what a sentence calls the content: the label of its only field, or `text` if that says nothing.
-fn noun(labels: &[String]) -> &str {
+pub(crate) fn noun(labels: &[String]) -> &str {
     match labels {
         [only] if !is_positional(only) && is_plain(only) => only,
         _ => "text",

@@ -1,7 +1,7 @@
 //! Constant arguments as JSON values: what labels, fields and options are read from.
 
 use datafusion::arrow::array::{Array, ArrayRef};
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{Expr, Operator, ReturnFieldArgs};
 use serde_json::{Map, Number, Value};
@@ -68,7 +68,12 @@ pub(crate) fn known_argument(args: &ReturnFieldArgs, position: usize) -> Option<
 
 /// Returns the options that are known while types are decided, and whether the last argument carries options.
 pub(crate) fn known_options(args: &ReturnFieldArgs) -> (Map<String, Value>, bool) {
-    let Some(options) = args.arg_fields.last().and_then(|field| field.metadata().get(OPTIONS_KEY)) else {
+    options_of(args.arg_fields)
+}
+
+/// As [`known_options`], from the fields of the arguments.
+pub(crate) fn options_of(arg_fields: &[FieldRef]) -> (Map<String, Value>, bool) {
+    let Some(options) = arg_fields.last().and_then(|field| field.metadata().get(OPTIONS_KEY)) else {
         return (Map::new(), false);
     };
     (serde_json::from_str(options).unwrap_or_default(), true)

@@ -21,7 +21,7 @@ use datafusion::sql::sqlparser::ast::{
     visit_expressions_mut,
 };
 
-use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, SIMILARITY, Signature, UNAVAILABLE_AGGREGATES};
+use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, SIMILARITY, Signature};
 use crate::options::{Keyword, Mode, OnError, suggest};
 use crate::placeholder::{AI_FIELDS, AI_OPTIONS};
 use crate::settings::Settings;
@@ -193,9 +193,6 @@ impl Pass<'_, '_> {
         let Some(name) = simple_name(sql) else {
             return Ok(());
         };
-        if UNAVAILABLE_AGGREGATES.contains(&name.as_str()) {
-            return plan_err!("{name} is not available in this version");
-        }
         let (signature, called) = match function::find(&name) {
             Some(called) => (called.signature(), Some(called)),
             None if name == COUNT_TOKENS.name => (COUNT_TOKENS, None),
@@ -203,6 +200,9 @@ impl Pass<'_, '_> {
             None if name == PROMPT.name => (PROMPT, None),
             None => return Ok(()),
         };
+        if sql.over.is_some() && called.is_some_and(Function::is_aggregate) {
+            return plan_err!("{name}: cannot be used with OVER; aggregate in a subquery with GROUP BY, and join it");
+        }
         let FunctionArguments::List(list) = &mut sql.args else {
             return Ok(());
         };
@@ -475,6 +475,16 @@ mod tests {
     }
 
     #[test]
+    fn options_of_aggregates_stand_before_their_order() {
+        check(
+            "ai_agg(DISTINCT s, 'p', seed => 1 ORDER BY a DESC) FILTER (WHERE b > 1)",
+            "ai_agg(DISTINCT s, 'p', ai_options('seed', 1) ORDER BY a DESC) FILTER (WHERE b > 1)",
+        );
+        check("ai_top_k(s, k => 3, instruction => 'p')", "ai_top_k(s, 'p', 3)");
+        check("ai_summarize_agg(t.*)", "ai_summarize_agg({'a': t.a, 'b': t.b})");
+    }
+
+    #[test]
     fn places_positional_arguments() {
         check("ai_classify(s, labels => ['a', 'b'])", "ai_classify(s, ['a', 'b'])");
         check("ai_classify(labels => ['a'], input => s)", "ai_classify(s, ['a'])");
@@ -516,8 +526,11 @@ mod tests {
             "ai_complete: arguments without a name must stand before those with one",
         );
         check_error("ai_sentiment(s, mode => 'fields')", "ai_sentiment: there is no argument mode; did you mean model?");
-        check_error("ai_agg(s, 'sum up')", "ai_agg is not available in this version");
-        check_error("ai_agg(s, 'p')", "ai_agg is not available in this version");
+        check_error(
+            "ai_agg(s, 'p') OVER (PARTITION BY a)",
+            "ai_agg: cannot be used with OVER; aggregate in a subquery with GROUP BY, and join it",
+        );
+        check_error("ai_top_k(s, 'p', methd => 'score')", "ai_top_k: there is no argument methd; did you mean method?");
     }
 
     #[test]

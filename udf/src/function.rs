@@ -27,6 +27,12 @@ pub enum Function {
     FixGrammar,
     /// A vector.
     Embed,
+    /// One answer for all values of a group.
+    Agg,
+    /// One summary of all texts of a group.
+    SummarizeAgg,
+    /// The best values of a group, in order.
+    TopK,
 }
 
 /// What may stand between the parentheses of a function.
@@ -73,7 +79,7 @@ const fn optional(name: &'static str) -> Param {
 const INSTRUCTION: &[Param] = &[one("instruction"), Param { name: "input", arity: Arity::Any }];
 
 impl Function {
-    /// Every function, in the order of the documentation.
+    /// Every scalar function, in the order of the documentation.
     pub const ALL: [Function; 11] = [
         Function::Complete,
         Function::Filter,
@@ -88,9 +94,17 @@ impl Function {
         Function::Embed,
     ];
 
+    /// Every aggregate, in the order of the documentation.
+    pub const AGGREGATES: [Function; 3] = [Function::Agg, Function::SummarizeAgg, Function::TopK];
+
     /// Returns the name in SQL.
     pub fn name(self) -> &'static str {
         self.signature().name
+    }
+
+    /// Returns whether the function answers for a group of rows.
+    pub fn is_aggregate(self) -> bool {
+        Function::AGGREGATES.contains(&self)
     }
 
     /// Returns whether the first argument is an instruction; otherwise it is the content and the task is fixed.
@@ -117,6 +131,14 @@ impl Function {
             Function::Redact => of("ai_redact", &["ai_mask"], const { &[one("text"), optional("categories")] }, &[]),
             Function::FixGrammar => of("ai_fix_grammar", &[], const { &[one("text")] }, &[]),
             Function::Embed => Signature { common_options: false, ..of("ai_embed", &[], const { &[one("input")] }, EMBED) },
+            Function::Agg => of(
+                "ai_agg",
+                &[],
+                const { &[one("input"), one("instruction")] },
+                &["overflow", "return_type", "response_schema"],
+            ),
+            Function::SummarizeAgg => of("ai_summarize_agg", &[], const { &[one("text")] }, &["overflow", "max_words"]),
+            Function::TopK => of("ai_top_k", &[], const { &[one("input"), one("instruction"), one("k")] }, &["method"]),
         }
     }
 }
@@ -167,15 +189,13 @@ pub(crate) const SIMILARITY: Signature = Signature {
 /// The options of `ai_embed`: those of every call that mean something where no text is written.
 const EMBED: &[&str] = &["model", "dimensions", "on_error", "on_overflow", "reorder_window", "dedup"];
 
-/// Aggregates that are planned and refused for now.
-pub(crate) const UNAVAILABLE_AGGREGATES: &[&str] = &["ai_agg", "ai_summarize_agg", "ai_top_k"];
-
 /// Returns the function that a lower-case name in SQL stands for.
 pub(crate) fn find(name: &str) -> Option<Function> {
     if name == LLM {
         return Some(Function::Complete);
     }
-    Function::ALL.into_iter().find(|function| function.signature().is_called(name))
+    let mut all = Function::ALL.into_iter().chain(Function::AGGREGATES);
+    all.find(|function| function.signature().is_called(name))
 }
 
 #[cfg(test)]
@@ -184,7 +204,7 @@ mod tests {
 
     #[test]
     fn names_find_their_function() {
-        for function in Function::ALL {
+        for function in Function::ALL.into_iter().chain(Function::AGGREGATES) {
             assert_eq!(find(function.name()), Some(function));
         }
         assert_eq!(find("ai_mask"), Some(Function::Redact));
@@ -195,7 +215,7 @@ mod tests {
 
     #[test]
     fn parameters_and_options_do_not_clash() {
-        for function in Function::ALL {
+        for function in Function::ALL.into_iter().chain(Function::AGGREGATES) {
             let mut names: Vec<_> = function.signature().argument_names().collect();
             names.sort_unstable();
             let count = names.len();

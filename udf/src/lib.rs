@@ -15,10 +15,11 @@
 //! | [`call`] | one call, everything constant checked |
 //! | [`options`], [`settings`] | what may be said in a call, and in a session |
 //! | `scalar` | what each function asks |
+//! | [`aggregate`] | what the aggregates ask, and in which steps a group becomes one value |
 //! | [`task`], `value_type` | the shape of answers and their values |
 //! | [`template`], [`prompt`], [`render`] | how a row becomes a prompt |
 
-mod aggregate;
+pub mod aggregate;
 pub mod call;
 mod constant;
 mod count_tokens;
@@ -46,13 +47,14 @@ use std::sync::Arc;
 use datafusion::common::tree_node::TreeNode;
 use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
 
-pub use call::{LlmCall, NullPolicy, Prompt};
+pub use aggregate::{LlmAggregate, Method, Overflow, Reduction};
+pub use call::{LlmCall, NullPolicy, Prompt, outcome_value};
 pub use count_tokens::TokenizerSource;
 pub use embeddings::EmbeddingSource;
 pub use function::Function;
 pub use name_inputs::NameInputs;
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
-pub use prompt::{LAYOUT_VERSION, Layout, Place, PromptLayout};
+pub use prompt::{LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
 pub use render::JsonRenderer;
 pub use rewrites::{REWRITES, rewrite_enabled};
 pub use settings::{Cache, DeviceChoice, LayoutChoice, OptimizationMode, Settings};
@@ -75,9 +77,9 @@ pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dy
     functions
 }
 
-/// Returns every aggregate function, to be registered with a session. In this version they are refused when planned.
+/// Returns every aggregate function, to be registered with a session.
 pub fn aggregate_functions() -> Vec<AggregateUDF> {
-    function::UNAVAILABLE_AGGREGATES.iter().copied().map(aggregate::UnavailableAggregate::udaf).collect()
+    Function::AGGREGATES.into_iter().map(aggregate::AiAggregate::udaf).collect()
 }
 
 /// Returns whether a function of this name takes inputs of a row for a prompt: a function that a model answers, or `prompt`.

@@ -12,12 +12,13 @@ use std::sync::{Arc, LazyLock};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result};
 use datafusion::config::ConfigOptions;
-use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::expr::{AggregateFunction, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr, LogicalPlan, ScalarUDF, lit};
 use datafusion::optimizer::AnalyzerRule;
 
+use crate::aggregate::is_ai_aggregate;
 use crate::inputs::{inputs, labels};
 use crate::placeholder::{AI_OPTIONS, Carrier, LABELS_OPTION, is_ai_options, placeholder, prompt_args};
 
@@ -46,8 +47,10 @@ impl AnalyzerRule for NameInputs {
 }
 
 fn name_call(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
-    let Expr::ScalarFunction(mut call) = expr else {
-        return Ok(Transformed::no(expr));
+    let mut call = match expr {
+        Expr::ScalarFunction(call) => call,
+        Expr::AggregateFunction(aggregate) => return Ok(name_aggregate(aggregate, schema)),
+        other => return Ok(Transformed::no(other)),
     };
     let Some(called) = placeholder(&call) else {
         return Ok(Transformed::no(Expr::ScalarFunction(call)));
@@ -69,12 +72,30 @@ fn name_call(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     if labels.is_empty() {
         return Ok(Transformed::no(Expr::ScalarFunction(call)));
     }
-    let stored = [lit(LABELS_OPTION), lit(serde_json::Value::from(labels).to_string())];
-    match call.args.last_mut() {
-        Some(Expr::ScalarFunction(options)) if has_options => options.args.extend(stored),
-        _ => call.args.push(options_call(stored.to_vec())),
-    }
+    store(labels, &mut call.args);
     Ok(Transformed::yes(Expr::ScalarFunction(call)))
+}
+
+fn name_aggregate(mut aggregate: AggregateFunction, schema: &DFSchema) -> Transformed<Expr> {
+    let args = &mut aggregate.params.args;
+    if !is_ai_aggregate(&aggregate.func) || args.is_empty() || is_named(args.last().filter(|last| is_ai_options(last))) {
+        return Transformed::no(Expr::AggregateFunction(aggregate));
+    }
+    store(labels(&inputs(&args[..1], schema)), args);
+    Transformed::yes(Expr::AggregateFunction(aggregate))
+}
+
+/// Puts labels into the options of a call, which stand last.
+fn store(labels: Vec<String>, args: &mut Vec<Expr>) {
+    let stored = [lit(LABELS_OPTION), lit(serde_json::Value::from(labels).to_string())];
+    match args.last_mut() {
+        Some(last) if is_ai_options(last) => {
+            if let Expr::ScalarFunction(options) = last {
+                options.args.extend(stored);
+            }
+        }
+        _ => args.push(options_call(stored.to_vec())),
+    }
 }
 
 fn is_named(options: Option<&Expr>) -> bool {

@@ -123,6 +123,8 @@ enum Body {
     Template(Vec<Part>),
     /// The value of the only input, as plain text.
     Bare,
+    /// The lines of several rows, which are the only input.
+    Rows,
 }
 
 #[derive(Clone, Debug)]
@@ -201,7 +203,7 @@ impl PromptLayout {
     pub fn n_parts(&self) -> usize {
         match &self.body {
             Body::Fields { .. } => 0,
-            Body::Bare => 1,
+            Body::Bare | Body::Rows => 1,
             Body::Template(parts) => parts.len(),
         }
     }
@@ -210,7 +212,7 @@ impl PromptLayout {
     pub fn part_input(&self, part: usize) -> Option<usize> {
         match &self.body {
             Body::Fields { .. } => None,
-            Body::Bare => Some(0),
+            Body::Bare | Body::Rows => Some(0),
             Body::Template(parts) => match &parts[part] {
                 Part::Text(_) => None,
                 Part::Value { input, .. } => Some(*input),
@@ -223,6 +225,7 @@ impl PromptLayout {
         match &self.body {
             Body::Fields { .. } => String::new(),
             Body::Bare => serde_json::from_str(json).unwrap_or_else(|_| json.to_string()),
+            Body::Rows => json.to_string(),
             Body::Template(parts) => match &parts[part] {
                 Part::Text(text) => text.clone(),
                 Part::Value { before, after, .. } => format!("{before}{json}{after}"),
@@ -232,6 +235,10 @@ impl PromptLayout {
 
     /// Returns the tokens of [`part_text`](Self::part_text).
     pub fn part_segment(&self, tokenizer: &dyn Tokenizer, part: usize, json: &str) -> Segment {
+        if matches!(self.body, Body::Rows) {
+            // Line by line, so that the tokens of a chunk of rows are those of its rows.
+            return json.split_inclusive('\n').flat_map(|line| tokenizer.encode(line)).collect();
+        }
         tokenizer.encode(&self.part_text(part, json)).into()
     }
 
@@ -246,13 +253,20 @@ impl PromptLayout {
                 };
                 order.iter().enumerate().map(text).collect::<String>()
             }
-            Body::Template(_) | Body::Bare => {
+            Body::Template(_) | Body::Bare | Body::Rows => {
                 let value = |part: usize| self.part_input(part).and_then(|input| values.get(input)).copied();
                 (0..self.n_parts()).map(|part| self.part_text(part, value(part).unwrap_or("null"))).collect()
             }
         };
         [&self.before, &self.opening, &body, &self.closing, &self.after].map(String::as_str).concat()
     }
+}
+
+/// Returns a row of a [`Prompt::Rows`] prompt: a JSON object with these labels and JSON values, and a line break.
+pub fn row_line<'a>(labels: &[String], values: impl IntoIterator<Item = &'a str>) -> String {
+    let field = |(label, value): (&String, &str)| format!("{}: {value}", serde_json::Value::from(label.as_str()));
+    let fields: Vec<String> = labels.iter().zip(values).map(field).collect();
+    format!("{{{}}}\n", fields.join(", "))
 }
 
 fn join(mut first: Vec<u32>, second: Vec<u32>) -> Segment {
@@ -271,8 +285,7 @@ fn texts(call: &LlmCall, layout: Layout) -> (&'static str, String, String, Body)
             let labels = labels.iter().map(|label| serde_json::Value::from(label.as_str()).to_string()).collect();
             match layout {
                 Layout::InstructionFirst => {
-                    let opening = format!("{QUERY}{}\n\n{DATA}", ask(task));
-                    (SYSTEM_FIELDS, opening, String::new(), Body::Fields { labels, after: "" })
+                    (SYSTEM_FIELDS, over_data(task), String::new(), Body::Fields { labels, after: "" })
                 }
                 // The line break goes with the last field: tokenizers join it to the bracket.
                 Layout::DataFirst => {
@@ -280,6 +293,7 @@ fn texts(call: &LlmCall, layout: Layout) -> (&'static str, String, String, Body)
                 }
             }
         }
+        Prompt::Rows { .. } => (SYSTEM_FIELDS, over_data(task), String::new(), Body::Rows),
         // A vector is that of the text alone.
         Prompt::Template(_) if call.function == Function::Embed => ("", String::new(), String::new(), Body::Bare),
         Prompt::Template(template) if template.is_bare_value() => {
@@ -292,6 +306,11 @@ fn texts(call: &LlmCall, layout: Layout) -> (&'static str, String, String, Body)
             (system, frame(task) + &first, last, Body::Template(parts))
         }
     }
+}
+
+/// Returns the instruction, and what stands before data that follows it as JSON.
+fn over_data(task: &Task) -> String {
+    format!("{QUERY}{}\n\n{DATA}", ask(task))
 }
 
 /// Returns the line before a template. How to answer is said here, since nothing static may follow the data.

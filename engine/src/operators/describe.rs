@@ -173,7 +173,7 @@ impl Selectivity {
 }
 
 /// Returns what a call did, and how far the estimate was off.
-fn actual_lines(name: &str, stats: &Arc<NodeStats>, estimate: Option<&CallEstimate>) -> Vec<String> {
+pub(super) fn actual_lines(name: &str, stats: &Arc<NodeStats>, estimate: Option<&CallEstimate>) -> Vec<String> {
     let now = stats.progress();
     let computed = now.prompt_tokens - now.cached_tokens;
     let hit = |cached: u64, all: u64| if all > 0 { cached as f64 / all as f64 * 100.0 } else { 0.0 };
@@ -217,7 +217,7 @@ fn actual_lines(name: &str, stats: &Arc<NodeStats>, estimate: Option<&CallEstima
     lines
 }
 
-fn actual_json(stats: &Arc<NodeStats>) -> Value {
+pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
     let now = stats.progress();
     json!({
         "rows": now.rows,

@@ -172,6 +172,18 @@ impl Questions {
         Ok(end)
     }
 
+    /// Adds a row whose inputs are JSON texts already.
+    pub(super) fn push_texts(&mut self, inputs: &[Arc<str>]) {
+        let mut tuple = vec![0; inputs.len()];
+        for ((code, text), column) in tuple.iter_mut().zip(inputs).zip(&mut self.columns) {
+            let (cell, added) = column.intern(text);
+            *code = cell;
+            self.bytes += added;
+        }
+        let question = self.intern_tuple(&tuple);
+        self.of_row.push(question);
+    }
+
     fn intern_tuple(&mut self, tuple: &[u32]) -> u32 {
         // Without dedup the map counts how often a tuple has been seen, with dedup it names its question.
         if let Some(known) = self.by_tuple.get_mut(tuple) {

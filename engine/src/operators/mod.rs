@@ -4,8 +4,9 @@
 //! query has asked already (`memo`) and what earlier ones have ([`answers`](crate::answers)), orders the rest so that prompts
 //! share prefixes and turns them into requests (`tokenise`, `prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
 //! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what. `layout` decides
-//! whether several calls share their rows.
+//! whether several calls share their rows. [`LlmAggregateExec`] asks about groups of rows in the same way (`aggregate`).
 
+mod aggregate;
 mod ask;
 mod budget;
 mod call;
@@ -25,6 +26,7 @@ mod tokenise;
 mod truncate;
 mod window;
 
+pub use aggregate::{AggregateEstimate, Context, LlmAggregateExec, PhysicalAggregate, estimate_aggregate};
 pub use budget::{Budget, Ledger, Limits, Spent};
 pub use call::PhysicalCall;
 pub use estimate::{Basis, CallEstimate, Selectivity};

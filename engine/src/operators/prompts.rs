@@ -50,7 +50,7 @@ pub(super) fn plan_requests(
     let in_order: Vec<u32> = schedule.rows().iter().map(|row| asked[*row as usize]).collect();
     let fields_of = |position: usize| match &call.call.prompt {
         Prompt::Fields { .. } => schedule.fields_of(position),
-        Prompt::Template(_) => &[],
+        Prompt::Template(_) | Prompt::Rows { .. } => &[],
     };
     let placed = in_order.iter().enumerate().flat_map(|(position, question)| cells.of(*question, fields_of(position)));
     let placed: Vec<Cell> = placed.collect();
@@ -82,7 +82,7 @@ pub(super) fn plan_requests(
 pub(super) fn strategy(call: &PhysicalCall) -> Strategy {
     match (&call.call.prompt, call.options.reorder) {
         (_, Reorder::None) => Strategy::None,
-        (Prompt::Template(_), _) | (_, Reorder::Rows) => Strategy::Rows,
+        (Prompt::Template(_) | Prompt::Rows { .. }, _) | (_, Reorder::Rows) => Strategy::Rows,
         // What `auto` means so far; EXPLAIN names what is done.
         (_, Reorder::Auto | Reorder::Search) => Strategy::Search,
         (_, Reorder::Ggr) => Strategy::Ggr,

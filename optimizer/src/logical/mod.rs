@@ -2,6 +2,7 @@
 
 mod defer_llm_past_topk;
 mod extract_llm;
+mod gather_llm_aggregates;
 mod lower;
 mod order_llm_filters;
 mod pull_llm_filter_above_aggregate;
@@ -10,6 +11,7 @@ mod stop_llm_filter_at_limit;
 
 pub use defer_llm_past_topk::DeferLlmPastTopK;
 pub use extract_llm::ExtractLlm;
+pub use gather_llm_aggregates::GatherLlmAggregates;
 pub use order_llm_filters::OrderLlmFilters;
 pub use pull_llm_filter_above_aggregate::PullLlmFilterAboveAggregate;
 pub use stop_llm_filter_at_limit::StopLlmFilterAtLimit;

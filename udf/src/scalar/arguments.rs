@@ -1,7 +1,7 @@
 //! The constant arguments of a call, and the way to the file of its function.
 
 use datafusion::arrow::datatypes::DataType;
-use datafusion::common::{Result, plan_err};
+use datafusion::common::{Result, internal_err, plan_err};
 use serde_json::{Map, Value};
 
 use super::*;
@@ -27,7 +27,7 @@ pub(crate) struct Arguments<'a> {
 
 impl Arguments<'_> {
     /// Returns the value of a positional argument that must be there; fails if it is not constant.
-    pub(super) fn required(&self, position: usize, name: &str) -> Result<&Value> {
+    pub(crate) fn required(&self, position: usize, name: &str) -> Result<&Value> {
         match self.positional.get(position) {
             Some(Some(Value::Null)) | None => {
                 plan_err!("{}: {name} must be given and must not be NULL", self.name)
@@ -46,7 +46,7 @@ impl Arguments<'_> {
     }
 
     /// Returns `name: option x`, the beginning of messages about an option.
-    pub(super) fn option_subject(&self, option: &str) -> String {
+    pub(crate) fn option_subject(&self, option: &str) -> String {
         format!("{}: option {option}", self.name)
     }
 
@@ -81,14 +81,14 @@ impl Arguments<'_> {
     }
 
     /// Returns the instruction, ended by a full stop if it ends in a letter or a digit, so that a sentence may follow.
-    pub(super) fn sentence(&self) -> String {
+    pub(crate) fn sentence(&self) -> String {
         let text = self.instruction.trim();
         let open = text.ends_with(|last: char| last.is_alphanumeric() || matches!(last, '`' | '\'' | '"' | ')'));
         if open { format!("{text}.") } else { text.to_string() }
     }
 
     /// Returns the instruction in quotes for EXPLAIN, shortened; empty if there is none.
-    pub(super) fn shown_instruction(&self) -> String {
+    pub(crate) fn shown_instruction(&self) -> String {
         if self.instruction.is_empty() { String::new() } else { format!("'{}'", shorten(self.instruction)) }
     }
 }
@@ -125,6 +125,7 @@ pub(crate) fn value_type(function: Function, arguments: &Arguments) -> Result<Da
         Function::Sentiment => Ok(ai_sentiment::value_type(arguments)),
         Function::Summarize | Function::Translate | Function::Redact | Function::FixGrammar => Ok(DataType::Utf8),
         Function::Embed => ai_embed::value_type(arguments),
+        Function::Agg | Function::SummarizeAgg | Function::TopK => no_scalar(function),
     }
 }
 
@@ -142,5 +143,10 @@ pub(crate) fn task(function: Function, arguments: &Arguments) -> Result<Task> {
         Function::Redact => ai_redact::task(arguments),
         Function::FixGrammar => Ok(ai_fix_grammar::task(arguments)),
         Function::Embed => ai_embed::task(arguments),
+        Function::Agg | Function::SummarizeAgg | Function::TopK => no_scalar(function),
     }
+}
+
+fn no_scalar<T>(function: Function) -> Result<T> {
+    internal_err!("{} is an aggregate", function.name())
 }
