@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, Query, Select, VisitMut, VisitorMut,
     With,
 };
-use refrain_udf::desugar::desugar;
+use refrain_udf::desugar::{desugar, wildcard_arguments};
 use refrain_udf::is_llm_function_name;
 
 /// Wildcards in one statement; more are taken for an endless expansion.
@@ -140,10 +140,12 @@ impl VisitorMut for Replace {
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         let Some((position, _)) = llm_call_with_wildcard(expr) else { return ControlFlow::Continue(()) };
-        if let (Expr::Function(Function { args: FunctionArguments::List(list), .. }), Some(columns)) =
+        if let (Expr::Function(Function { name, args: FunctionArguments::List(list), .. }), Some(columns)) =
             (expr, self.columns.take())
         {
-            let columns = columns.into_iter().map(|column| FunctionArg::Unnamed(FunctionArgExpr::Expr(column)));
+            let columns = wildcard_arguments(&name.to_string(), columns)
+                .into_iter()
+                .map(|column| FunctionArg::Unnamed(FunctionArgExpr::Expr(column)));
             list.args.splice(position..=position, columns);
         }
         ControlFlow::Break(())

@@ -49,6 +49,25 @@ pub fn desugar(statement: &mut Statement, settings: &Settings, expand: &mut Expa
     }
 }
 
+/// Returns the arguments that a wildcard over these columns stands for in a call: the columns, or a struct of them where the
+/// function takes one content.
+pub fn wildcard_arguments(function: &str, columns: Vec<Expr>) -> Vec<Expr> {
+    let takes_columns = function::find(&function.to_lowercase()).is_none_or(Function::takes_instruction);
+    if takes_columns { columns } else { vec![as_struct(columns)] }
+}
+
+fn as_struct(columns: Vec<Expr>) -> Expr {
+    let field = |column: Expr| {
+        let name = match &column {
+            Expr::CompoundIdentifier(names) => names.last().map_or_else(String::new, |name| name.value.clone()),
+            Expr::Identifier(name) => name.value.clone(),
+            other => other.to_string(),
+        };
+        DictionaryField { key: Ident::with_quote('\'', name), value: Box::new(column) }
+    };
+    Expr::Dictionary(columns.into_iter().map(field).collect())
+}
+
 struct Pass<'a, 'b> {
     settings: &'a Settings,
     expand: &'a mut ExpandWildcard<'b>,
@@ -273,18 +292,7 @@ impl Pass<'_, '_> {
             return plan_err!("{name}: a wildcard can be expanded inside a SELECT only; name the columns instead");
         };
         let columns = (self.expand)(table, select)?;
-        if takes_columns {
-            return Ok(columns);
-        }
-        let field = |column: Expr| {
-            let name = match &column {
-                Expr::CompoundIdentifier(names) => names.last().map_or_else(String::new, |name| name.value.clone()),
-                Expr::Identifier(name) => name.value.clone(),
-                other => other.to_string(),
-            };
-            DictionaryField { key: Ident::with_quote('\'', name), value: Box::new(column) }
-        };
-        Ok(vec![Expr::Dictionary(columns.into_iter().map(field).collect())])
+        Ok(if takes_columns { columns } else { vec![as_struct(columns)] })
     }
 
     /// Writes the settings into the call that it must keep or that decide its type.
