@@ -84,8 +84,8 @@ async fn levels_of_all_groups_are_asked_together() {
     let query = format!("explain analyze select g, ai_agg(n, 'Add up') from {NUMBERS} group by g");
     let plan = rows(&db, &query).await.unwrap().join("\n");
     let metric = |name: &str| -> usize {
-        let shown = plan.split_once("LlmAggregateExec").unwrap().1;
-        let value = shown.split_once(&format!("{name}=")).unwrap_or_else(|| panic!("no {name} in\n{plan}")).1;
+        let shown = plan.split_once("LlmAggregateExec").unwrap().1.split_once("metrics=[").unwrap().1;
+        let value = shown.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("no {name} in\n{plan}")).1;
         let value = value.split([',', ']']).next().unwrap();
         value.replace(" K", "").parse::<f64>().map(|n| if value.ends_with('K') { n * 1000.0 } else { n }).unwrap() as usize
     };

@@ -66,6 +66,24 @@ impl Keys {
     }
 }
 
+/// Asks in a task of its own, so that another operator that waits for one of these answers does not depend on who polls us. It ends
+/// when the time or the query does.
+pub(super) fn spawn_asking(
+    askers: Vec<Asker>,
+    questions: Arc<Questions>,
+    wanted: Vec<u32>,
+) -> SpawnedTask<Result<Vec<Vec<Outcome>>>> {
+    SpawnedTask::spawn(async move {
+        let Some(first) = askers.first() else { return Ok(vec![]) };
+        let (scope, budget) = (Arc::clone(&first.scope), first.budget.clone());
+        tokio::select! {
+            outcomes = ask_together(&askers, &questions, &wanted) => outcomes,
+            error = budget.time_is_up() => Err(error),
+            () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
+        }
+    })
+}
+
 /// Asks several calls about the same rows and returns the outcome of each of the questions `wanted`, call by call. The requests of
 /// one row stand side by side, so that prompts that begin with the row compute it once.
 ///

@@ -18,7 +18,7 @@ use refrain_optimizer::statistics::{CallStatistics, StatisticsKey};
 use refrain_udf::{Layout, LayoutChoice, OnError, PromptLayout, Shape};
 
 use crate::answers::QueryAnswers;
-use crate::operators::ask::{Asker, ask_together};
+use crate::operators::ask::{Asker, spawn_asking};
 use crate::operators::call::PhysicalCall;
 use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
@@ -244,7 +244,7 @@ struct Asking<'a> {
 impl Ask for Asking<'_> {
     async fn ask(&self, call: usize, wanted: Vec<u32>) -> Result<Vec<Outcome>> {
         let asker = vec![self.askers[call].clone()];
-        joined(self.job.spawn(asker, &self.questions[call], wanted)).await.map(|mut outcomes| outcomes.remove(0))
+        joined(spawn_asking(asker, Arc::clone(&self.questions[call]), wanted)).await.map(|mut outcomes| outcomes.remove(0))
     }
 
     fn head_tokens(&self, call: usize) -> usize {
@@ -260,20 +260,6 @@ async fn joined(task: AskingTask) -> Result<Vec<Vec<Outcome>>> {
 }
 
 impl Job {
-    /// Asks questions in a task of its own, so that another operator that waits for one of these answers does not depend on who
-    /// polls us.
-    fn spawn(&self, askers: Vec<Asker>, questions: &Arc<Questions>, wanted: Vec<u32>) -> AskingTask {
-        let questions = Arc::clone(questions);
-        let (scope, budget) = (Arc::clone(&self.shared.scope), self.shared.budget.clone());
-        SpawnedTask::spawn(async move {
-            tokio::select! {
-                outcomes = ask_together(&askers, &questions, &wanted) => outcomes,
-                error = budget.time_is_up() => Err(error),
-                () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
-            }
-        })
-    }
-
     /// Asks all questions of all calls at once.
     async fn ask_all(
         &self,
@@ -292,7 +278,7 @@ impl Job {
             // Calls over the same rows have the same questions under the same numbers.
             let questions = &questions[group[0]];
             let members = group.iter().map(|call| askers[*call].clone()).collect();
-            tasks.push((self.spawn(members, questions, (0..questions.len() as u32).collect()), group));
+            tasks.push((spawn_asking(members, Arc::clone(questions), (0..questions.len() as u32).collect()), group));
         }
         let none = |questions: &Arc<Questions>| Answered { outcomes: vec![], rows: questions.rows() };
         let mut answered: Vec<Answered> = questions.iter().map(none).collect();

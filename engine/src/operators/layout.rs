@@ -98,7 +98,7 @@ pub(super) fn over_the_same_rows(calls: &[Arc<PhysicalCall>]) -> Vec<Vec<usize>>
 fn reads_the_same(one: &PhysicalCall, other: &PhysicalCall) -> bool {
     let labels = |call: &PhysicalCall| match &call.call.prompt {
         Prompt::Fields { labels } => labels.clone(),
-        Prompt::Template(_) => vec![],
+        Prompt::Template(_) | Prompt::Rows { .. } => vec![],
     };
     one.model == other.model
         && one.inputs == other.inputs

@@ -29,7 +29,7 @@ use super::measure::{Context, Measure};
 use super::reducer::{Ask, Reduced, Reducer, Skipped};
 use super::top_k::TopK;
 use crate::answers::QueryAnswers;
-use crate::operators::ask::Asker;
+use crate::operators::ask::{Asker, spawn_asking};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::Questions;
 use crate::operators::llm_exec::Shared;
@@ -288,9 +288,11 @@ impl AggregateRun {
             stats.rows.fetch_add(places.len() as u64, Ordering::Relaxed);
             stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
             let questions = Arc::new(questions);
-            let task = self.spawn(asker, &questions);
+            let all = (0..questions.len() as u32).collect();
+            let task = spawn_asking(vec![asker.clone()], Arc::clone(&questions), all);
             batches.push(async move {
-                let outcomes = task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))??;
+                let joined = task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))?;
+                let outcomes = joined?.pop().unwrap_or_default();
                 Ok::<_, DataFusionError>((places, questions, outcomes))
             });
         }
@@ -302,21 +304,6 @@ impl AggregateRun {
         }
         let all = told.into_iter().map(|outcomes| outcomes.into_iter().collect::<Option<Vec<_>>>());
         all.collect::<Option<_>>().ok_or_else(|| internal_datafusion_err!("a question of a group was never answered"))
-    }
-
-    /// Asks all questions in a task of its own, so that another operator that waits for one of these answers does not depend on
-    /// who polls us.
-    fn spawn(&self, asker: &Asker, questions: &Arc<Questions>) -> SpawnedTask<Result<Vec<Outcome>>> {
-        let (asker, questions) = (asker.clone(), Arc::clone(questions));
-        let (scope, budget) = (Arc::clone(&self.shared.scope), self.shared.budget.clone());
-        SpawnedTask::spawn(async move {
-            let all = (0..questions.len() as u32).collect();
-            tokio::select! {
-                outcomes = asker.ask(questions, all) => outcomes,
-                error = budget.time_is_up() => Err(error),
-                () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
-            }
-        })
     }
 
     /// Returns the values as one column for each batch, and counts what failed.
