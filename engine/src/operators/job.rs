@@ -165,7 +165,7 @@ impl Position {
         let started = Instant::now();
         let answered = match &mut self.conjunction {
             Some(conjunction) => {
-                let asking = Asking { job: &self.job, askers: &self.askers, questions: &questions };
+                let asking = Asking { askers: &self.askers, questions: &questions };
                 conjunction.answer(&asking, &self.job.calls, &self.job.stats, &questions).await?
             }
             None => self.job.ask_all(&self.askers, &self.together, &questions).await?,
@@ -236,7 +236,6 @@ struct Answers {
 
 /// Asks the questions of one window.
 struct Asking<'a> {
-    job: &'a Job,
     askers: &'a [Asker],
     questions: &'a [Arc<Questions>],
 }
