@@ -448,10 +448,10 @@ async fn explained(
     let estimates = Arc::new(EstimateCosts { sample: options.sample });
     let config = state.config().clone().with_extension(estimates);
     let state = SessionStateBuilder::new_from_existing(state).with_config(config).build();
-    let physical = state.create_physical_plan(&plan).await?;
+    let plan = state.optimize(&plan)?;
+    let physical = state.query_planner().create_physical_plan(&plan, &state).await?;
     if !options.json {
-        let logical = state.optimize(&plan)?.display_indent().to_string();
-        let batch = explain::text_batch(&logical, &physical, options.verbose);
+        let batch = explain::text_batch(&plan.display_indent().to_string(), &physical, options.verbose);
         return Ok(Box::pin(RecordBatchStreamAdapter::new(LogicalPlan::explain_schema(), stream::once(async { batch }))));
     }
     let batch = async move {

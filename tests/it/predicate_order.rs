@@ -1,7 +1,7 @@
 //! LLM predicates of one AND are asked in the order that costs least, whatever order was written, with the answers of SQL's AND.
 
 use proptest::collection::vec;
-use proptest::prelude::{ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
 use refrain::serving::RowFailure;
 use refrain::serving::mock::{MockBackend, MockReply};
 
@@ -121,6 +121,21 @@ const FORMS: [&str; 4] = ["{}", "not {}", "{} is null", "coalesce({}, true)"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn finding_the_order_costs_little(
+        thresholds in prop::sample::subsequence(vec![3_u32, 12, 25, 40, 55, 70, 85, 97], 2..=3).prop_shuffle(),
+        n_rows in 1_usize..1500,
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (written, calls) = runtime.block_on(async {
+            (run(&thresholds, n_rows, "order_llm_filters").await.1, run(&thresholds, n_rows, "none").await.1)
+        });
+        prop_assert!(
+            calls as f64 <= written as f64 * 1.06 + 8.0,
+            "{calls} calls; {written} in the written order {thresholds:?} of {n_rows} rows"
+        );
+    }
 
     #[test]
     fn any_order_answers_as_and_does(

@@ -98,8 +98,8 @@ impl OrderReport {
     pub(super) fn line(&self, calls: &[Arc<PhysicalCall>]) -> Option<String> {
         let last = self.orders.last()?;
         let shown = |call: &usize| {
-            let share = self.selectivity.get(*call).copied().unwrap_or_default() * 100.0;
-            format!("{} ({share:.0} % pass)", calls[*call].call.describe())
+            let Passed { rows, passed } = self.seen.get(*call).copied().unwrap_or_default();
+            format!("{} ({passed} of {rows} rows passed)", calls[*call].call.describe())
         };
         let changed = match self.orders.len() - 1 {
             0 => String::new(),

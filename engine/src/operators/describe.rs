@@ -16,20 +16,22 @@ impl LlmExec {
         let ran = self.ran();
         let mut lines = vec![];
         for (idx, call) in self.calls().iter().enumerate() {
-            let name = if self.calls().len() > 1 { format!("{}: ", call.output.name()) } else { String::new() };
             let estimate = self.estimates().get(idx);
+            let mut of_call = vec![];
             if let Some(estimate) = estimate {
-                lines.push(format!("{name}{}", estimate.rows_line()));
-                lines.push(estimate.tokens_line());
-                lines.extend(estimate.selectivity.map(|selectivity| selectivity.line()));
-                lines.extend(estimate.refused.iter().map(|what| format!("refused: {what}")));
-                lines.extend(estimate.warnings.iter().map(|what| format!("warning: {what}")));
+                of_call.extend([estimate.rows_line(), estimate.tokens_line()]);
+                of_call.extend(estimate.selectivity.map(|selectivity| selectivity.line()));
+                of_call.extend(estimate.refused.iter().map(|what| format!("refused: {what}")));
+                of_call.extend(estimate.warnings.iter().map(|what| format!("warning: {what}")));
             } else if self.is_estimated() {
-                lines.push(format!("{name}not estimated: it reads the answers of a call below"));
+                of_call.push("not estimated: it reads the answers of a call below".to_owned());
             }
-            if let Some(stats) = ran.get(idx) {
-                lines.extend(actual_lines(if estimate.is_some() { "" } else { &name }, stats, estimate));
+            of_call.extend(ran.get(idx).into_iter().flat_map(|stats| actual_lines(stats, estimate)));
+            if self.calls().len() > 1 && !of_call.is_empty() {
+                lines.push(format!("{}:", call.output.name()));
+                of_call.iter_mut().for_each(|line| line.insert_str(0, "  "));
             }
+            lines.append(&mut of_call);
         }
         let rewrites = self.rewrites();
         if self.is_estimated() && !rewrites.is_empty() {
@@ -108,7 +110,12 @@ impl CallEstimate {
         let time = match (self.seconds, self.output_basis) {
             (None, _) => ", time unknown: the model has not run yet".to_owned(),
             (Some(seconds), Basis::AtMost) => format!(", time≤{}", duration(seconds)),
-            (Some(seconds), _) => format!(", time≈{}", duration(seconds)),
+            (Some(seconds), _) => match self.seconds_interval {
+                Some(Interval { low, high, .. }) => {
+                    format!(", time≈{} ({} to {})", duration(seconds), duration(low), duration(high))
+                }
+                None => format!(", time≈{}", duration(seconds)),
+            },
         };
         let output = match (self.output_basis, self.output_interval) {
             (Basis::AtMost, _) => format!("output≤{} tok", self.output_tokens),
@@ -146,6 +153,7 @@ impl CallEstimate {
             "selectivity_basis": self.selectivity.map(|selectivity| selectivity.basis.name()),
             "selectivity_interval": self.selectivity.filter(|known| known.basis == Basis::Sample).map(|known| interval(&known.share)),
             "seconds": self.seconds,
+            "seconds_interval": self.seconds_interval.as_ref().map(interval),
             "field_order": self.field_order,
             "strategy": self.strategy,
             "layout": self.layout.name(),
@@ -173,7 +181,7 @@ impl Selectivity {
 }
 
 /// Returns what a call did, and how far the estimate was off.
-pub(super) fn actual_lines(name: &str, stats: &Arc<NodeStats>, estimate: Option<&CallEstimate>) -> Vec<String> {
+pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimate>) -> Vec<String> {
     let now = stats.progress();
     let computed = now.prompt_tokens - now.cached_tokens;
     let hit = |cached: u64, all: u64| if all > 0 { cached as f64 / all as f64 * 100.0 } else { 0.0 };
@@ -183,7 +191,7 @@ pub(super) fn actual_lines(name: &str, stats: &Arc<NodeStats>, estimate: Option<
     let saved = now.rows.saturating_sub(now.calls + now.cache_hits);
     let mut lines = vec![
         format!(
-            "{name}actual: rows={} distinct={} calls={} cache_hits={} dedup_saved={saved} errors={}{errors}",
+            "actual: rows={} distinct={} calls={} cache_hits={} dedup_saved={saved} errors={}{errors}",
             now.rows, now.distinct, now.calls_done, now.cache_hits, now.errors
         ),
         format!(

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
-use datafusion::common::Result;
+use datafusion::common::{DataFusionError, Result};
 use refrain_optimizer::cost::{Interval, distinct_in_all};
 use refrain_optimizer::filter_order::{FilterOrder, PredicateCost, UNKNOWN_SELECTIVITY};
 use refrain_serving::{Request, Segment, Tokenizer};
@@ -50,6 +50,8 @@ pub struct CallEstimate {
     pub selectivity: Option<Selectivity>,
     /// Seconds, from the pace of the model so far or the rates of its endpoint; `None` before anything was measured.
     pub seconds: Option<f64>,
+    /// The interval of [`seconds`](Self::seconds) that follows from that of the answers' lengths.
+    pub seconds_interval: Option<Interval>,
     /// The order of fields in the prompt, where one order serves all rows; empty in template mode.
     pub field_order: Vec<String>,
     /// The strategy that ordered them.
@@ -180,7 +182,12 @@ pub(crate) fn estimate_calls(
     for (estimate, call) in estimates.iter_mut().zip(calls) {
         *estimate =
             std::mem::replace(estimate, CallEstimate::none()).in_model_tokens(shared.models.token_scale(&call.model)?);
-        estimate.seconds = seconds(shared, call, estimate)?;
+        estimate.seconds = seconds(shared, call, estimate, estimate.output_tokens as f64)?;
+        if let (Some(output), Some(expected)) = (estimate.output_interval, estimate.seconds) {
+            let end = |tokens| Ok::<_, DataFusionError>(seconds(shared, call, estimate, tokens)?.unwrap_or(expected));
+            estimate.seconds_interval =
+                Some(Interval { estimate: expected, low: end(output.low)?, high: end(output.high)? });
+        }
     }
     Ok(estimates)
 }
@@ -211,8 +218,8 @@ fn in_expected_order(conjuncts: &[Conjunct], estimates: &mut [CallEstimate]) {
 }
 
 /// Returns the seconds that a call should take: at the pace of its model so far, and no faster than its endpoint allows.
-fn seconds(shared: &Shared, call: &PhysicalCall, estimate: &CallEstimate) -> Result<Option<f64>> {
-    let (computed, output) = (estimate.computed_tokens as f64, estimate.output_tokens as f64);
+fn seconds(shared: &Shared, call: &PhysicalCall, estimate: &CallEstimate, output: f64) -> Result<Option<f64>> {
+    let computed = estimate.computed_tokens as f64;
     let measured = shared.statistics.timing(&call.model).seconds(computed, output);
     let (requests, tokens) = shared.models.rates(&call.model)?;
     let bound = |count: f64, per_minute: Option<u32>| per_minute.map(|rate| count / f64::from(rate.max(1)) * 60.0);
@@ -312,6 +319,7 @@ impl<'a> Planned<'a> {
             output_interval: output.2.map(|interval| interval.scaled(distinct)),
             selectivity: self.selectivity(known.and_then(|known| known.selectivity()), sampled),
             seconds: None,
+            seconds_interval: None,
             field_order: field_names(self.call, self.field_order.as_deref()),
             strategy: strategy(self.call).to_string(),
             layout: self.layout.layout(),
@@ -463,6 +471,7 @@ impl CallEstimate {
             output_interval: None,
             selectivity: None,
             seconds: None,
+            seconds_interval: None,
             field_order: vec![],
             strategy: String::new(),
             layout: Layout::InstructionFirst,

@@ -152,8 +152,8 @@ impl DisplayAs for LlmAggregateExec {
             if let Some(estimate) = self.estimates.get(idx) {
                 write!(f, "\n{DETAIL}{name}{estimate}")?;
             }
-            for line in ran.get(idx).into_iter().flat_map(|stats| actual_lines(&name, stats, None)) {
-                write!(f, "\n{DETAIL}{line}")?;
+            for line in ran.get(idx).into_iter().flat_map(|stats| actual_lines(stats, None)) {
+                write!(f, "\n{DETAIL}{name}{line}")?;
             }
         }
         // The metrics, which DataFusion appends, on a line of their own.
