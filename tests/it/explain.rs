@@ -88,6 +88,12 @@ async fn check_plan(name: &str, sql: &str) {
 async fn plans() {
     check_plan("cheap_predicates_first", "select i from t where ai_filter('a', s) and i > 1 and ai_filter('b', s)").await;
     check_plan("order_filters", "select i from t where ai_filter('a', s) and ai_classify(s, ['x', 'y']) = 'x'").await;
+    check_plan(
+        "order_filters_apart",
+        "select i from t where ai_filter('a', s) and (ai_filter('b', s) or i = 1) and ai_filter('c', s) \
+         and ai_filter('d', s, on_error => 'fail') and ai_filter('e', 10 / i)",
+    )
+    .await;
     check_plan("case_guard", "select case when i < 3 then ai_complete('lo', s) else 'x' end from t").await;
     check_plan("or_guard", "select i from t where ai_filter('b', s) or i = 1").await;
     check_plan("defer_past_topk", "select i, ai_complete('p', s) from t order by i limit 3").await;

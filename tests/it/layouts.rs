@@ -77,3 +77,19 @@ async fn budgets_and_failed_rows_count_as_ever() {
     assert!(error.contains("refrain.max_calls"), "{error}");
     assert_eq!(oracle.calls(), 150);
 }
+
+#[tokio::test]
+async fn an_answer_serves_its_own_layout_only() {
+    let (db, oracle) = table("instruction_first", 60).await;
+    rows(&db, "set refrain.cache = 'session'").await.unwrap();
+    let calls = async |layout: &str| {
+        rows(&db, &format!("set refrain.layout = '{layout}'")).await.unwrap();
+        let before = oracle.calls();
+        rows(&db, "select ai_complete('one', s), ai_complete('two', s) from t").await.unwrap();
+        oracle.calls() - before
+    };
+    assert_eq!(calls("instruction_first").await, 80);
+    assert_eq!(calls("instruction_first").await, 0);
+    assert_eq!(calls("data_first").await, 80);
+    assert_eq!(calls("auto").await, 0);
+}

@@ -80,3 +80,19 @@ async fn a_window_of_rows_answers_in_their_order() {
     assert_eq!(answer, expected);
     assert_eq!(oracle.calls(), 10);
 }
+
+#[tokio::test]
+async fn predicates_in_an_order_of_their_own_see_rows_from_disk() {
+    let (db, oracle) = big().await;
+    let filter = "where ai_filter('1', a) and ai_filter('2', b)";
+    rows(&db, "create table two as select i, pad, cast(i % 40 as varchar) a, cast(i % 50 as varchar) b from big")
+        .await
+        .unwrap();
+    let expected = rows(&db, &format!("select count(*) from two {filter}")).await.unwrap();
+    assert!(oracle.calls() <= 90);
+    let plan = plan(&db, &format!("select i, pad from two {filter}")).await;
+    let batches = collect(Arc::clone(&plan), task(&db, 6_000_000)).await.unwrap();
+    assert!(spilled(&plan) > 0);
+    let n_rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
+    assert_eq!(n_rows.to_string(), expected[0]);
+}

@@ -29,9 +29,9 @@ use crate::operators::scope::{NodeStats, lock};
 /// Rows that are asked every predicate, at most; more would not change the order any more.
 const PROFILE_ROWS_MAX: usize = 64;
 /// Rows that are asked every predicate, at least; fewer say nothing.
-const PROFILE_ROWS_MIN: usize = 4;
+const PROFILE_ROWS_MIN: usize = 8;
 /// The share of calls that may go into asking rows every predicate: what the best order may lose by being looked for.
-const PROFILE_SHARE: f64 = 0.03;
+const PROFILE_SHARE: f64 = 0.02;
 /// The first morsel is this share of the window, within bounds.
 const FIRST_MORSEL_SHARE: usize = 16;
 const FIRST_MORSEL_ROWS: std::ops::RangeInclusive<usize> = 8..=256;

@@ -27,9 +27,10 @@ use datafusion::logical_expr::{
 };
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
-use refrain_udf::{contains_llm_call, is_llm_call};
+use refrain_udf::{Settings, contains_llm_call, is_llm_call, rewrite_enabled};
 
 use super::lower::lower;
+use super::order_llm_filters::{OrderLlmFilters, may_move};
 use super::restore::{restore, restore_at};
 
 /// See the module documentation.
@@ -74,8 +75,13 @@ fn extract_from_projection(projection: Projection, config: &dyn OptimizerConfig)
 fn extract_from_filter(filter: Filter, config: &dyn OptimizerConfig) -> Result<LogicalPlan> {
     let schema = Arc::clone(filter.input.schema());
     let mut input = Arc::unwrap_or_clone(filter.input);
-    let (asking, cheap): (Vec<_>, Vec<_>) =
+    let (mut asking, cheap): (Vec<_>, Vec<_>) =
         split_conjunction_owned(filter.predicate).into_iter().partition(contains_llm_call);
+    if rewrite_enabled(&config.options(), OrderLlmFilters.name()) {
+        // Side by side they can choose their order among themselves, and what must stay behind others sees fewer rows.
+        let settings = config.options().extensions.get::<Settings>().cloned().unwrap_or_default();
+        asking.sort_by_key(|conjunct| !may_move(conjunct, &schema, &settings));
+    }
     if let Some(predicate) = conjunction(cheap) {
         input = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input))?);
     }

@@ -10,17 +10,19 @@
 //!         TableScan: t
 //! ```
 //!
+//! Predicates whose place may change are extracted before the others, so that they stand side by side; the others keep their order.
+//!
 //! The operator asks about a row until one predicate is not TRUE; which one comes first is decided while it runs, by
 //! [`FilterOrder`](crate::filter_order::FilterOrder). A stage stays where it is if its rows depend on the order: its inputs could
 //! fail for rows that an earlier stage drops, a failed row ends the query, or answers are drawn at random.
 
-use datafusion::common::Result;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Operator};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
-use refrain_udf::{Function, OnError, Settings, rewrite_enabled};
+use refrain_udf::{Function, LlmCall, OnError, Settings, is_llm_call, rewrite_enabled};
 
 use crate::filter_order::PREDICATES_MAX;
 use crate::node::{FilterUntil, LlmNode, NodeCall};
@@ -86,16 +88,37 @@ fn stage<'a>(plan: &'a LogicalPlan, settings: &Settings) -> Result<Option<(&'a F
     let columns = filter.predicate.column_refs();
     let reads_answer_alone = !columns.is_empty() && columns.iter().all(|column| column.name == *call.output.name());
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
-    let options = call.call.options.resolve(settings);
     let is_free = reads_answer_alone
         && !filter.predicate.is_volatile()
         && !filter.predicate.exists(is_subquery)?
         && call.guard.is_none()
-        && call.call.function != Function::Embed
-        && call.call.inputs.iter().all(cannot_fail)
-        && options.on_error != OnError::Fail
-        && options.sampling.temperature == 0.0;
+        && may_be_asked_earlier(&call.call, settings);
     Ok(is_free.then_some((filter, node)))
+}
+
+/// Returns whether a call may be asked about rows that a predicate written before it drops.
+fn may_be_asked_earlier(call: &LlmCall, settings: &Settings) -> bool {
+    let options = call.options.resolve(settings);
+    call.function != Function::Embed
+        && call.inputs.iter().all(cannot_fail)
+        && options.on_error != OnError::Fail
+        && options.sampling.temperature == 0.0
+}
+
+/// Returns whether a conjunct that still holds its call will be a stage whose place may change.
+pub(super) fn may_move(conjunct: &Expr, schema: &DFSchema, settings: &Settings) -> bool {
+    let (mut calls, mut has_branches) = (vec![], false);
+    let _ = conjunct.apply(|expr| {
+        match expr {
+            Expr::ScalarFunction(function) if is_llm_call(expr) => calls.push(function.clone()),
+            Expr::Case(_) => has_branches = true,
+            Expr::BinaryExpr(binary) => has_branches |= binary.op.is_logic_operator(),
+            _ => {}
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    let [call] = calls.as_slice() else { return false };
+    !has_branches && LlmCall::bind(call, schema).is_ok_and(|call| may_be_asked_earlier(&call, settings))
 }
 
 /// Returns whether a call reads the answers of another.
@@ -118,7 +141,7 @@ fn cannot_fail(expr: &Expr) -> bool {
     let mut all = is_total;
     let _ = expr.apply_children(|child| {
         all &= cannot_fail(child);
-        Ok(datafusion::common::tree_node::TreeNodeRecursion::Continue)
+        Ok(TreeNodeRecursion::Continue)
     });
     all
 }
