@@ -70,6 +70,7 @@ impl AggregateEstimate {
             output_interval: None,
             selectivity: None,
             seconds: None,
+            seconds_interval: None,
             field_order: vec![],
             strategy: Strategy::Rows.to_string(),
             layout: Layout::InstructionFirst,
