@@ -299,6 +299,16 @@ async fn a_limit_asks_about_its_groups_alone() {
 }
 
 #[tokio::test]
+async fn the_largest_groups_are_found_before_they_are_asked_about() {
+    let (db, oracle) = adding(30_000, &[]).await;
+    rows(&db, "create table r as select case when value < 60 then value % 2 else value % 20 end as g, value as n from generate_series(0, 99)").await.unwrap();
+    let query = "select g, ai_agg(n, 'Add up') as total, count(*) as c from r group by g order by c desc, g limit 2";
+    let answer = rows(&db, query).await.unwrap();
+    assert_eq!(answer, ["0|32:1010|32", "1|32:1042|32"]);
+    assert_eq!(oracle.calls(), 2);
+}
+
+#[tokio::test]
 async fn budgets_hold_and_what_was_paid_for_is_kept() {
     let (db, oracle) = adding(1500, &[("max_calls", "20"), ("cache", "session")]).await;
     let query = format!("select ai_agg(n, 'Add up') from {NUMBERS}");

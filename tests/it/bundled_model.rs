@@ -105,3 +105,38 @@ async fn real_tables_where_they_are_present() {
     let right = answer.iter().filter(|row| matches!(row.as_str(), "Fresh|positive" | "Rotten|negative")).count();
     assert!(right >= 28, "{right} of 40 sentiments agree with the critics' verdicts: {answer:#?}");
 }
+
+/// Groups of reviews become one answer each, also where a group is cut into parts.
+#[tokio::test]
+async fn groups_are_summarised_and_ranked() {
+    let db = session().await;
+    rows(
+        &db,
+        "create table r as select * from (values \
+        ('Alien', 'A great film. The actors are wonderful and the story is moving.'), ('Alien', 'I loved every minute of it.'), \
+        ('Brazil', 'Dull, overlong and badly written. A waste of time.'), ('Brazil', 'The worst movie I have seen this year.')) as v(film, review)",
+    )
+    .await
+    .unwrap();
+    let query =
+        "select film, ai_summarize_agg(review, max_words => 15, max_tokens => 40) from r group by film order by film";
+    let summaries = rows(&db, query).await.unwrap();
+    assert!(summaries.len() == 2 && summaries.iter().all(|row| row.len() > 20), "{summaries:?}");
+    let again = rows(&db, &format!("select * from ({query})")).await.unwrap();
+    assert_eq!(again, summaries);
+    for method in ["score", "pairwise", "listwise"] {
+        let query = format!("select ai_top_k(review, 'The review is positive.', 2, method => '{method}') from r");
+        let best = rows(&db, &query).await.unwrap();
+        assert_eq!(best[0].matches("rank: ").count(), 2, "{method}: {best:?}");
+    }
+    let mut run = db
+        .sql("select film, ai_summarize_agg(review || repeat(' It was shown in the big hall.', 40), max_tokens => 30) from r, generate_series(1, 12) group by film")
+        .await
+        .unwrap()
+        .execute()
+        .await
+        .unwrap();
+    let batches = run.fetch_all().await.unwrap();
+    assert_eq!(batches.iter().map(|batch| batch.column(1).null_count()).sum::<usize>(), 0);
+    assert!(run.usage().calls > 4, "{:?}", run.usage());
+}

@@ -101,6 +101,12 @@ async fn plans() {
     check_plan("filter_above_aggregate", "select s, count(*) from t group by s having count(*) > 1 and ai_filter('a', s)")
         .await;
     check_plan("join_one_side", "select t.i from t join u on t.i = u.j and ai_filter('a', u.w)").await;
+    check_plan(
+        "aggregates",
+        "select i, ai_agg(s, 'p'), ai_top_k(s, 'best', 2), ai_agg(s, 'q' order by i desc) filter (where i > 1), count(*) from t \
+         group by i having count(*) > 1",
+    )
+    .await;
     check_plan("nested", "select ai_complete('q', ai_complete('p', s)) from t").await;
     check_plan("template", "select ai_complete('About {s}: {i}?', s, i) from t").await;
 }

@@ -7,6 +7,8 @@
 //!   Projection: i, __llm_1             ->        LlmNode: ai_complete('p', s) AS __llm_1
 //!     LlmNode: ai_complete('p', s)                 Sort: i, fetch=3
 //! ```
+//!
+//! Groups are cut in the same way before their LLM aggregates are asked about.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
 
+use crate::aggregate_node::LlmAggregateNode;
 use crate::node::LlmNode;
 
 /// See the module documentation.
@@ -51,25 +54,34 @@ fn deferred(plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
         LogicalPlan::Projection(projection) => (Some(projection), projection.input.as_ref()),
         other => (None, other),
     };
-    let Some(node) = LlmNode::from_plan(below) else { return Ok(None) };
-    if sort.fetch.is_none() || node.until.is_some() {
+    let Some(input) = input_of(below) else { return Ok(None) };
+    if sort.fetch.is_none() {
         return Ok(None);
     }
     let definitions = projection.map(definitions).unwrap_or_default();
     let mut keys = Vec::with_capacity(sort.expr.len());
     for key in &sort.expr {
         let expr = key.expr.clone().transform_up(|expr| Ok(resolve(expr, &definitions)))?.data;
-        if expr.is_volatile() || !expr.column_refs().iter().all(|column| node.input.schema().has_column(column)) {
+        if expr.is_volatile() || !expr.column_refs().iter().all(|column| input.schema().has_column(column)) {
             return Ok(None);
         }
         keys.push(expr.sort(key.asc, key.nulls_first));
     }
-    let sorted = LogicalPlan::Sort(Sort { expr: keys, input: Arc::new(node.input.clone()), fetch: sort.fetch });
-    let node = LlmNode::try_new(sorted, node.calls.clone(), None)?.into_plan();
+    let sorted = LogicalPlan::Sort(Sort { expr: keys, input: Arc::new(input.clone()), fetch: sort.fetch });
+    let node = below.with_new_exprs(below.expressions(), vec![sorted])?;
     Ok(Some(match projection {
         Some(projection) => LogicalPlan::Projection(Projection::try_new(projection.expr.clone(), Arc::new(node))?),
         None => node,
     }))
+}
+
+/// Returns the input of an operator that adds answers to each row of it: rows of a table, or groups.
+fn input_of(plan: &LogicalPlan) -> Option<&LogicalPlan> {
+    match (LlmNode::from_plan(plan), LlmAggregateNode::from_plan(plan)) {
+        (Some(node), _) if node.until.is_none() => Some(&node.input),
+        (_, Some(node)) => Some(&node.input),
+        _ => None,
+    }
 }
 
 /// Maps the names of a projection's columns to the expressions behind them.
