@@ -11,7 +11,7 @@ use std::fmt::Display;
 use std::num::NonZeroUsize;
 
 use refrain_serving::Result;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions, bench};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions, bench};
 use refrain_serving::model::{DType, HostTensor, ModelConfig, TensorSource};
 
 use self::measure::{best, memory_rate, peak, plan, step};
@@ -41,7 +41,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let config = default_model();
-    let mut device = CpuDevice::new(&config, &RandomTensors, CpuOptions { threads: Some(threads), kv_bytes: 512 << 20 })?;
+    let mut device = CpuDevice::new(
+        &config,
+        &RandomTensors,
+        CpuOptions { threads: Some(threads), kv_bytes: 512 << 20, activations: Activations::default() },
+    )?;
     let floor = |tokens: usize| tokens as f64 * 2.0 * projections(&config) / (roof * 1e9);
     println!("\npass                                        |       ms | tokens/s | of the floor");
     for (rows, tokens, context) in [

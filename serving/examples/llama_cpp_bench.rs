@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use refrain_serving::TokenId;
 use refrain_serving::device::Device;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::load::GgufFile;
 use refrain_serving::step::{StepPlan, StepResult, TokenSource};
 use serde_json::json;
@@ -42,7 +42,7 @@ fn roof() -> Result<(), Box<dyn Error>> {
 
 fn open(model: &Path) -> Result<(CpuDevice, usize), Box<dyn Error>> {
     let file = GgufFile::open(model)?;
-    let options = CpuOptions { threads: None, kv_bytes: 1 << 30 };
+    let options = CpuOptions { threads: None, kv_bytes: 1 << 30, activations: Activations::default() };
     Ok((CpuDevice::new(file.config(), &file, options)?, file.config().vocab_size))
 }
 

@@ -14,7 +14,7 @@ use futures::executor::block_on;
 use rayon::ThreadPoolBuilder;
 use rayon::prelude::*;
 use refrain_serving::constraint::{Constraint, ConstraintCompiler, Next};
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::load::{BundledModel, LoadedModel, bundled};
 use refrain_serving::local::{EngineConfig, EngineResources, LocalConfig, LocalEngine};
 use refrain_serving::{Backend, Batch, OutputShape, Request, RequestId, Sampling, TokenId, Tokenizer};
@@ -111,7 +111,11 @@ fn extract(shape: &OutputShape, rows: usize, threads: usize) -> Result<(u64, u64
     let engine = LocalEngine::start(EngineConfig { threads: NonZeroUsize::new(threads), ..EngineConfig::new(kv_bytes) })?;
     let local = LocalConfig::new(config.max_context, digest);
     let open = |_: &EngineResources| {
-        Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), CpuOptions { threads: None, kv_bytes })?) as _)
+        Ok(Box::new(CpuDevice::new(
+            &config,
+            weights.as_ref(),
+            CpuOptions { threads: None, kv_bytes, activations: Activations::default() },
+        )?) as _)
     };
     let backend = engine.add_model(open, tokenizer, local)?;
     let tokenizer = backend.tokenizer();

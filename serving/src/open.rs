@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::device::cpu::{CpuDevice, CpuEncoder, CpuOptions};
+use crate::device::cpu::{Activations, CpuDevice, CpuEncoder, CpuOptions};
 use crate::device::{Device, EncoderDevice};
 use crate::encoder::{EncoderBackend, EncoderBackendConfig};
 use crate::error::Result;
@@ -116,7 +116,7 @@ impl EmbeddingModel {
             }
             EmbeddingModel::Decoder(LoadedEmbeddingDecoder { config, weights, tokenizer, digest }) => {
                 let local = LocalConfig { embedding: Some(dimensions), ..LocalConfig::new(max_tokens + 1, digest) };
-                let cpu = CpuOptions { threads, kv_bytes };
+                let cpu = CpuOptions { threads, kv_bytes, activations: Activations::default() };
                 let open = move || Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), cpu)?) as Box<dyn Device>);
                 Ok(Arc::new(LocalBackend::start(open, tokenizer, local)?))
             }

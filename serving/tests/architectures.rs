@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::executor::block_on;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::device::{Device, StepTicket};
 use refrain_serving::load::{LoadedModel, load_folder};
 use refrain_serving::local::{LocalBackend, LocalConfig};
@@ -77,7 +77,7 @@ fn read_prompts(path: &Path) -> Vec<Prompt> {
 }
 
 fn device(config: &ModelConfig, model: &LoadedModel, threads: usize) -> CpuDevice {
-    let options = CpuOptions { threads: NonZeroUsize::new(threads), kv_bytes: 1 << 20 };
+    let options = CpuOptions { threads: NonZeroUsize::new(threads), kv_bytes: 1 << 20, activations: Activations::F32 };
     CpuDevice::new(config, model.weights.as_ref(), options).unwrap()
 }
 
@@ -168,7 +168,7 @@ fn answers(model: LoadedModel, prompts: &[&Prompt]) -> Vec<Vec<TokenId>> {
     let mut local = LocalConfig::new(config.max_context, digest);
     local.scheduler.step_tokens = 24;
     let open = move || {
-        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes: 1 << 20 };
+        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes: 1 << 20, activations: Activations::F32 };
         Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _)
     };
     let backend = LocalBackend::start(open, tokenizer, local).unwrap();

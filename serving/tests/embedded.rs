@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::executor::block_on;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::load::{BundledModel, LoadedModel, bundled};
 use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine};
 use refrain_serving::scheduler::SchedulerConfig;
@@ -71,7 +71,7 @@ fn answers(
     let mut local = LocalConfig::new(config.max_context, digest);
     local.scheduler = scheduler(local.scheduler);
     let open = move || {
-        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes };
+        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes, activations: Activations::default() };
         Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _)
     };
     let backend = LocalBackend::start(open, tokenizer, local).unwrap();
@@ -133,7 +133,7 @@ fn models_share_an_engine() {
             };
             return engine.add_model(open, tokenizer, local).unwrap();
         }
-        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes: 64 << 20 };
+        let options = CpuOptions { threads: NonZeroUsize::new(2), kv_bytes: 64 << 20, activations: Activations::default() };
         let open = || Ok(Box::new(CpuDevice::new(&config, weights.as_ref(), options)?) as _);
         LocalBackend::start(open, tokenizer, local).unwrap()
     };

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use refrain_serving::device::Device;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::load::{LoadedModel, load_folder};
 use refrain_serving::model::{DType, dequantize};
 use refrain_serving::step::{
@@ -87,7 +87,7 @@ fn run(device: &mut CpuDevice, tokens: &[TokenId], position: usize, top_logits: 
 }
 
 fn check_answers(path: &Path, model: &LoadedModel, answers: &[Answer], tolerance: f32) {
-    let options = CpuOptions { threads: None, kv_bytes: 64 << 20 };
+    let options = CpuOptions { threads: None, kv_bytes: 64 << 20, activations: Activations::F32 };
     let mut device = CpuDevice::new(&model.config, model.weights.as_ref(), options).unwrap();
     for answer in answers {
         let mut result = run(&mut device, &answer.ids, 0, answer.top.len() as u32);

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use refrain_serving::device::Device;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::load::load_folder;
 use refrain_serving::step::{
     Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource,
@@ -16,8 +16,19 @@ use refrain_serving::step::{
 use refrain_serving::{Sampling, TokenId};
 use serde::Deserialize;
 
-/// Logits may differ by this much.
-const TOLERANCE: f32 = 1e-2;
+/// How far answers may be from the golden ones.
+#[derive(Clone, Copy)]
+struct Tolerance {
+    activations: Activations,
+    /// Logits may differ by this much.
+    logits: f32,
+    /// So many answers may differ in some of their 24 tokens, most of which come after the end.
+    answers: usize,
+}
+
+const EXACT: Tolerance = Tolerance { activations: Activations::F32, logits: 1e-2, answers: 0 };
+/// Measured: 0.14, 3 answers of `mini` and 7 of `mini-draft`. Where the processor does not multiply bytes, there is no difference.
+const ROUNDED: Tolerance = Tolerance { activations: Activations::Int8, logits: 0.25, answers: 8 };
 
 #[derive(Deserialize)]
 struct Golden {
@@ -57,12 +68,12 @@ fn run(device: &mut CpuDevice, plan: &StepPlan) -> StepResult {
 }
 
 /// Runs all prompts in one step, then decodes all rows together from their slots.
-fn check(folder: &Path) {
+fn check(folder: &Path, tolerance: Tolerance) {
     let golden: Vec<Golden> = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
     assert_eq!(golden.len(), 40);
     let model = load_folder(folder).unwrap();
-    let mut device =
-        CpuDevice::new(&model.config, model.weights.as_ref(), CpuOptions { threads: None, kv_bytes: 128 << 20 }).unwrap();
+    let options = CpuOptions { threads: None, kv_bytes: 128 << 20, activations: tolerance.activations };
+    let mut device = CpuDevice::new(&model.config, model.weights.as_ref(), options).unwrap();
     let mut pages = (0..device.pool().pages).map(PageId);
     let tables: Vec<Vec<PageId>> = golden
         .iter()
@@ -76,10 +87,12 @@ fn check(folder: &Path) {
     }
     let result = run(&mut device, &plan);
     for (i, (row, top)) in golden.iter().zip(&result.top_logits).enumerate() {
-        for (&(token, logit), &(expected, expected_logit)) in top.iter().zip(&row.top5) {
-            assert!((logit - expected_logit).abs() < TOLERANCE, "prompt {i}: {top:?} instead of {:?}", row.top5);
-            // Tokens may change places only where their logits hardly differ.
-            let tied = row.top5.iter().any(|&(other, logit)| other == token && (logit - expected_logit).abs() < TOLERANCE);
+        for (rank, (&(token, logit), &(expected, expected_logit))) in top.iter().zip(&row.top5).enumerate() {
+            let near = |logit: f32| (logit - expected_logit).abs() < tolerance.logits;
+            assert!(near(logit), "prompt {i}: {top:?} instead of {:?}", row.top5);
+            // Tokens may change places only where their logits hardly differ; the last may be one that came sixth.
+            let listed = row.top5.iter().find(|(other, _)| *other == token);
+            let tied = listed.map_or(rank + 1 == row.top5.len(), |&(_, logit)| near(logit));
             assert!(token == expected || tied, "prompt {i}: {top:?} instead of {:?}", row.top5);
         }
     }
@@ -92,19 +105,23 @@ fn check(folder: &Path) {
         let sampled = run(&mut device, &plan).sampled;
         answers.iter_mut().zip(sampled).for_each(|(answer, token)| answer.push(token));
     }
-    for (i, (row, answer)) in golden.iter().zip(&answers).enumerate() {
-        assert_eq!(answer, &row.greedy, "prompt {i} of {}", folder.display());
-    }
+    let differ = |i: &usize| answers[*i] != golden[*i].greedy;
+    let differing: Vec<usize> = (0..golden.len()).filter(differ).collect();
+    assert!(differing.len() <= tolerance.answers, "prompts {differing:?} of {}", folder.display());
 }
 
 #[test]
 fn bundled_mini() {
-    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini"));
+    for tolerance in [EXACT, ROUNDED] {
+        check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini"), tolerance);
+    }
 }
 
 #[test]
 fn bundled_mini_draft() {
-    check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini-draft"));
+    for tolerance in [EXACT, ROUNDED] {
+        check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini-draft"), tolerance);
+    }
 }
 
 #[test]
@@ -115,7 +132,7 @@ fn bf16_folders() {
     for name in ["mini", "mini-draft"] {
         let folder = models.join(name);
         if folder.join("model.safetensors").is_file() {
-            check(&folder);
+            check(&folder, EXACT);
         } else {
             eprintln!("skipped: no model in {}", folder.display());
         }

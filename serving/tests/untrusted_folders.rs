@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use refrain_serving::device::Device;
-use refrain_serving::device::cpu::{CpuDevice, CpuOptions};
+use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
 use refrain_serving::load::{ChatTemplate, load_folder};
 use refrain_serving::step::{Allowed, KvWrite, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
 use refrain_serving::{Error, Sampling, Tokenizer};
@@ -38,7 +38,7 @@ fn load_and_run(folder: &Path) -> Result<(), TestCaseError> {
         }
     };
     model.tokenizer.render_chat("system", "user").ok();
-    let options = CpuOptions { threads: NonZeroUsize::new(1), kv_bytes: 1 << 20 };
+    let options = CpuOptions { threads: NonZeroUsize::new(1), kv_bytes: 1 << 20, activations: Activations::default() };
     let mut device = match CpuDevice::new(&model.config, model.weights.as_ref(), options) {
         Ok(device) => device,
         Err(error) => {

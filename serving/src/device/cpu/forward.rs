@@ -14,7 +14,7 @@ use super::rmsnorm::{rmsnorm, rmsnorm_heads};
 use super::rope::Rope;
 use super::rows::for_row_blocks;
 use super::swiglu::swiglu;
-use super::weights::{LayerWeights, Weights};
+use super::weights::{LayerWeights, Packer, Weights};
 use crate::error::Result;
 use crate::model::{ModelConfig, TensorSource};
 use crate::request::TokenId;
@@ -56,9 +56,9 @@ pub(super) struct Buffers {
 
 impl Decoder {
     /// Reads the weights.
-    pub(super) fn new(arch: Arch, config: &ModelConfig, source: &dyn TensorSource) -> Result<Self> {
-        let weights = Weights::load(arch, config, source)?;
-        Ok(Decoder { config: config.clone(), weights, rope: Rope::new(config), arch })
+    pub(super) fn new(packer: Packer, config: &ModelConfig, source: &dyn TensorSource) -> Result<Self> {
+        let weights = Weights::load(packer, config, source)?;
+        Ok(Decoder { config: config.clone(), weights, rope: Rope::new(config), arch: packer.arch })
     }
 
     /// Runs all layers on the rayon pool of the calling thread, and leaves normalised hidden states of live tokens in `buffers`.

@@ -27,6 +27,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::aligned::AlignedVec;
+#[cfg(target_arch = "x86_64")]
+use super::gemm_int8::{Rounded, gemm_int8};
 use super::panels::{PANEL_MAX, PANEL_VECTORS, PackedMatrix};
 
 /// Steps of `k` that are walked before the next tile of rows, for one panel at a time; of several panels proportionally fewer.
@@ -53,6 +55,8 @@ pub(super) enum Start {
 #[derive(Debug, Default)]
 pub(super) struct GemmScratch {
     packed: AlignedVec,
+    #[cfg(target_arch = "x86_64")]
+    rounded: Rounded,
 }
 
 /// Multiplies on the rayon pool of the calling thread. Shapes: `a` [m, k], `out` [m, n], `m` given by `out`.
@@ -62,19 +66,26 @@ pub(super) fn gemm(arch: Arch, scratch: &mut GemmScratch, a: &[f32], w: &PackedM
     if m == 0 {
         return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(bytes) = w.as_bytes() {
+        return gemm_int8(&mut scratch.rounded, a, w, bytes, out, start);
+    }
     scratch.packed.resize(m * w.k());
-    if m >= ROWS_PER_THREAD_MIN * rayon::current_num_threads() {
+    if many_rows(m) {
         by_rows(arch, &mut scratch.packed, a, w, out, start);
     } else {
         by_columns(arch, &mut scratch.packed, a, w, out, start);
     }
 }
 
+/// Whether tasks take blocks of rows, and not groups of panels.
+pub(super) fn many_rows(m: usize) -> bool {
+    m >= ROWS_PER_THREAD_MIN * rayon::current_num_threads()
+}
+
 fn by_rows(arch: Arch, packed: &mut [f32], a: &[f32], w: &PackedMatrix, out: &mut [f32], start: Start) {
-    let (n, k, m) = (w.n(), w.k(), out.len() / w.n());
-    let threads = rayon::current_num_threads();
-    let tasks = threads * m.div_ceil(threads * ROWS_PER_TASK_MAX);
-    let rows = m.div_ceil(tasks);
+    let (n, k) = (w.n(), w.k());
+    let rows = rows_per_task(out.len() / n);
     let blocks = packed.par_chunks_mut(rows * k).zip(a.par_chunks(rows * k)).zip(out.par_chunks_mut(rows * n));
     blocks.for_each(|((packed, a), out)| {
         arch.dispatch(Pack { a, k, packed });
@@ -83,12 +94,23 @@ fn by_rows(arch: Arch, packed: &mut [f32], a: &[f32], w: &PackedMatrix, out: &mu
     });
 }
 
+/// Returns how many of `m` rows a task takes.
+pub(super) fn rows_per_task(m: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    m.div_ceil(threads * m.div_ceil(threads * ROWS_PER_TASK_MAX))
+}
+
 /// Each task takes a group of panels, and with it a piece of every row of `out`.
 fn by_columns(arch: Arch, packed: &mut [f32], a: &[f32], w: &PackedMatrix, out: &mut [f32], start: Start) {
-    let (n, k, m) = (w.n(), w.k(), out.len() / w.n());
-    arch.dispatch(Pack { a, k, packed });
+    arch.dispatch(Pack { a, k: w.k(), packed });
     let packed: &[f32] = packed;
-    let tasks = (m * n * k).div_ceil(TASK_WORK_MIN).min(2 * rayon::current_num_threads());
+    for_panel_groups(w, out, |panels, rows| arch.dispatch(Multiply { packed, w, panels, rows, start }));
+}
+
+/// Calls `work` with a group of panels and the pieces of all rows of `out` that belong to them, for each group.
+pub(super) fn for_panel_groups(w: &PackedMatrix, out: &mut [f32], work: impl Fn(Range<usize>, &mut [&mut [f32]]) + Sync) {
+    let (n, m) = (w.n(), out.len() / w.n());
+    let tasks = (m * n * w.k()).div_ceil(TASK_WORK_MIN).min(2 * rayon::current_num_threads());
     let panels = w.panels().div_ceil(tasks);
     let mut groups: Vec<Vec<&mut [f32]>> = (0..w.panels().div_ceil(panels)).map(|_| Vec::with_capacity(m)).collect();
     for row in out.chunks_exact_mut(n) {
@@ -96,8 +118,7 @@ fn by_columns(arch: Arch, packed: &mut [f32], a: &[f32], w: &PackedMatrix, out: 
         groups.iter_mut().zip(pieces).for_each(|(rows, piece)| rows.push(piece));
     }
     groups.par_iter_mut().enumerate().for_each(|(group, rows)| {
-        let panels = group * panels..((group + 1) * panels).min(w.panels());
-        arch.dispatch(Multiply { packed, w, panels, rows, start });
+        work(group * panels..((group + 1) * panels).min(w.panels()), rows);
     });
 }
 
@@ -128,6 +149,8 @@ macro_rules! with_height {
         }
     };
 }
+
+pub(super) use with_height;
 
 /// Rearranges rows of `a` into tiles `[k][height]`, so that the micro-kernel reads them in order.
 struct Pack<'a> {
@@ -237,6 +260,33 @@ fn one_panel<S: Simd, const M: usize>(
     tile::<S, M, PANEL_VECTORS>(simd, a, b, rows, column, resume);
 }
 
+/// The columns of a tile that goes beyond the last column of `out`.
+pub(super) struct Edge([[f32; 4 * PANEL_MAX]; TILE_ROWS_MAX]);
+
+impl Edge {
+    /// Copies what there is of the rows from `column` on.
+    pub(super) fn of(rows: &[&mut [f32]], column: usize) -> Self {
+        let mut edge = Edge([[0.0; 4 * PANEL_MAX]; TILE_ROWS_MAX]);
+        for (edge, row) in edge.0.iter_mut().zip(rows) {
+            edge[..row.len() - column].copy_from_slice(&row[column..]);
+        }
+        edge
+    }
+
+    /// Rows as wide as any tile.
+    pub(super) fn rows(&mut self) -> [&mut [f32]; TILE_ROWS_MAX] {
+        self.0.each_mut().map(|row| &mut row[..])
+    }
+
+    /// Copies back to the rows what belongs to them.
+    pub(super) fn put(&self, rows: &mut [&mut [f32]], column: usize) {
+        for (edge, row) in self.0.iter().zip(rows) {
+            let visible = row.len() - column;
+            row[column..].copy_from_slice(&edge[..visible]);
+        }
+    }
+}
+
 /// Adds `a` `[steps][M]` times `b` `[steps][V vectors]` to M rows from `column` on, or overwrites them unless `resume`.
 #[inline(always)]
 fn tile<S: Simd, const M: usize, const V: usize>(
@@ -250,15 +300,9 @@ fn tile<S: Simd, const M: usize, const V: usize>(
     let width = V * S::F32_LANES;
     let visible = rows.iter().map(|row| row.len() - column).min().unwrap_or(0);
     if visible < width {
-        let mut edge = [[0.0; 4 * PANEL_MAX]; TILE_ROWS_MAX];
-        for (edge, row) in edge.iter_mut().zip(rows.iter()) {
-            edge[..visible].copy_from_slice(&row[column..]);
-        }
-        let mut pieces = edge.each_mut().map(|edge| &mut edge[..]);
-        full_tile::<S, M, V>(simd, a, b, &mut pieces[..M], 0, resume);
-        for (edge, row) in edge.iter().zip(rows) {
-            row[column..].copy_from_slice(&edge[..visible]);
-        }
+        let mut edge = Edge::of(rows, column);
+        full_tile::<S, M, V>(simd, a, b, &mut edge.rows()[..M], 0, resume);
+        edge.put(rows, column);
     } else {
         full_tile::<S, M, V>(simd, a, b, rows, column, resume);
     }

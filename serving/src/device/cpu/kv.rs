@@ -84,14 +84,20 @@ impl KvPool {
     pub(super) fn take(&mut self, slab: u32) -> Result<()> {
         let pages = self.slab_pages(slab);
         let floats = pages * page_floats(self.head_dim);
-        let mut taken = Vec::with_capacity(self.heads.len());
-        for _ in &self.heads {
-            taken.push(allocate(floats, pages * self.spec.page_bytes)?);
-        }
-        for (head, taken) in self.heads.iter_mut().zip(taken) {
-            head[slab as usize] = taken;
-        }
+        self.check_memory(floats, pages * self.spec.page_bytes)?;
+        self.heads.iter_mut().for_each(|head| head[slab as usize] = AlignedVec::zeroed(floats));
         Ok(())
+    }
+
+    /// Fails if the system does not give every head `floats` values: an infallible allocation would end the process.
+    ///
+    /// Asks for all of them at once. Asked head by head, glibc would take sizes that it saw freed from its heap, and writing zeros
+    /// there commits memory that no page uses yet.
+    fn check_memory(&self, floats: usize, bytes: usize) -> Result<()> {
+        let mut probe = Vec::<f32>::new();
+        let reserved = probe.try_reserve_exact(self.heads.len() * (floats + PAGE_TOKENS));
+        std::hint::black_box(&probe);
+        reserved.map_err(|error| no_memory(bytes, &error))
     }
 
     /// Gives the memory of a slab back.
@@ -165,12 +171,6 @@ fn page_floats(head_dim: usize) -> usize {
 /// Returns the slab of a page, and the page's number in it.
 fn place(page: PageId, slab_shift: u32) -> (usize, usize) {
     ((page.0 >> slab_shift) as usize, (page.0 & ((1 << slab_shift) - 1)) as usize)
-}
-
-fn allocate(len: usize, bytes: usize) -> Result<AlignedVec> {
-    // Asks the allocator first: an infallible allocation would end the process.
-    Vec::<f32>::new().try_reserve_exact(len + PAGE_TOKENS).map_err(|error| no_memory(bytes, &error))?;
-    Ok(AlignedVec::zeroed(len))
 }
 
 fn no_memory(bytes: usize, error: &TryReserveError) -> Error {

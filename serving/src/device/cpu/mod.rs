@@ -2,7 +2,7 @@
 //!
 //! **Batch invariance.** The logits of a token are the same bits whatever else is in the step, however its prompt was cut into
 //! chunks, and on however many threads. Two rules give this: every output of a matrix product is one chain of fused
-//! multiply-adds over `k` in ascending order (`gemm`), and every query attends by itself, page after page from the first
+//! multiply-adds over `k` in ascending order (`gemm`), or over blocks of it (`gemm_int8`), and every query attends by itself, page after page from the first
 //! position (`attention`). Everything else works on one token at a time.
 //!
 //! | file | what it is |
@@ -17,6 +17,7 @@
 //! | `attention` | paged causal attention |
 //! | `panels` | packed matrices, at 32, 16 or 8 bits a value |
 //! | `gemm` | their product with activations |
+//! | `gemm_int8` | the same of bytes, where the processor multiplies them |
 //! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
 //! | `encoder` | encoders for embeddings, over the same kernels |
 //! | `bench` | one matrix product, for examples/cpu_bench.rs |
@@ -32,6 +33,8 @@ mod encoder;
 mod exp;
 mod forward;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_int8;
 mod head;
 mod kv;
 mod panels;
@@ -44,5 +47,5 @@ mod sampler;
 mod swiglu;
 mod weights;
 
-pub use device::{CpuDevice, CpuOptions};
+pub use device::{Activations, CpuDevice, CpuOptions};
 pub use encoder::CpuEncoder;

@@ -8,14 +8,16 @@
 //! |---|---|---|
 //! | F32 | 4 bytes | itself |
 //! | F16, BF16 | 2 bytes | itself |
-//! | Q8_0, and Q4_0 and Q5_0 as such | a byte, and an f16 scale for 32 of them | byte times scale, which is exact |
+//! | Q8_0, and Q4_0 and Q5_0 as such | a byte, and a scale for 32 of them | byte times scale, which is exact |
 //! | other blocks | 2 bytes, as F16 | rounded to 11 bits, far below what the blocks had rounded away |
 //!
 //! Values of fewer than 32 bits are fields of words: a word holds two or four consecutive values of one column, the first in its
-//! lowest bits. So a vector of words widens to as many vectors by shifts and masks, which every instruction set has.
+//! lowest bits. So a vector of words widens to as many vectors by shifts and masks, which every instruction set has. Four bytes of
+//! a column in a word are also what instructions for products of bytes take (`gemm_int8`).
 
 use std::ops::Range;
 
+use archmage::{SimdToken, X64V4xToken};
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -36,6 +38,19 @@ pub(super) struct PackedMatrix {
     k: usize,
     panel: usize,
     cells: Cells,
+    /// Shows that this processor can multiply bytes, if products are to do so.
+    bytes: Option<X64V4xToken>,
+}
+
+/// A matrix of bytes, ready for products of bytes: panels are 32 columns wide.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bytes<'a> {
+    pub(super) token: X64V4xToken,
+    /// 128 more than each value: `[n / 32][k / 4][32]` words of four steps each.
+    pub(super) codes: &'a [u32],
+    /// `[n / 32][k / BLOCK][32]`.
+    pub(super) scales: &'a [f32],
 }
 
 /// How the values of a matrix are kept.
@@ -57,10 +72,10 @@ enum Cells {
     F32(AlignedVec<f32>),
     F16(AlignedVec<u32>),
     BF16(AlignedVec<u32>),
-    /// Codes are 128 more than the signed bytes. Scales are halves, `[n / panel][k / BLOCK / 2][panel]` words.
+    /// Codes are 128 more than the signed bytes. Scales are `[n / panel][k / BLOCK][panel]`.
     Q8 {
         codes: AlignedVec<u32>,
-        scales: AlignedVec<u32>,
+        scales: AlignedVec<f32>,
     },
 }
 
@@ -95,11 +110,28 @@ impl PackedMatrix {
                 debug_assert!(k.is_multiple_of(BLOCK));
                 Cells::Q8 {
                     codes: AlignedVec::zeroed(columns * words::<8>(k)),
-                    scales: AlignedVec::zeroed(columns * words::<16>(k / BLOCK)),
+                    scales: AlignedVec::zeroed(columns * (k / BLOCK)),
                 }
             }
         };
-        PackedMatrix { n, k, panel, cells }
+        PackedMatrix { n, k, panel, cells, bytes: None }
+    }
+
+    /// Lets products take the bytes as they are, and round activations to bytes, where the processor can multiply them and the
+    /// matrix is of bytes.
+    pub(super) fn multiply_bytes(mut self) -> Self {
+        self.bytes = match self.cells {
+            Cells::Q8 { .. } if self.panel == PANEL_MAX => X64V4xToken::summon(),
+            _ => None,
+        };
+        self
+    }
+
+    /// Returns the bytes, if products are to take them as they are.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn as_bytes(&self) -> Option<Bytes<'_>> {
+        let Cells::Q8 { codes, scales } = &self.cells else { return None };
+        self.bytes.map(|token| Bytes { token, codes, scales })
     }
 
     /// Returns the number of output columns.
@@ -131,8 +163,8 @@ impl PackedMatrix {
             }
             (Cells::Q8 { codes, scales }, DType::Q8_0) => {
                 let blocks = bytes.as_chunks::<{ BLOCK + 2 }>().0.iter();
-                let bits = blocks.clone().map(|block| u16::from_le_bytes([block[0], block[1]]).into());
-                column.set_fields::<16>(scales, k / BLOCK, bits);
+                let factors = blocks.clone().map(|block| f16::from_le_bytes([block[0], block[1]]).to_f32());
+                column.of_mut(scales, k / BLOCK).zip(factors).for_each(|(scale, factor)| *scale = factor);
                 column.set_fields::<8>(
                     codes,
                     k,
@@ -161,8 +193,7 @@ impl PackedMatrix {
             }
             Cells::Q8 { codes, scales } => {
                 let mut codes = column.fields::<8>(codes, k);
-                for (out, bits) in out.chunks_mut(BLOCK).zip(column.fields::<16>(scales, k / BLOCK)) {
-                    let scale = f16::from_bits(bits as u16).to_f32();
+                for (out, &scale) in out.chunks_mut(BLOCK).zip(column.of(scales, k / BLOCK)) {
                     out.iter_mut().zip(codes.by_ref()).for_each(|(out, code)| *out = (code as f32 - 128.0) * scale);
                 }
             }
@@ -178,7 +209,7 @@ impl PackedMatrix {
             Cells::Q8 { .. } => Encoding::Q8,
         };
         let (k, panel) = (self.k, self.panel);
-        let mut gathered = PackedMatrix::zeros(arch, encoding, rows.len(), k);
+        let mut gathered = PackedMatrix { bytes: self.bytes, ..PackedMatrix::zeros(arch, encoding, rows.len(), k) };
         for (to, from) in rows.enumerate() {
             let (to, from) = (Column { row: to, panel }, Column { row: from, panel });
             match (&mut gathered.cells, &self.cells) {
@@ -188,7 +219,7 @@ impl PackedMatrix {
                 }
                 (Cells::Q8 { codes, scales }, Cells::Q8 { codes: source, scales: source_scales }) => {
                     to.copy(codes, from, source, words::<8>(k));
-                    to.copy(scales, from, source_scales, words::<16>(k / BLOCK));
+                    to.copy(scales, from, source_scales, k / BLOCK);
                 }
                 _ => unreachable!("both matrices have the same encoding"),
             }
@@ -197,7 +228,7 @@ impl PackedMatrix {
     }
 
     /// Writes `steps` of P panels from `panel` on as f32 into rows of `out`, `[steps][P][panel]`. `steps` begins at a multiple of
-    /// two blocks.
+    /// a block.
     #[inline(always)]
     pub(super) fn widen<S: Simd, const P: usize>(&self, simd: S, panel: usize, steps: Range<usize>, out: &mut [S::f32s]) {
         let widener = Widener { simd, k: self.k, steps };
@@ -287,7 +318,7 @@ struct Widener<S> {
 impl<S: Simd> Widener<S> {
     /// Where the words of one panel lie that hold the steps.
     #[inline(always)]
-    fn words(&self, cells: &[u32], panel: usize, steps_per_word: usize) -> Range<usize> {
+    fn words<T>(&self, cells: &[T], panel: usize, steps_per_word: usize) -> Range<usize> {
         let lanes = PANEL_VECTORS * S::F32_LANES;
         let first = panel * self.k.div_ceil(steps_per_word);
         let range = self.steps.start / steps_per_word..self.steps.end.div_ceil(steps_per_word);
@@ -319,36 +350,31 @@ impl<S: Simd> Widener<S> {
         }
     }
 
-    /// Codes, four steps in a word, with scales for blocks, two in a word.
+    /// Codes, four steps in a word, with scales for blocks.
     #[inline(always)]
     fn blocks(
         &self,
         codes: &[u32],
-        scales: &[u32],
+        scales: &[f32],
         panel: usize,
         out: &mut [S::f32s],
         stride: usize,
         vectors: Range<usize>,
     ) {
         let simd = self.simd;
-        let scales = S::as_simd_u32s(&scales[self.words(scales, panel, 2 * BLOCK)]).0;
+        let scales = S::as_simd_f32s(&scales[self.words(scales, panel, BLOCK)]).0;
         let codes = S::as_simd_u32s(&codes[self.words(codes, panel, 4)]).0;
-        let codes = codes.chunks(2 * BLOCK / 4 * PANEL_VECTORS);
-        for (out, (codes, scales)) in out.chunks_mut(2 * BLOCK * stride).zip(codes.zip(scales.chunks_exact(PANEL_VECTORS))) {
-            let blocks = out.chunks_exact_mut(BLOCK * stride).zip(codes.chunks_exact(BLOCK / 4 * PANEL_VECTORS));
-            for (i, (out, codes)) in blocks.enumerate() {
-                let mut factors = [simd.splat_f32s(0.0); PANEL_VECTORS];
-                let mut offsets = factors;
+        let blocks = codes.chunks_exact(BLOCK / 4 * PANEL_VECTORS).zip(scales.chunks_exact(PANEL_VECTORS));
+        for (out, (codes, factors)) in out.chunks_exact_mut(BLOCK * stride).zip(blocks) {
+            let mut offsets = [simd.splat_f32s(0.0); PANEL_VECTORS];
+            for v in 0..PANEL_VECTORS {
+                offsets[v] = simd.mul_f32s(factors[v], simd.splat_f32s(-CODE_OFFSET));
+            }
+            for (out, words) in out.chunks_exact_mut(4 * stride).zip(codes.chunks_exact(PANEL_VECTORS)) {
                 for v in 0..PANEL_VECTORS {
-                    factors[v] = if i == 0 { Half::even(simd, scales[v]) } else { Half::odd(simd, scales[v]) };
-                    offsets[v] = simd.mul_f32s(factors[v], simd.splat_f32s(-CODE_OFFSET));
-                }
-                for (out, words) in out.chunks_exact_mut(4 * stride).zip(codes.chunks_exact(PANEL_VECTORS)) {
-                    for v in 0..PANEL_VECTORS {
-                        let fields = spread_codes(simd, words[v]);
-                        for (j, &field) in fields.iter().enumerate() {
-                            out[j * stride + vectors.start + v] = simd.mul_add_f32s(field, factors[v], offsets[v]);
-                        }
+                    let fields = spread_codes(simd, words[v]);
+                    for (j, &field) in fields.iter().enumerate() {
+                        out[j * stride + vectors.start + v] = simd.mul_add_f32s(field, factors[v], offsets[v]);
                     }
                 }
             }

@@ -6,6 +6,7 @@
 use pulp::Arch;
 
 use super::attention::HEAD_DIM_MAX;
+use super::device::Activations;
 use super::panels::{Encoding, PackedMatrix};
 use crate::error::{Error, Result};
 use crate::model::{DType, HostTensor, ModelConfig, TensorSource, as_q8_0, dequantize};
@@ -60,19 +61,19 @@ pub(super) struct Table {
 
 impl Weights {
     /// Reads all tensors of `config`. Fails if one is missing or damaged, or if the sizes of `config` contradict each other.
-    pub(super) fn load(arch: Arch, config: &ModelConfig, source: &dyn TensorSource) -> Result<Self> {
+    pub(super) fn load(packer: Packer, config: &ModelConfig, source: &dyn TensorSource) -> Result<Self> {
         check_config(config)?;
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         let embedding = Table::read(source, "model.embed_tokens.weight", vocabulary, hidden)?;
         let (embedding, head) = if config.tie_word_embeddings {
-            (None, pack(arch, &[embedding]))
+            (None, packer.pack(&[embedding]))
         } else {
-            (Some(embedding), pack(arch, &[Table::read(source, "lm_head.weight", vocabulary, hidden)?]))
+            (Some(embedding), packer.pack(&[Table::read(source, "lm_head.weight", vocabulary, hidden)?]))
         };
         Ok(Weights {
             embedding,
             layers: (0..config.layers)
-                .map(|layer| LayerWeights::load(arch, config, source, layer))
+                .map(|layer| LayerWeights::load(packer, config, source, layer))
                 .collect::<Result<_>>()?,
             final_norm: read_vector(source, "model.norm.weight", hidden)?,
             head,
@@ -89,7 +90,7 @@ impl Weights {
 }
 
 impl LayerWeights {
-    fn load(arch: Arch, config: &ModelConfig, source: &dyn TensorSource, layer: usize) -> Result<Self> {
+    fn load(packer: Packer, config: &ModelConfig, source: &dyn TensorSource, layer: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let matrix = |part: &str, n: usize, k: usize| Table::read(source, &name(&format!("{part}.weight")), n, k);
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
@@ -113,15 +114,13 @@ impl LayerWeights {
             gate_up_bias: read_joined(config.mlp_bias, source, &gate_up.map(|part| (name(part), intermediate, 1)))?,
             down_bias: read_joined(config.mlp_bias, source, &[(name("mlp.down_proj.bias"), hidden, 1)])?,
             attention_norm: read_vector(source, &name("input_layernorm.weight"), hidden)?,
-            qkv: pack(arch, &qkv),
+            qkv: packer.pack(&qkv),
             qkv_bias,
-            output: pack(arch, &[matrix("self_attn.o_proj", hidden, queries)?]),
+            output: packer.pack(&[matrix("self_attn.o_proj", hidden, queries)?]),
             mlp_norm: read_vector(source, &name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: pack(
-                arch,
-                &[matrix("mlp.gate_proj", intermediate, hidden)?, matrix("mlp.up_proj", intermediate, hidden)?],
-            ),
-            down: pack(arch, &[matrix("mlp.down_proj", hidden, intermediate)?]),
+            gate_up: packer
+                .pack(&[matrix("mlp.gate_proj", intermediate, hidden)?, matrix("mlp.up_proj", intermediate, hidden)?]),
+            down: packer.pack(&[matrix("mlp.down_proj", hidden, intermediate)?]),
         })
     }
 }
@@ -153,16 +152,28 @@ impl Table {
     }
 }
 
-/// Packs tables of equal width as one matrix, one below the other.
-pub(super) fn pack(arch: Arch, tables: &[Table]) -> PackedMatrix {
-    let width = tables.first().map_or(0, |table| table.width);
-    let encoding = Encoding::of(tables.iter().map(|table| table.tensor.dtype));
-    let mut matrix = PackedMatrix::zeros(arch, encoding, tables.iter().map(Table::rows).sum(), width);
-    let rows = tables.iter().flat_map(|table| (0..table.rows()).map(move |row| (table.tensor.dtype, table.row(row))));
-    for (to, (dtype, bytes)) in rows.enumerate() {
-        matrix.set_row(to, dtype, bytes);
+/// How matrices are packed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Packer {
+    pub(super) arch: Arch,
+    pub(super) activations: Activations,
+}
+
+impl Packer {
+    /// Packs tables of equal width as one matrix, one below the other.
+    pub(super) fn pack(self, tables: &[Table]) -> PackedMatrix {
+        let width = tables.first().map_or(0, |table| table.width);
+        let encoding = Encoding::of(tables.iter().map(|table| table.tensor.dtype));
+        let mut matrix = PackedMatrix::zeros(self.arch, encoding, tables.iter().map(Table::rows).sum(), width);
+        let rows = tables.iter().flat_map(|table| (0..table.rows()).map(move |row| (table.tensor.dtype, table.row(row))));
+        for (to, (dtype, bytes)) in rows.enumerate() {
+            matrix.set_row(to, dtype, bytes);
+        }
+        match self.activations {
+            Activations::Int8 => matrix.multiply_bytes(),
+            Activations::F32 => matrix,
+        }
     }
-    matrix
 }
 
 /// Reads a tensor of one dimension.
@@ -219,10 +230,10 @@ mod tests {
 
     #[test]
     fn damaged_models_are_errors_not_panics() {
-        let arch = Arch::new();
         let config = tiny_config();
         let tensors = MemoryTensors::random(&config, 1);
-        let load = |config: &ModelConfig, tensors: &MemoryTensors| Weights::load(arch, config, tensors);
+        let packer = Packer { arch: Arch::new(), activations: Activations::Int8 };
+        let load = |config: &ModelConfig, tensors: &MemoryTensors| Weights::load(packer, config, tensors);
         load(&config, &tensors).unwrap();
 
         let mut missing = tensors.clone();

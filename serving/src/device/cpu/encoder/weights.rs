@@ -2,8 +2,9 @@
 
 use pulp::Arch;
 
+use super::super::device::Activations;
 use super::super::panels::PackedMatrix;
-use super::super::weights::{Table, pack, read_vector};
+use super::super::weights::{Packer, Table, read_vector};
 use super::layernorm::LayerNorm;
 use crate::error::Result;
 use crate::model::{EncoderConfig, TensorSource};
@@ -46,7 +47,7 @@ pub(super) struct Projection {
 impl Weights {
     /// Reads all tensors of `config`, which must have been checked. Fails if one is missing or damaged.
     pub(super) fn load(arch: Arch, config: &EncoderConfig, source: &dyn TensorSource) -> Result<Self> {
-        let reader = Reader { arch, config, source };
+        let reader = Reader { packer: Packer { arch, activations: Activations::F32 }, config, source };
         let hidden = config.hidden_size;
         let types = reader.table("embeddings.token_type_embeddings.weight", config.token_types, hidden)?;
         let mut token_type = vec![0.0; hidden];
@@ -63,7 +64,7 @@ impl Weights {
 
 #[derive(Clone, Copy)]
 struct Reader<'a> {
-    arch: Arch,
+    packer: Packer,
     config: &'a EncoderConfig,
     source: &'a dyn TensorSource,
 }
@@ -91,7 +92,7 @@ impl Reader<'_> {
             tables.push(self.table(&format!("{name}.weight"), outputs, inputs)?);
             bias.extend(self.vector(&format!("{name}.bias"), outputs)?);
         }
-        Ok(Projection { matrix: pack(self.arch, &tables), bias })
+        Ok(Projection { matrix: self.packer.pack(&tables), bias })
     }
 
     fn layer_norm(self, name: &str) -> Result<LayerNorm> {
