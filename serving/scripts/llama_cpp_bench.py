@@ -239,8 +239,10 @@ def llama_answers(prompts, model):
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
         tokens, position, answer, top = prompt, 0, [], None
         for _ in range(ANSWER_TOKENS):
-            logits = np.ctypeslib.as_array(llama_pass(context, [(0, position, tokens)])[1], (vocabulary,)).copy()
-            position += len(tokens)
+            for first in range(0, len(tokens), PREFILL):
+                chunk = tokens[first : first + PREFILL]
+                logits = np.ctypeslib.as_array(llama_pass(context, [(0, position, chunk)])[1], (vocabulary,)).copy()
+                position += len(chunk)
             tokens = [int(logits.argmax())]
             answer += tokens
             if top is None:
