@@ -337,6 +337,18 @@ impl ModelCatalog {
         Ok(Arc::clone(model.tokenizer.get_or_init(|| tokenizer)))
     }
 
+    /// Returns the longest prompt and answer of a model together, in tokens, without loading it; `None` where only loading tells.
+    pub fn max_context(&self, name: &str) -> Result<Option<usize>> {
+        let model = self.model(name)?;
+        Ok(match (model.info().max_context, &model.source) {
+            (Some(known), _) => Some(known),
+            #[cfg(feature = "bundled-model")]
+            (None, ModelSource::Bundled(name)) => Some(load::bundled(*name).map_err(own)?.config.max_context),
+            (None, ModelSource::Backend(backend)) => Some(backend.capabilities().max_context),
+            _ => None,
+        })
+    }
+
     /// Returns what one token of the tokenizer counts for in the model's own tokens; see [`Capabilities::token_scale`].
     ///
     /// [`Capabilities::token_scale`]: refrain_serving::Capabilities::token_scale

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::SortOptions;
 use datafusion::arrow::datatypes::Schema;
 use datafusion::catalog::Session;
@@ -232,16 +233,19 @@ impl LlmPlanner {
         let Some(rows) = grouped_rows(logical)? else { return Ok(vec![]) };
         let physical = session.create_physical_plan(&rows).await?;
         let statistics = StatisticsContext::new().compute(physical.as_ref(), &StatisticsArgs::new())?;
+        let first = LogicalPlanBuilder::from(rows).limit(0, Some(SAMPLE_ROWS + 1))?.build()?;
+        let first = collect(session.create_physical_plan(&first).await?, session.task_ctx()).await?;
+        let is_all = first.iter().map(RecordBatch::num_rows).sum::<usize>() <= SAMPLE_ROWS;
         let scale = match statistics.num_rows {
-            Precision::Exact(rows) | Precision::Inexact(rows) => (rows as f64 / SAMPLE_ROWS as f64).max(1.0),
-            Precision::Absent => 1.0,
+            Precision::Exact(rows) | Precision::Inexact(rows) if !is_all => (rows as f64 / SAMPLE_ROWS as f64).max(1.0),
+            _ => 1.0,
         };
         let plan = session.create_physical_plan(&over_sample(logical)?).await?;
         let groups = collect(plan, session.task_ctx()).await?;
         let estimate = |aggregate: &Arc<PhysicalAggregate>| {
             let tokenizer = self.models.tokenizer_of(&aggregate.model)?;
             // A model whose context is not known before it is loaded takes every group in one chunk here.
-            let max_tokens = self.models.describe(&aggregate.model)?.max_context.unwrap_or(usize::MAX);
+            let max_tokens = self.models.max_context(&aggregate.model)?.unwrap_or(usize::MAX);
             let context = Context { max_tokens, token_scale: self.models.token_scale(&aggregate.model)? };
             estimate_aggregate(aggregate, &tokenizer, context, &groups, scale)
         };

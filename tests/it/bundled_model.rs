@@ -129,6 +129,11 @@ async fn groups_are_summarised_and_ranked() {
         let best = rows(&db, &query).await.unwrap();
         assert_eq!(best[0].matches("rank: ").count(), 2, "{method}: {best:?}");
     }
+    let unloaded = session().await;
+    let query = "select ai_summarize_agg(repeat('word ', 500) || value) from generate_series(1, 20)";
+    let estimate = unloaded.sql(query).await.unwrap().estimate().await.unwrap();
+    let calls = estimate.calls[0].1.as_ref().unwrap().distinct;
+    assert!(calls > 5, "the context of a model is known before it is loaded, but {calls} calls");
     let mut run = db
         .sql("select film, ai_summarize_agg(review || repeat(' It was shown in the big hall.', 40), max_tokens => 30) from r, generate_series(1, 12) group by film")
         .await
