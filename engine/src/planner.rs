@@ -19,18 +19,20 @@ use datafusion::physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
+use refrain_optimizer::cascade::Targets;
 use refrain_optimizer::statistics::SessionStatistics;
 use refrain_optimizer::{LlmAggregateNode, LlmNode, NodeAggregate};
 use refrain_serving::remote::MessageTokenizer;
 use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
-use refrain_udf::{Cache, Function, LlmCall, Settings, Shape};
+use refrain_udf::{Cache, Function, LlmCall, OnError, ResolvedOptions, Settings, Shape};
 
 use crate::answers::{AnswerCache, AnswerSettings};
 use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{
-    AggregateEstimate, Budget, CallEstimate, Context, InputRows, Limits, LlmAggregateExec, LlmExec, PhysicalAggregate,
-    PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate, estimate_calls, output_schema, sample_answers,
+    AggregateEstimate, Budget, CallEstimate, CascadeCall, Context, InputRows, Limits, LlmAggregateExec, LlmExec,
+    PhysicalAggregate, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate, estimate_calls, output_schema,
+    sample_answers,
 };
 use crate::sample::{self, SAMPLE_ROWS};
 use crate::without_answers::without_answers;
@@ -127,14 +129,19 @@ impl ExtensionPlanner for LlmPlanner {
             let model = self.models.resolve(named, wanted)?;
             self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
             check_schema(&node_call.call)?;
-            calls.push(Arc::new(PhysicalCall {
+            let mut call = PhysicalCall {
                 inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,
                 guard: node_call.guard.as_ref().map(physical).transpose()?,
                 output: Arc::clone(&node_call.output),
                 model,
                 call: Arc::new(node_call.call.clone()),
                 options,
-            }));
+                cascade: None,
+            };
+            if node.until.is_none() {
+                call.cascade = self.cascade(&call, &settings)?;
+            }
+            calls.push(Arc::new(call));
         }
         let until = match &node.until {
             Some(until) => {
@@ -157,6 +164,29 @@ impl ExtensionPlanner for LlmPlanner {
 }
 
 impl LlmPlanner {
+    /// Lets a proxy answer first, where the session allows weaker answers and names one: whether a row passes can be tested on a
+    /// sample, and drawn answers have no one answer to compare with.
+    fn cascade(&self, call: &PhysicalCall, settings: &Settings) -> Result<Option<CascadeCall>> {
+        let (true, Some(proxy)) = (settings.allows_cascades(), &settings.proxy_model) else { return Ok(None) };
+        let Some(asks) = call.call.as_probability().filter(|_| call.options.sampling.temperature == 0.0) else {
+            return Ok(None);
+        };
+        let model = self.models.resolve(Some(proxy), ModelType::Completion)?;
+        if model == call.model {
+            return Ok(None);
+        }
+        self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
+        let targets = Targets {
+            recall: settings.recall_target,
+            precision: settings.precision_target,
+            failure_probability: settings.failure_probability,
+        };
+        // A failure of the proxy is none of the row's: the model is asked.
+        let options = ResolvedOptions { on_error: OnError::Null, model: Some(model.clone()), ..call.options.clone() };
+        let proxy = PhysicalCall { call: Arc::new(asks), model, options, ..call.clone() };
+        Ok(Some(CascadeCall { proxy: Arc::new(proxy), targets }))
+    }
+
     /// Returns what the operators of the query share.
     fn shared(&self, settings: &Settings, reorder_window: Option<usize>, session: &dyn Session) -> Result<Shared> {
         Ok(Shared {
@@ -201,6 +231,7 @@ impl LlmPlanner {
                     model: model.clone(),
                     call: Arc::new(call.clone()),
                     options: options.clone(),
+                    cascade: None,
                 }))
             };
             let sort = |(asc, nulls_first): &(bool, bool)| SortOptions { descending: !asc, nulls_first: *nulls_first };

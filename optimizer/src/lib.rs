@@ -5,6 +5,7 @@
 //! | [`node`] | `LlmNode`, the operator that LLM calls become |
 //! | [`aggregate_node`] | `LlmAggregateNode`, the operator that LLM aggregates become |
 //! | [`logical`] | rules over logical plans |
+//! | [`cascade`] | when a cheap proxy may answer for the model; knows no plans and no models |
 //! | [`rules`] | the list of all rules in order |
 //! | [`cost`] | distinct values behind a sample, intervals, seconds of tokens |
 //! | [`filter_order`] | orders the predicates of an AND by what has been seen of them |
@@ -21,6 +22,7 @@
 //! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |
 
 pub mod aggregate_node;
+pub mod cascade;
 pub mod cost;
 pub mod filter_order;
 pub mod logical;

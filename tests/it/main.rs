@@ -9,6 +9,7 @@ mod bad_input;
 mod budgets;
 mod bundled_model;
 mod cancellation;
+mod cascades;
 mod chat_server;
 mod checkpoint;
 mod counted_once;

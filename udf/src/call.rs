@@ -100,6 +100,12 @@ impl LlmCall {
         LlmCall { inputs, ..self }
     }
 
+    /// Returns the call that asks how probable Yes is where this one asks Yes or No; `None` if it asks something else.
+    pub fn as_probability(&self) -> Option<LlmCall> {
+        let task = Task { shape: Shape::Probability, ..self.task.clone() };
+        (self.task.shape == Shape::Boolean).then(|| LlmCall { task, ..self.clone() })
+    }
+
     /// Returns the type of the call: that of its value, or `STRUCT(value, error)` under `on_error => 'capture'`.
     pub fn output_type(&self) -> DataType {
         captured(self.task.value_type(), self.options.on_error)

@@ -121,7 +121,7 @@ impl Function {
                 INSTRUCTION,
                 &["mode", "null_input", "return_type", "response_schema"],
             ),
-            Function::Filter => of("ai_filter", &["ai_if"], INSTRUCTION, &["mode", "null_input"]),
+            Function::Filter => of("ai_filter", &["ai_if"], INSTRUCTION, &["mode", "null_input", "output_mode"]),
             Function::Classify => of("ai_classify", &[], const { &[one("input"), one("labels")] }, &["output_mode"]),
             Function::Extract => of("ai_extract", &[], const { &[one("input"), one("fields")] }, &[]),
             Function::Score => of("ai_score", &[], INSTRUCTION, &["mode", "null_input", "min", "max", "integer"]),

@@ -245,6 +245,11 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 impl Settings {
+    /// Returns whether a proxy may answer for the model.
+    pub fn allows_cascades(&self) -> bool {
+        self.optimization_mode == OptimizationMode::MinimizeCost && self.proxy_model.is_some()
+    }
+
     /// Returns name (without `refrain.`) and meaning of every setting.
     pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
         SETTINGS.iter().copied()

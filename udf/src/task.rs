@@ -36,6 +36,8 @@ pub enum Shape {
     },
     /// Yes or No: BOOLEAN.
     Boolean,
+    /// How probable Yes is where Yes or No is asked: DOUBLE between 0 and 1.
+    Probability,
     /// A number within `min..=max`: DOUBLE.
     Number {
         /// The least value.
@@ -63,7 +65,7 @@ pub enum Shape {
     },
 }
 
-/// The answers of a [`Shape::Boolean`].
+/// The answers of a [`Shape::Boolean`] and of a [`Shape::Probability`].
 const YES: &str = "Yes";
 const NO: &str = "No";
 
@@ -75,7 +77,7 @@ impl Task {
             Shape::Choice { labels, multi: true } => OutputShape::Json(
                 json!({"type": "array", "items": {"type": "string", "enum": labels}, "maxItems": labels.len()}),
             ),
-            Shape::Boolean => OutputShape::Choice(vec![YES.into(), NO.into()]),
+            Shape::Boolean | Shape::Probability => OutputShape::Choice(vec![YES.into(), NO.into()]),
             Shape::Number { min, max, integer } => OutputShape::Number { min: min.0, max: max.0, integer: *integer },
             Shape::Json { schema, .. } => OutputShape::Json(schema.clone()),
             Shape::Text => OutputShape::Text,
@@ -85,13 +87,18 @@ impl Task {
         }
     }
 
+    /// Returns how many probable tokens a request must report, if it must: none but the chosen one, among those of the shape.
+    pub fn logprobs(&self) -> Option<u32> {
+        (self.shape == Shape::Probability).then_some(0)
+    }
+
     /// Returns the type of a value, errors aside.
     pub fn value_type(&self) -> DataType {
         match &self.shape {
             Shape::Choice { multi: false, .. } | Shape::Text => DataType::Utf8,
             Shape::Choice { multi: true, .. } => DataType::new_list(DataType::Utf8, true),
             Shape::Boolean => DataType::Boolean,
-            Shape::Number { .. } => DataType::Float64,
+            Shape::Number { .. } | Shape::Probability => DataType::Float64,
             Shape::Json { value_type, .. } => value_type.clone(),
             Shape::Embedding { dimensions, .. } => vector_type(*dimensions),
         }
@@ -102,11 +109,19 @@ impl Task {
         match (&self.shape, answer.embedding) {
             (Shape::Embedding { dimensions, .. }, Some(vector)) => vector_value(vector, *dimensions),
             (Shape::Embedding { .. }, None) => Err("the model answered without a vector".to_string()),
+            (Shape::Probability, _) if !answer.logprobs.is_empty() => {
+                let chosen = answer.logprobs.iter().map(|token| f64::from(token.logprob)).sum::<f64>().exp().min(1.0);
+                let yes = truth(&answer.text)? == ScalarValue::Boolean(Some(true));
+                Ok(ScalarValue::Float64(Some(if yes { chosen } else { 1.0 - chosen })))
+            }
+            (Shape::Probability, _) if truth(&answer.text).is_ok() => {
+                Err("the model answered without probabilities".to_string())
+            }
             _ => self.parse(&answer.text),
         }
     }
 
-    /// Converts the text of an answer to a value; that of a vector is a JSON list. Fails, in words, if the answer does not have
+    /// Converts the text of an answer to a value; that of a vector is a JSON list, that of a probability the number. Fails, in words, if the answer does not have
     /// the shape.
     pub fn parse(&self, answer: &str) -> Result<ScalarValue, String> {
         match &self.shape {
@@ -124,6 +139,7 @@ impl Task {
                 scalar_of(&Value::Array(chosen), &self.value_type())
             }
             Shape::Number { min, max, integer } => number(answer, min.0, max.0, *integer),
+            Shape::Probability => number(answer, 0.0, 1.0, false),
             Shape::Json { value_type, .. } => {
                 let value: Value = serde_json::from_str(answer).map_err(|error| not_json(answer, &error))?;
                 scalar_of(&value, value_type)
@@ -200,7 +216,7 @@ fn not_json(answer: &str, error: &serde_json::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use refrain_serving::FinishReason;
+    use refrain_serving::{FinishReason, TokenLogprobs};
 
     use super::*;
 
@@ -240,6 +256,22 @@ mod tests {
         let list = Shape::Json { schema: json!({}), value_type: DataType::new_list(DataType::Utf8, true) };
         check(list.clone(), r#"["x"]"#, Ok("[x]"));
         check(list, "{}", Err("{} is no List(Utf8)"));
+    }
+
+    #[test]
+    fn reads_probabilities() {
+        let task = task(Shape::Probability);
+        let answer = |text: &str, logprobs: &[f32]| Answer {
+            logprobs: logprobs.iter().map(|&logprob| TokenLogprobs { logprob, top: vec![] }).collect(),
+            ..Answer::text(text.into(), vec![], FinishReason::Stop)
+        };
+        let quarter = 0.25_f32.ln();
+        assert_eq!(task.read(answer("Yes", &[quarter])), Ok(ScalarValue::Float64(Some(f64::from(quarter).exp()))));
+        assert_eq!(task.read(answer("No", &[quarter, 0.0])), Ok(ScalarValue::Float64(Some(1.0 - f64::from(quarter).exp()))));
+        assert_eq!(task.read(answer("No", &[])), Err("the model answered without probabilities".to_string()));
+        // As it is kept.
+        assert_eq!(task.read(answer("0.5", &[])), Ok(ScalarValue::Float64(Some(0.5))));
+        assert_eq!((task.logprobs(), task.value_type()), (Some(0), DataType::Float64));
     }
 
     #[test]

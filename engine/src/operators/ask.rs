@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::common::{DataFusionError, Result, internal_datafusion_err};
+use datafusion::common::{DataFusionError, Result, ScalarValue, internal_datafusion_err};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, RequestId, RowFailure, Sampling};
@@ -15,6 +15,7 @@ use refrain_udf::{Dedup, Layout, NullInput, OnError, OnOverflow, Prompt, PromptL
 use crate::answers::{Kept, Key, Provenance, QueryAnswers};
 use crate::operators::budget::{Account, Budget};
 use crate::operators::call::PhysicalCall;
+use crate::operators::cascade::Proxy;
 use crate::operators::distinct::Questions;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
 use crate::operators::prompts::{PlannedRequests, plan_requests, with_other_tail};
@@ -45,6 +46,8 @@ pub(super) struct Asker {
     pub share_prefixes: bool,
     /// Whether operators of the query answer each other's questions.
     pub memo: bool,
+    /// Answers first, if the user allows it.
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 /// The identities of some questions.
@@ -77,11 +80,19 @@ pub(super) fn spawn_asking(
         let Some(first) = askers.first() else { return Ok(vec![]) };
         let (scope, budget) = (Arc::clone(&first.scope), first.budget.clone());
         tokio::select! {
-            outcomes = ask_together(&askers, &questions, &wanted) => outcomes,
+            outcomes = ask(&askers, &questions, &wanted) => outcomes,
             error = budget.time_is_up() => Err(error),
             () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
         }
     })
+}
+
+/// Lets the proxy of a call that asks alone answer first, if it has one.
+async fn ask(askers: &[Asker], questions: &Arc<Questions>, wanted: &[u32]) -> Result<Vec<Vec<Outcome>>> {
+    match askers {
+        [Asker { proxy: Some(proxy), .. }] => Ok(vec![proxy.ask(&askers[0], questions, wanted).await?]),
+        _ => ask_together(askers, questions, wanted).await,
+    }
 }
 
 /// Asks several calls about the same rows and returns the outcome of each of the questions `wanted`, call by call. The requests of
@@ -301,6 +312,33 @@ impl Asker {
         Keys { kept, node: is_apart.then_some(self.stats.id) }
     }
 
+    /// Asks some questions alone, and returns their outcomes in the order of `wanted`.
+    ///
+    /// Fails and is cancelled as [`ask_together`] is.
+    pub(super) async fn ask_alone(&self, questions: &Arc<Questions>, wanted: &[u32]) -> Result<Vec<Outcome>> {
+        let answered = ask_together(std::slice::from_ref(self), questions, wanted).await?;
+        answered.into_iter().next().ok_or_else(|| internal_datafusion_err!("one call has one list of answers"))
+    }
+
+    /// Settles questions without asking. Returns their values: another operator of the query may have been told others.
+    pub(super) fn assume(&self, questions: &Questions, values: Vec<(u32, ScalarValue)>) -> Vec<(u32, Outcome)> {
+        let asked: Vec<u32> = values.iter().map(|(question, _)| *question).collect();
+        let keys = self.keys(questions, &asked);
+        let mut claims = self.scope.memo.claims();
+        let settled = values.into_iter().map(|(question, value)| {
+            let key = keys.in_memo(question);
+            match claims.claim(key) {
+                Claim::Known(outcome) => (question, outcome),
+                Claim::Theirs => (question, Ok(value)),
+                Claim::Mine => {
+                    claims.publish(key, Ok(value.clone()));
+                    (question, Ok(value))
+                }
+            }
+        });
+        settled.collect()
+    }
+
     /// Whether answers are drawn rather than the most probable ones.
     fn is_drawn(&self) -> bool {
         self.call.options.sampling.temperature != 0.0
@@ -394,6 +432,11 @@ impl Asker {
                 let kept = Kept::of(&answer);
                 let text = answer.text.clone();
                 match self.call.call.task.read(answer) {
+                    // A probability is kept as a number; its answer would not be whole without those of its tokens.
+                    Ok(value) if self.call.call.task.logprobs().is_some() => {
+                        let kept = Kept::Text(value.to_string().into());
+                        (Ok(value), Some(kept))
+                    }
                     Ok(value) => (Ok(value), kept),
                     Err(message) => (Err(failure("schema", message, Some(&text))), None),
                 }

@@ -9,6 +9,7 @@ use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::cast::as_boolean_array;
 use datafusion::common::{DataFusionError, Result, ScalarValue, exec_datafusion_err};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
+use refrain_optimizer::cascade::Targets;
 use refrain_udf::{LlmCall, ResolvedOptions};
 
 use crate::operators::memo::{Failure, Outcome};
@@ -28,6 +29,17 @@ pub struct PhysicalCall {
     pub model: String,
     /// Call options and settings, merged.
     pub options: ResolvedOptions,
+    /// Set where a proxy may answer first.
+    pub cascade: Option<CascadeCall>,
+}
+
+/// How a proxy may answer a call first.
+#[derive(Clone, Debug)]
+pub struct CascadeCall {
+    /// Asks the proxy how probable yes is, of the same inputs.
+    pub proxy: Arc<PhysicalCall>,
+    /// What the user wants to hold.
+    pub targets: Targets,
 }
 
 impl PhysicalCall {
@@ -101,6 +113,13 @@ impl fmt::Display for PhysicalCall {
         write!(f, "{} model={}", self.call.describe(), self.model)?;
         if let Some(guard) = &self.guard {
             write!(f, " if={guard}")?;
+        }
+        if let Some(CascadeCall { proxy, targets: Targets { recall, precision, failure_probability } }) = &self.cascade {
+            write!(
+                f,
+                " cascade(proxy={}, recall≥{recall}, precision≥{precision}, failure≤{failure_probability})",
+                proxy.model
+            )?;
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use datafusion::physical_plan::metrics::{Count, ExecutionPlanMetricsSet, MetricBuilder};
 
-use crate::operators::scope::NodeStats;
+use crate::operators::call::PhysicalCall;
+use crate::operators::scope::{CascadeStats, NodeStats};
 
 /// What EXPLAIN ANALYZE shows, over all calls of the operator.
 pub(crate) struct Counters {
@@ -18,11 +19,19 @@ pub(crate) struct Counters {
     cached_tokens: Count,
     output_tokens: Count,
     errors: Count,
+    /// Of cascades, and only where there is one.
+    cascades: Option<CascadeCounters>,
+}
+
+struct CascadeCounters {
+    sampled: Count,
+    accepted: Count,
+    rejected: Count,
 }
 
 impl Counters {
     /// Registers the metrics of one partition.
-    pub(crate) fn new(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Self {
+    pub(crate) fn new(metrics: &ExecutionPlanMetricsSet, partition: usize, calls: &[Arc<PhysicalCall>]) -> Self {
         let counter = |name: &'static str| MetricBuilder::new(metrics).counter(name, partition);
         Counters {
             rows: counter("rows"),
@@ -34,6 +43,11 @@ impl Counters {
             cached_tokens: counter("cached_tokens"),
             output_tokens: counter("output_tokens"),
             errors: counter("errors"),
+            cascades: calls.iter().any(|call| call.cascade.is_some()).then(|| CascadeCounters {
+                sampled: counter("cascade_sampled"),
+                accepted: counter("cascade_accepted"),
+                rejected: counter("cascade_rejected"),
+            }),
         }
     }
 
@@ -52,5 +66,11 @@ impl Counters {
         set(&self.cached_tokens, sum(|n| &n.cached_tokens));
         set(&self.output_tokens, sum(|n| &n.output_tokens));
         set(&self.errors, sum(|n| &n.failed_rows));
+        if let Some(CascadeCounters { sampled, accepted, rejected }) = &self.cascades {
+            let all: Vec<CascadeStats> = nodes.iter().flat_map(|node| node.cascades()).collect();
+            set(sampled, all.iter().map(|cascade| cascade.report.sampled as usize).sum());
+            set(accepted, all.iter().map(|cascade| cascade.accepted as usize).sum());
+            set(rejected, all.iter().map(|cascade| cascade.rejected as usize).sum());
+        }
     }
 }

@@ -20,6 +20,7 @@ use refrain_udf::{Layout, LayoutChoice, OnError, PromptLayout, Shape};
 use crate::answers::QueryAnswers;
 use crate::operators::ask::{Asker, spawn_asking};
 use crate::operators::call::PhysicalCall;
+use crate::operators::cascade::Proxy;
 use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::{NO_QUESTION, Questions};
@@ -293,22 +294,33 @@ impl Job {
     async fn askers(&self, kept: &QueryAnswers) -> Result<Vec<Asker>> {
         let mut askers = vec![];
         for (call, stats) in self.calls.iter().zip(&self.stats) {
-            let backend = self.shared.models.backend(&call.model).await?;
-            let layout = Arc::new(PromptLayout::new(&call.call, backend.tokenizer().as_ref())?);
-            stats.model_digest.get_or_init(|| backend.capabilities().model_digest);
-            askers.push(Asker {
-                call: Arc::clone(call),
-                backend,
-                layout,
-                scope: Arc::clone(&self.shared.scope),
-                stats: Arc::clone(stats),
-                budget: self.shared.budget.clone(),
-                kept: kept.clone(),
-                share_prefixes: self.shared.prefix_cache,
-                memo: self.shared.memo,
-            });
+            let mut asker = self.asker(call, Arc::clone(stats), kept).await?;
+            if let Some(cascade) = &call.cascade {
+                let stats = self.shared.scope.add_node(cascade.proxy.function_name(), &cascade.proxy.model);
+                let proxy = self.asker(&cascade.proxy, stats, kept).await?;
+                asker.proxy = Some(Arc::new(Proxy::new(proxy, cascade.targets)));
+            }
+            askers.push(asker);
         }
         Ok(askers)
+    }
+
+    async fn asker(&self, call: &Arc<PhysicalCall>, stats: Arc<NodeStats>, kept: &QueryAnswers) -> Result<Asker> {
+        let backend = self.shared.models.backend(&call.model).await?;
+        let layout = Arc::new(PromptLayout::new(&call.call, backend.tokenizer().as_ref())?);
+        stats.model_digest.get_or_init(|| backend.capabilities().model_digest);
+        Ok(Asker {
+            call: Arc::clone(call),
+            backend,
+            layout,
+            scope: Arc::clone(&self.shared.scope),
+            stats,
+            budget: self.shared.budget.clone(),
+            kept: kept.clone(),
+            share_prefixes: self.shared.prefix_cache,
+            memo: self.shared.memo,
+            proxy: None,
+        })
     }
 
     /// Decides how prompts begin, now that there are rows to judge by, and returns the calls that ask together.
@@ -328,7 +340,9 @@ impl Job {
             for call in group {
                 self.set_layout(&mut askers[*call], layout)?;
             }
-            let data_first = |call: &&usize| askers[**call].layout.layout() == Layout::DataFirst;
+            // A proxy answers for one call, so it asks alone.
+            let data_first =
+                |call: &&usize| askers[**call].layout.layout() == Layout::DataFirst && askers[**call].proxy.is_none();
             let sharing: Vec<usize> = group.iter().filter(data_first).copied().collect();
             together.extend((sharing.len() > 1).then_some(sharing));
         }

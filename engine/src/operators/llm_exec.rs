@@ -362,7 +362,7 @@ impl ExecutionPlan for LlmExec {
             until: self.until.clone(),
             shared: self.shared.clone(),
             store: RowStore::new(&context, partition, self.input.schema(), spills),
-            counters: Counters::new(&self.metrics, partition),
+            counters: Counters::new(&self.metrics, partition, &self.calls),
             baseline: BaselineMetrics::new(&self.metrics, partition),
             order: Arc::clone(&self.order),
         };

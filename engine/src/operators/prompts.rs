@@ -100,7 +100,7 @@ fn field_order(schedule: &Schedule) -> Option<Vec<u32>> {
 fn request(call: &PhysicalCall, id: u32, prompt: Vec<Segment>, shape: &Arc<OutputShape>, seed: u64) -> Request {
     let sampling = Sampling { seed, ..call.options.sampling };
     let request = Request::new(RequestId(id), prompt, Arc::clone(shape), sampling, call.options.max_tokens);
-    Request { stop: Arc::clone(&call.options.stop), ..request }
+    Request { stop: Arc::clone(&call.options.stop), logprobs: call.call.task.logprobs(), ..request }
 }
 
 /// Returns the request of another call about the same row, where both prompts end with the instruction: only their tails differ.

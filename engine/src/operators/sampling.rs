@@ -51,6 +51,7 @@ pub(crate) async fn sample_answers(
         kept: shared.answers.open(&shared.answer_settings).await?,
         share_prefixes: shared.prefix_cache,
         memo: shared.memo,
+        proxy: None,
     };
     let (questions, rows_of) = (Arc::new(questions), wanted.clone());
     let started = Instant::now();

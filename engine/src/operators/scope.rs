@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, SystemTime};
 
+use refrain_optimizer::cascade::Report;
 use refrain_optimizer::filter_order::Passed;
 use refrain_optimizer::statistics::CallStatistics;
 use refrain_udf::Layout;
@@ -101,6 +102,18 @@ pub struct NodeStats {
     errors: Mutex<BTreeMap<&'static str, u64>>,
     times: Mutex<NodeTimes>,
     judged: Mutex<Passed>,
+    cascades: Mutex<Vec<CascadeStats>>,
+}
+
+/// What a cascade did with one window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CascadeStats {
+    /// The sample and what it has shown.
+    pub report: Report,
+    /// Questions taken for yes without asking the model.
+    pub accepted: u64,
+    /// Questions taken for no without asking the model.
+    pub rejected: u64,
 }
 
 /// When a call of an operator asked, and how long it took.
@@ -314,6 +327,16 @@ impl NodeStats {
     /// Returns the failed rows by reason.
     pub fn errors(&self) -> BTreeMap<&'static str, u64> {
         lock(&self.errors).clone()
+    }
+
+    /// Notes what a cascade did with a window.
+    pub(super) fn add_cascade(&self, cascade: CascadeStats) {
+        lock(&self.cascades).push(cascade);
+    }
+
+    /// Returns what cascades did, window by window.
+    pub fn cascades(&self) -> Vec<CascadeStats> {
+        lock(&self.cascades).clone()
     }
 
     /// Returns when the call asked, and how long it took.

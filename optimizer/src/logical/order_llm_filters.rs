@@ -50,6 +50,10 @@ impl OptimizerRule for OrderLlmFilters {
             return Ok(Transformed::no(plan));
         }
         let settings = config.options().extensions.get::<Settings>().cloned().unwrap_or_default();
+        if settings.allows_cascades() {
+            // A cascade proves its thresholds on the rows of a whole stage.
+            return Ok(Transformed::no(plan));
+        }
         match merged(&plan, &settings)? {
             Some(merged) => Ok(Transformed::yes(merged)),
             None => Ok(Transformed::no(plan)),

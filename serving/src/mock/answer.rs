@@ -41,6 +41,11 @@ impl Draws {
         (self.next() % end as u64) as usize
     }
 
+    /// Draws a number above 0 and at most 1.
+    pub(super) fn share(&mut self) -> f64 {
+        (self.below(1000) + 1) as f64 / 1000.0
+    }
+
     fn pick<'a, T>(&mut self, values: &'a [T]) -> Option<&'a T> {
         if values.is_empty() { None } else { values.get(self.below(values.len())) }
     }

@@ -15,7 +15,9 @@ use super::script::{Gate, MockReply, Release};
 use super::tokenizer::ByteTokenizer;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 use crate::error::{Error, Result};
-use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, Request, RowFailure, TokenId, Usage};
+use crate::request::{
+    Answer, Batch, Completion, FinishReason, OutputShape, Request, RowFailure, TokenId, TokenLogprobs, Usage,
+};
 use crate::tokenizer::Tokenizer;
 
 /// A backend without a model: answers obey the shape of their request and follow from the seed and the prompt alone.
@@ -179,10 +181,11 @@ impl MockBackend {
                 Err(RowFailure::Overflow { tokens: request.prompt_len() + 1, limit: self.max_context })
             }
             MockReply::Fail(failure) => Err(failure),
-            MockReply::Text(text) => self.finish(request, &text),
+            MockReply::Text(text) => self.finish(request, &text).map(|answer| report(request, answer, draws.share())),
+            MockReply::Probable(text, p) => self.finish(request, &text).map(|answer| report(request, answer, p)),
             _ if self.dimensions.is_some() => self.finish(request, &self.tokenizer.user_text(&request.prompt.concat())),
             MockReply::Seeded | MockReply::After(..) => match answer(&request.shape, draws) {
-                Some(text) => self.finish(request, &text),
+                Some(text) => self.finish(request, &text).map(|answer| report(request, answer, draws.share())),
                 None => Err(RowFailure::Schema(String::new())),
             },
         };
@@ -210,6 +213,16 @@ impl MockBackend {
             _ => Err(RowFailure::Schema(text)),
         }
     }
+}
+
+/// Adds the probabilities that a request asks for: the whole of an answer's on its first token.
+fn report(request: &Request, answer: Answer, probability: f64) -> Answer {
+    if request.logprobs.is_none() {
+        return answer;
+    }
+    let of = |position: usize| if position == 0 { probability.ln() as f32 } else { 0.0 };
+    let logprobs = (0..answer.tokens.len()).map(|position| TokenLogprobs { logprob: of(position), top: vec![] });
+    Answer { logprobs: logprobs.collect(), ..answer }
 }
 
 impl Backend for MockBackend {

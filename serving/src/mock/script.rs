@@ -12,6 +12,8 @@ use crate::request::RowFailure;
 pub enum MockReply {
     /// Answers with this text, whatever the request's shape; only `max_tokens` is observed.
     Text(String),
+    /// Answers like `Text`, and reports this probability of the whole text where one is asked for.
+    Probable(String, f64),
     /// Answers as without a script: from the seed, the prompt and the shape.
     Seeded,
     /// Fails this request alone.
@@ -26,6 +28,11 @@ impl MockReply {
     /// Makes a text reply.
     pub fn text(text: impl Into<String>) -> Self {
         MockReply::Text(text.into())
+    }
+
+    /// Makes a text reply that the mock is so sure of, between 0 and 1.
+    pub fn probable(text: impl Into<String>, probability: f64) -> Self {
+        MockReply::Probable(text.into(), probability)
     }
 
     /// Holds a reply back until the gate is opened.

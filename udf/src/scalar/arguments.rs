@@ -118,7 +118,7 @@ pub(super) fn listing(words: &[String], last_word: &str) -> String {
 pub(crate) fn value_type(function: Function, arguments: &Arguments) -> Result<DataType> {
     match function {
         Function::Complete => ai_complete::value_type(arguments),
-        Function::Filter => Ok(DataType::Boolean),
+        Function::Filter => ai_filter::value_type(arguments),
         Function::Classify => ai_classify::value_type(arguments),
         Function::Extract => ai_extract::value_type(arguments),
         Function::Score => Ok(DataType::Float64),
@@ -133,7 +133,7 @@ pub(crate) fn value_type(function: Function, arguments: &Arguments) -> Result<Da
 pub(crate) fn task(function: Function, arguments: &Arguments) -> Result<Task> {
     match function {
         Function::Complete => ai_complete::task(arguments),
-        Function::Filter => Ok(ai_filter::task(arguments)),
+        Function::Filter => ai_filter::task(arguments),
         Function::Classify => ai_classify::task(arguments),
         Function::Extract => ai_extract::task(arguments),
         Function::Score => ai_score::task(arguments),

@@ -63,7 +63,7 @@ impl AggregateCounters {
     pub(super) fn new(metrics: &ExecutionPlanMetricsSet, partition: usize) -> Self {
         let counter = |name: &'static str| MetricBuilder::new(metrics).counter(name, partition);
         AggregateCounters {
-            calls: Counters::new(metrics, partition),
+            calls: Counters::new(metrics, partition, &[]),
             groups: counter("groups"),
             inputs: counter("inputs"),
             rounds: counter("rounds"),
@@ -243,6 +243,7 @@ impl AggregateRun {
             kept: kept.clone(),
             share_prefixes: self.shared.prefix_cache,
             memo: self.shared.memo,
+            proxy: None,
         });
         Ok(Asking { askers: askers.collect(), measure })
     }
