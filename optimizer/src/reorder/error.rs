@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::ops::Range;
 
 /// Why a table, a schedule or a strategy was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,13 @@ pub enum ReorderError {
         /// What should have been permuted: "rows" or "fields".
         what: &'static str,
     },
+    /// The columns of a set do not follow each other.
+    SetApart,
+    /// Columns cannot be exchanged within a row.
+    NotASet {
+        /// The positions of the columns.
+        columns: Range<usize>,
+    },
     /// No strategy has this name.
     UnknownStrategy(String),
 }
@@ -65,8 +73,14 @@ impl fmt::Display for ReorderError {
             Self::NotAPermutation { what } => {
                 write!(f, "a schedule must name each of the {what} exactly once")
             }
+            Self::SetApart => write!(f, "a schedule must keep the columns of a set together"),
+            Self::NotASet { columns } => write!(
+                f,
+                "columns {} to {} are no set: they must exist, share one dictionary and be in no other set",
+                columns.start, columns.end
+            ),
             Self::UnknownStrategy(name) => {
-                write!(f, "unknown reorder strategy \"{name}\": use auto, none, rows, search, ggr or ophr")
+                write!(f, "unknown reorder strategy \"{name}\": use auto, none, rows, search, tree, ggr or ophr")
             }
         }
     }

@@ -52,8 +52,9 @@ impl Default for GgrOptions {
 
 /// Orders rows and fields by greedy group recursion.
 pub(super) fn ggr(table: &Table, options: &GgrOptions) -> Schedule {
-    let dependencies = Dependencies::of(table);
-    let columns = dependencies.merge(table);
+    // The paper knows no sets: their columns are columns like any others.
+    let dependencies = Dependencies::between(table.columns(), &[]);
+    let columns: Vec<Cow<'_, Column>> = dependencies.merge(table, &[]).into_iter().flatten().collect();
     let limit = options.distinct_threshold * table.rows() as f64;
     let (mut taking_part, mut appended) = (Vec::new(), Vec::new());
     for (field, column) in (0..).zip(&columns) {

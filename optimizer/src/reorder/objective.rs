@@ -1,11 +1,11 @@
 //! What a schedule is worth: the tokens that need not be computed, and the paper's hit count.
 //!
-//! All three measures match whole cells, by field and value. [`saved_tokens`] is what strategies are
-//! judged by; [`prefix_hit_count`] is the published objective and is kept for comparison only.
+//! All measures here match whole cells, by field and value; [`super::trie`] counts parts of cells as well.
+//! [`prefix_hit_count`] is the published objective and is kept for comparison only.
 
 use ahash::AHashMap;
 
-use super::partition::Refiner;
+use super::partition::{Partition, Refiner};
 use super::schedule::{FieldOrder, Schedule};
 use super::table::Table;
 
@@ -15,19 +15,20 @@ use super::table::Table;
 pub fn saved_tokens(table: &Table, schedule: &Schedule, page: u32) -> u64 {
     match schedule.fields() {
         // Rows that walk one field order branch at the same depths whatever their order.
-        FieldOrder::Same(order) => saved_by_order(table, order, page),
-        FieldOrder::PerRow(_) => saved_in_trie(table, schedule, page),
+        FieldOrder::Same(order) if !table.has_tokens() => saved_by_order(table, order, page),
+        _ => saved_by_cells(table, schedule, page),
     }
 }
 
-/// Returns what all rows save when their fields stand in `order`.
+/// Returns what all rows save when their fields stand in `order`; what all cells of a column begin with counts as shared.
 pub(super) fn saved_by_order(table: &Table, order: &[u32], page: u32) -> u64 {
     let columns = order.iter().map(|&column| &table.columns()[column as usize]);
-    Refiner::new(page).total(table.rows(), columns)
+    Refiner::new(page).total(Partition::whole(table.rows()), columns)
 }
 
-fn saved_in_trie(table: &Table, schedule: &Schedule, page: u32) -> u64 {
+fn saved_by_cells(table: &Table, schedule: &Schedule, page: u32) -> u64 {
     let mut children: AHashMap<(usize, u32, u32), usize> = AHashMap::new();
+    let slots = table.slots();
     let mut saved = 0;
     for (position, &row) in schedule.rows().iter().enumerate() {
         let mut node = 0;
@@ -35,7 +36,7 @@ fn saved_in_trie(table: &Table, schedule: &Schedule, page: u32) -> u64 {
         for &field in schedule.fields_of(position) {
             let column = &table.columns()[field as usize];
             let fresh = children.len() + 1;
-            let child = children.entry((node, field, column.codes()[row as usize])).or_insert(fresh);
+            let child = children.entry((node, slots[field as usize], column.codes()[row as usize])).or_insert(fresh);
             if *child != fresh {
                 prefix += u64::from(column.length_at(row));
             }
@@ -70,9 +71,9 @@ pub fn prefix_hit_count(table: &Table, schedule: &Schedule) -> u64 {
 fn hit_lengths<'a>(table: &'a Table, schedule: &'a Schedule, position: usize) -> impl Iterator<Item = u32> + 'a {
     let (previous, row) = (schedule.rows()[position - 1], schedule.rows()[position]);
     let fields = schedule.fields_of(position - 1).iter().zip(schedule.fields_of(position));
-    let shared = fields.take_while(move |&(before, field)| {
-        let codes = table.columns()[*field as usize].codes();
-        before == field && codes[previous as usize] == codes[row as usize]
+    let code = |field: u32, row: u32| table.columns()[field as usize].codes()[row as usize];
+    let shared = fields.take_while(move |&(&before, &field)| {
+        table.slot(before) == table.slot(field) && code(before, previous) == code(field, row)
     });
     shared.map(move |(_, field)| table.columns()[*field as usize].length_at(row))
 }

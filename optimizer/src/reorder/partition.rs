@@ -26,10 +26,15 @@ struct Class {
 impl Partition {
     /// One class of all rows: no column has been looked at.
     pub(super) fn whole(rows: usize) -> Self {
-        if rows < 2 {
-            return Self::default();
+        Self::of((0..rows as u32).collect())
+    }
+
+    /// One class of some rows.
+    pub(super) fn of(rows: Vec<u32>) -> Self {
+        match rows.len() {
+            0 | 1 => Self::default(),
+            end => Self { rows, classes: vec![Class { end, offset: 0 }] },
         }
-        Self { rows: (0..rows as u32).collect(), classes: vec![Class { end: rows, offset: 0 }] }
     }
 
     /// Whether no two rows share all columns so far.
@@ -37,7 +42,7 @@ impl Partition {
         self.rows.is_empty()
     }
 
-    fn classes(&self) -> impl Iterator<Item = (&[u32], u64)> {
+    pub(super) fn classes(&self) -> impl Iterator<Item = (&[u32], u64)> {
         let starts = std::iter::once(0).chain(self.classes.iter().map(|class| class.end));
         let spans = starts.zip(&self.classes);
         spans.map(|(start, class)| (&self.rows[start..class.end], class.offset))
@@ -62,21 +67,30 @@ impl Refiner {
         self.visited
     }
 
+    /// Counts cells looked at elsewhere.
+    pub(super) fn add_visited(&mut self, cells: u64) {
+        self.visited += cells;
+    }
+
     /// Returns the tokens saved by placing `column` next: in each class, every cell but the first
-    /// of its kind.
+    /// of its kind, and of those that are the first what all cells of the column begin with.
     pub(super) fn gain(&mut self, partition: &Partition, column: &Column) -> u64 {
         self.visited += partition.rows.len() as u64;
         self.splitter.reserve(column, partition.classes.len());
         let mut gain = 0;
         for (rows, offset) in partition.classes() {
             self.splitter.epoch += 1;
+            let mut distinct = 0;
             for &row in rows {
                 let code = column.codes()[row as usize] as usize;
                 if self.splitter.stamps[code] == self.splitter.epoch {
                     gain += self.credit(offset, column.lengths()[code]);
+                } else {
+                    distinct += 1;
                 }
                 self.splitter.stamps[code] = self.splitter.epoch;
             }
+            gain += (distinct - 1) * self.credit(offset, column.common_len());
         }
         gain
     }
@@ -89,7 +103,8 @@ impl Refiner {
         let mut gain = 0;
         let mut finer = Partition::default();
         for (rows, offset) in partition.classes() {
-            let (mut rest, parts) = self.splitter.split(rows, column.codes());
+            let (mut rest, parts) = self.splitter.split(rows, column.codes(), |_| ());
+            gain += (parts.len() as u64 - 1) * credit(self.page, offset, column.common_len());
             for &(size, code) in parts {
                 let (part, tail) = rest.split_at(size as usize);
                 rest = tail;
@@ -105,11 +120,28 @@ impl Refiner {
         (gain, finer)
     }
 
-    /// Returns what placing the columns in this order saves, rows sorted accordingly.
-    pub(super) fn total<'a>(&mut self, rows: usize, columns: impl IntoIterator<Item = &'a Column>) -> u64 {
-        let mut partition = Partition::whole(rows);
+    /// Splits every class by one column after the other.
+    pub(super) fn refine_by<'a>(
+        &mut self,
+        partition: &Partition,
+        columns: impl IntoIterator<Item = &'a Column>,
+    ) -> (u64, Partition) {
+        let mut columns = columns.into_iter();
+        let Some(first) = columns.next() else { return (0, partition.clone()) };
+        let start = self.refine(partition, first);
+        columns.fold(start, |(saved, partition), column| {
+            let (gain, finer) = self.refine(&partition, column);
+            (saved + gain, finer)
+        })
+    }
+
+    /// Returns what placing the columns in this order saves in the rows of `partition`, sorted accordingly.
+    pub(super) fn total<'a>(&mut self, mut partition: Partition, columns: impl IntoIterator<Item = &'a Column>) -> u64 {
         let mut total = 0;
         for column in columns {
+            if partition.is_empty() {
+                break;
+            }
             let (gain, finer) = self.refine(&partition, column);
             total += gain;
             partition = finer;
@@ -159,9 +191,10 @@ impl Splitter {
         }
     }
 
-    /// Returns `rows` grouped by code, groups and rows in order of first appearance, and the number
-    /// of rows and the code of each group. Room must have been reserved.
-    fn split(&mut self, rows: &[u32], codes: &[u32]) -> (&[u32], &[(u32, u32)]) {
+    /// Returns `rows` grouped by code, rows in order of first appearance, and the number of rows and the
+    /// code of each group. Groups come in order of first appearance unless `arrange` moves them. Room must
+    /// have been reserved.
+    fn split(&mut self, rows: &[u32], codes: &[u32], arrange: impl FnOnce(&mut [(u32, u32)])) -> (&[u32], &[(u32, u32)]) {
         self.epoch += 1;
         self.parts.clear();
         self.row_parts.clear();
@@ -177,10 +210,11 @@ impl Splitter {
             self.parts[part as usize].0 += 1;
             self.row_parts.push(part);
         }
-        self.places.clear();
+        arrange(&mut self.parts);
+        self.places.resize(self.parts.len().max(self.places.len()), 0);
         let mut place = 0;
-        for &(size, _) in &self.parts {
-            self.places.push(place);
+        for &(size, code) in &self.parts {
+            self.places[self.part_of[code as usize] as usize] = place;
             place += size;
         }
         self.grouped.resize(rows.len(), 0);
@@ -192,8 +226,9 @@ impl Splitter {
         (&self.grouped, &self.parts)
     }
 
-    /// Sorts `rows` so that rows equal in the leading columns are adjacent, column by column;
-    /// equals keep the order of their first appearance.
+    /// Sorts `rows` so that rows equal in the leading columns are adjacent, column by column. Groups come in
+    /// the order of their tokens where a column knows them, so that cells that begin alike are neighbours;
+    /// else in order of first appearance.
     pub(super) fn sort<'a>(&mut self, rows: &mut [u32], columns: impl IntoIterator<Item = &'a Column>) {
         let mut classes: Vec<Range<usize>> = std::iter::once(0..rows.len()).collect();
         for column in columns {
@@ -201,7 +236,7 @@ impl Splitter {
             self.reserve(column, classes.len());
             let mut finer = Vec::with_capacity(classes.len());
             for class in classes {
-                let (grouped, parts) = self.split(&rows[class.clone()], column.codes());
+                let (grouped, parts) = self.split(&rows[class.clone()], column.codes(), |parts| by_tokens(parts, column));
                 rows[class.clone()].copy_from_slice(grouped);
                 let mut start = class.start;
                 for &(size, _) in parts {
@@ -212,6 +247,10 @@ impl Splitter {
             classes = finer;
         }
     }
+}
+
+fn by_tokens(parts: &mut [(u32, u32)], column: &Column) {
+    parts.sort_by(|&(_, a), &(_, b)| column.tokens_of(a).cmp(&column.tokens_of(b)));
 }
 
 #[cfg(test)]
@@ -233,14 +272,14 @@ mod tests {
         assert_eq!((gain, partition.rows.as_slice()), (10, [0, 2, 3].as_slice()));
         let (gain, partition) = refiner.refine(&partition, &second);
         assert_eq!((gain, partition.rows.as_slice()), (10, [0, 2].as_slice()));
-        assert_eq!(refiner.total(5, [&first, &second]), 20);
+        assert_eq!(refiner.total(Partition::whole(5), [&first, &second]), 20);
     }
 
     #[test]
     fn credits_whole_pages() {
         let columns = [column(&[0, 0], &[10]), column(&[0, 0], &[10]), column(&[0, 1], &[50, 50])];
-        assert_eq!(Refiner::new(16).total(2, &columns), 16);
-        assert_eq!(Refiner::new(4).total(2, &columns), 20);
+        assert_eq!(Refiner::new(16).total(Partition::whole(2), &columns), 16);
+        assert_eq!(Refiner::new(4).total(Partition::whole(2), &columns), 20);
     }
 
     #[test]

@@ -3,16 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::dependencies::Dependency;
 use super::error::ReorderError;
 use super::ggr::{self, GgrOptions};
 use super::ophr::{self, HitWeight};
 use super::table::Table;
-use super::{rows, search};
+use super::{auto, rows};
 
 /// How rows and fields are ordered. The names are those of the SQL setting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Strategy {
-    /// The planner's choice: at present [`Strategy::Search`].
+    /// The planner's choice: [`Strategy::Search`], or [`Strategy::Tree`] where that saves clearly more.
     #[default]
     Auto,
     /// Rows and fields as stored: the baseline.
@@ -21,6 +22,8 @@ pub enum Strategy {
     Rows,
     /// One field order for all rows, searched for on the data, and rows sorted by it.
     Search,
+    /// A field order for each group of rows, where that saves more than the searched one.
+    Tree,
     /// The paper's greedy group recursion: a field order for each row.
     Ggr,
     /// The paper's exact algorithm; small tables only.
@@ -28,7 +31,9 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    const ALL: [Self; 6] = [Self::Auto, Self::None, Self::Rows, Self::Search, Self::Ggr, Self::Ophr];
+    /// Every strategy, the baseline and the simpler ones first.
+    pub const ALL: [Self; 7] =
+        [Self::Auto, Self::None, Self::Rows, Self::Search, Self::Tree, Self::Ggr, Self::Ophr];
 
     /// Returns the name used in the SQL setting.
     pub fn name(self) -> &'static str {
@@ -37,6 +42,7 @@ impl Strategy {
             Self::None => "none",
             Self::Rows => "rows",
             Self::Search => "search",
+            Self::Tree => "tree",
             Self::Ggr => "ggr",
             Self::Ophr => "ophr",
         }
@@ -67,6 +73,8 @@ pub struct Options {
     /// How many cells the search may look at: its time budget, counted rather than timed, so that
     /// plans are reproducible. A core looks at about a hundred million a second.
     pub search_cells: u64,
+    /// How many cells [`Strategy::Tree`] may look at beyond the search.
+    pub tree_cells: u64,
     /// Tables with more rows are first searched on a sample of about this size; the order found there
     /// is then improved on larger samples while the budget lasts, and scored on the whole table.
     pub sample_rows: usize,
@@ -78,7 +86,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { page: 1, search_cells: 50_000_000, sample_rows: 2_048, ggr: GgrOptions::default(), ophr: HitWeight::Squared }
+        Self { page: 1, search_cells: 50_000_000, tree_cells: 50_000_000, sample_rows: 2_048, ggr: GgrOptions::default(), ophr: HitWeight::Squared }
     }
 }
 
@@ -96,12 +104,13 @@ pub enum FieldOrder {
 pub struct Schedule {
     rows: Vec<u32>,
     fields: FieldOrder,
+    dependencies: Vec<Dependency>,
 }
 
 impl Schedule {
     /// Makes a schedule of `table` from given orders.
     ///
-    /// Fails unless `rows` names each row once and each field order names each column once.
+    /// Fails unless `rows` names each row once and each field order names each column once, those of a set one after the other.
     pub fn new(table: &Table, rows: Vec<u32>, fields: FieldOrder) -> Result<Self, ReorderError> {
         let columns = table.columns().len();
         let fields_are_permuted = match &fields {
@@ -116,12 +125,42 @@ impl Schedule {
         if !fields_are_permuted {
             return Err(ReorderError::NotAPermutation { what: "fields" });
         }
-        Ok(Self { rows, fields })
+        let are_together = match &fields {
+            FieldOrder::Same(order) => sets_are_together(table, order),
+            FieldOrder::PerRow(orders) => orders.iter().all(|order| sets_are_together(table, order)),
+        };
+        if !are_together {
+            return Err(ReorderError::SetApart);
+        }
+        Ok(Self { rows, fields, dependencies: Vec::new() })
     }
 
     /// Wraps what a solver built; its property tests hold it to [`Schedule::new`].
     pub(super) fn from_solver(rows: Vec<u32>, fields: FieldOrder) -> Self {
-        Self { rows, fields }
+        Self { rows, fields, dependencies: Vec::new() }
+    }
+
+    /// States which dependencies the field order makes use of.
+    pub(super) fn with_dependencies(self, dependencies: Vec<Dependency>) -> Self {
+        Self { dependencies, ..self }
+    }
+
+    /// Returns the same rows, each with its fields, in another order: that of `positions` in this one.
+    pub(super) fn reordered(&self, positions: &[u32]) -> Self {
+        let rows = positions.iter().map(|&position| self.rows[position as usize]).collect();
+        let fields = match &self.fields {
+            FieldOrder::Same(order) => FieldOrder::Same(order.clone()),
+            FieldOrder::PerRow(orders) => {
+                FieldOrder::PerRow(positions.iter().map(|&position| orders[position as usize].clone()).collect())
+            }
+        };
+        Self { rows, fields, dependencies: self.dependencies.clone() }
+    }
+
+    /// Returns the functional dependencies that the field order makes use of; those of the order for all rows where groups
+    /// have orders of their own.
+    pub fn dependencies(&self) -> &[Dependency] {
+        &self.dependencies
     }
 
     /// Returns the row numbers in the order of computation.
@@ -143,6 +182,28 @@ impl Schedule {
     }
 }
 
+fn sets_are_together(table: &Table, order: &[u32]) -> bool {
+    table.sets().iter().all(|set| {
+        let first = order.iter().position(|&column| set.contains(&(column as usize)));
+        first.is_some_and(|first| order[first..].iter().take(set.len()).all(|&column| set.contains(&(column as usize))))
+    })
+}
+
+/// Moves the columns of each set to the first of them, for strategies that do not know sets.
+fn put_sets_together(table: &Table, schedule: Schedule) -> Schedule {
+    if table.sets().is_empty() {
+        return schedule;
+    }
+    let together = |order: &[u32]| {
+        let slots: Vec<u32> = order.iter().map(|&column| table.slot(column)).collect();
+        let mut positions: Vec<usize> = (0..order.len()).collect();
+        positions.sort_by_key(|&at| slots.iter().position(|&slot| slot == slots[at]));
+        positions.into_iter().map(|at| order[at]).collect()
+    };
+    let orders = (0..schedule.rows.len()).map(|position| together(schedule.fields_of(position))).collect();
+    Schedule { fields: FieldOrder::PerRow(orders), ..schedule }
+}
+
 fn is_permutation(order: &[u32], length: usize) -> bool {
     let mut seen = vec![false; length];
     order.len() == length
@@ -159,9 +220,11 @@ pub fn schedule(table: &Table, strategy: Strategy, options: &Options) -> Result<
             Schedule::from_solver(rows, FieldOrder::Same(table.stored_order()))
         }
         Strategy::Rows => rows::sorted_by(table, table.stored_order()),
-        Strategy::Auto | Strategy::Search => rows::sorted_by(table, search::field_order(table, options)),
-        Strategy::Ggr => ggr::ggr(table, &options.ggr),
-        Strategy::Ophr => ophr::ophr(table, options.ophr)?,
+        Strategy::Auto => auto::auto(table, options),
+        Strategy::Search => auto::search(table, options),
+        Strategy::Tree => auto::tree(table, options),
+        Strategy::Ggr => put_sets_together(table, ggr::ggr(table, &options.ggr)),
+        Strategy::Ophr => put_sets_together(table, ophr::ophr(table, options.ophr)?),
     })
 }
 

@@ -1,63 +1,46 @@
-//! One field order for the whole table, searched for by the tokens it saves: the default strategy.
+//! One field order for the whole table, searched for by the tokens it saves.
 //!
 //! With rows sorted by an order, what it saves is a sum over its fields that class-id refinement
 //! computes without sorting, and the classes after some fields do not depend on their order. So:
 //! merge one-to-one columns; choose greedily the field that saves most given those before it, the
-//! fields that it determines in front of it; then move single fields while that helps. The result is
-//! compared on the full table with the stored order and with the one-score order of the paper's
-//! first version. Large tables are searched on a sample of whole groups, then on larger ones.
+//! fields that it determines in front of it; then move single fields while that helps. Large tables are
+//! searched on a sample of whole groups, then on larger ones.
 
 use std::borrow::Cow;
 
-use super::dependencies::Dependencies;
-use super::objective::saved_by_order;
+use super::dependencies::{Dependencies, Unit};
 use super::partition::{Partition, Refiner};
 use super::schedule::Options;
-use super::table::{Column, Table};
 
-/// Returns the columns of `table` in the best order found. The stored order wins ties, so that
-/// prompts change only where that saves something.
-pub(super) fn field_order(table: &Table, options: &Options) -> Vec<u32> {
-    let dependencies = Dependencies::of(table);
-    let columns = dependencies.merge(table);
-    let searched = searched_order(&columns, table.rows(), &dependencies, options);
-    let scored = dependencies.coarser_first(&scored_order(&columns));
-    let mut best = table.stored_order();
-    let mut best_saved = saved_by_order(table, &best, options.page);
-    for order in [searched, scored].map(|groups| dependencies.expand(&groups)) {
-        let saved = saved_by_order(table, &order, options.page);
-        if saved > best_saved {
-            (best, best_saved) = (order, saved);
-        }
-    }
-    best
-}
-
-/// Fields by mean length times rows over distinct values, descending: the order of the paper's first
+/// Units by mean length times rows over distinct values, descending: the order of the paper's first
 /// version, which looks at each field by itself.
-fn scored_order(columns: &[Cow<'_, Column>]) -> Vec<u32> {
-    let scores: Vec<f64> = columns
-        .iter()
-        .map(|column| {
+pub(super) fn scored_order(units: &[Unit<'_>]) -> Vec<u32> {
+    let score = |unit: &Unit<'_>| {
+        let scores = unit.iter().map(|column| {
             let distinct = column.counts().iter().filter(|&&count| count > 0).count();
             column.tokens() as f64 / distinct.max(1) as f64
-        })
-        .collect();
-    let mut order: Vec<u32> = (0..columns.len() as u32).collect();
+        });
+        scores.fold(0.0, f64::max)
+    };
+    let scores: Vec<f64> = units.iter().map(score).collect();
+    let mut order: Vec<u32> = (0..units.len() as u32).collect();
     order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
     order
 }
 
-fn searched_order(columns: &[Cow<'_, Column>], rows: usize, dependencies: &Dependencies, options: &Options) -> Vec<u32> {
+/// Returns the order of units found within the budget of `options`.
+pub(super) fn searched_order(units: &[Unit<'_>], rows: usize, dependencies: &Dependencies, options: &Options) -> Vec<u32> {
     let mut refiner = Refiner::new(options.page);
     let mut order: Option<Vec<u32>> = None;
     let mut target = options.sample_rows.max(1);
     loop {
-        let sample = sample_rows(columns, rows, target);
-        let sampled =
-            sample.as_ref().map(|sample| columns.iter().map(|column| Cow::Owned(column.select(sample))).collect::<Vec<_>>());
+        let sample = sample_rows(units, rows, target);
+        let sampled = sample.as_ref().map(|sample| {
+            let select = |unit: &Unit<'_>| unit.iter().map(|column| Cow::Owned(column.select(sample))).collect();
+            units.iter().map(select).collect::<Vec<Unit<'_>>>()
+        });
         let mut search = Search {
-            columns: sampled.as_deref().unwrap_or(columns),
+            units: sampled.as_deref().unwrap_or(units),
             rows: sample.as_ref().map_or(rows, Vec::len),
             dependencies,
             refiner: &mut refiner,
@@ -67,7 +50,7 @@ fn searched_order(columns: &[Cow<'_, Column>], rows: usize, dependencies: &Depen
         let improved = dependencies.coarser_first(&search.improve(start));
         // Most moves are found on few rows; more rows correct what those could not show.
         target = target.saturating_mul(4);
-        let cells_next = (target.min(rows) as u64).saturating_mul(columns.len() as u64);
+        let cells_next = (target.min(rows) as u64).saturating_mul(units.len() as u64);
         if sample.is_none() || refiner.visited() + cells_next > options.search_cells {
             return improved;
         }
@@ -79,11 +62,11 @@ fn searched_order(columns: &[Cow<'_, Column>], rows: usize, dependencies: &Depen
 ///
 /// Takes all rows of a value or none, for the coarsest field whose groups are small enough to choose
 /// among: a uniform sample would make groups look unique that are merely rarer than its step.
-fn sample_rows(columns: &[Cow<'_, Column>], rows: usize, target: usize) -> Option<Vec<u32>> {
+fn sample_rows(units: &[Unit<'_>], rows: usize, target: usize) -> Option<Vec<u32>> {
     if rows <= target {
         return None;
     }
-    let counted = columns.iter().map(|column| (column, column.counts()));
+    let counted = units.iter().flatten().map(|column| (column, column.counts()));
     let eligible = counted.filter(|(_, counts)| {
         let largest = counts.iter().copied().max().unwrap_or(0) as usize;
         largest > 1 && largest * 4 <= target
@@ -116,7 +99,7 @@ fn mix(code: u32) -> u64 {
 }
 
 struct Search<'a> {
-    columns: &'a [Cow<'a, Column>],
+    units: &'a [Unit<'a>],
     rows: usize,
     dependencies: &'a Dependencies,
     refiner: &'a mut Refiner,
@@ -127,8 +110,8 @@ impl Search<'_> {
     /// Appends, again and again, the field that saves most behind those chosen, after the fields
     /// that it determines. When no two rows share all of them, the rest follows, short fields first.
     fn greedy(&mut self) -> Vec<u32> {
-        let mut order = Vec::with_capacity(self.columns.len());
-        let mut rest: Vec<u32> = (0..self.columns.len() as u32).collect();
+        let mut order = Vec::with_capacity(self.units.len());
+        let mut rest: Vec<u32> = (0..self.units.len() as u32).collect();
         let mut partition = Partition::whole(self.rows);
         while !partition.is_empty() && !rest.is_empty() && self.may_go_on() {
             let gains = rest.iter().map(|&field| (self.gain(&partition, field), field));
@@ -143,7 +126,7 @@ impl Search<'_> {
                 }
             }
         }
-        rest.sort_by_key(|&field| self.columns[field as usize].tokens());
+        rest.sort_by_key(|&field| self.units[field as usize].iter().map(|column| column.tokens()).sum::<u64>());
         order.extend(rest);
         order
     }
@@ -221,11 +204,14 @@ impl Search<'_> {
     }
 
     fn gain(&mut self, partition: &Partition, field: u32) -> u64 {
-        self.refiner.gain(partition, &self.columns[field as usize])
+        match self.units[field as usize].as_slice() {
+            [column] => self.refiner.gain(partition, column),
+            _ => self.refine(partition, field).0,
+        }
     }
 
     fn refine(&mut self, partition: &Partition, field: u32) -> (u64, Partition) {
-        self.refiner.refine(partition, &self.columns[field as usize])
+        self.refiner.refine_by(partition, self.units[field as usize].iter().map(Cow::as_ref))
     }
 }
 
@@ -272,6 +258,11 @@ impl Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reorder::{Column, Strategy, Table, schedule};
+
+    fn field_order(table: &Table, options: &Options) -> Vec<u32> {
+        schedule(table, Strategy::Search, options).unwrap().fields_of(0).to_vec()
+    }
 
     fn table(columns: &[(&[u32], u32)]) -> Table {
         let rows = columns[0].0.len();
@@ -308,8 +299,8 @@ mod tests {
         let groups: Vec<u32> = (0..600).map(|row| row % 60).collect();
         let keys: Vec<u32> = (0..600).collect();
         let columns = [
-            Cow::Owned(Column::new(keys, vec![1; 600]).unwrap()),
-            Cow::Owned(Column::new(groups.clone(), vec![1; 60]).unwrap()),
+            vec![Cow::Owned(Column::new(keys, vec![1; 600]).unwrap())],
+            vec![Cow::Owned(Column::new(groups.clone(), vec![1; 60]).unwrap())],
         ];
         assert_eq!(sample_rows(&columns, 600, 600), None);
         let sample = sample_rows(&columns, 600, 100).unwrap();
