@@ -36,7 +36,8 @@ impl Dependency {
     ///
     /// A column without a name is shown by its position.
     pub fn describe(&self, names: &[impl AsRef<str>]) -> String {
-        let name = |column: u32| names.get(column as usize).map_or_else(|| format!("#{column}"), |name| name.as_ref().to_owned());
+        let name =
+            |column: u32| names.get(column as usize).map_or_else(|| format!("#{column}"), |name| name.as_ref().to_owned());
         let arrow = if self.is_mutual { "<->" } else { "->" };
         format!("FD {} {arrow} {}", name(self.determinant), name(self.determined))
     }

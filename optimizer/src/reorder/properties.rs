@@ -66,7 +66,8 @@ fn prompts(table: &Table, schedule: &Schedule) -> Vec<Vec<Arc<[u32]>>> {
 
 /// What a cache that holds everything saves, rounded down to pages: each prompt against all earlier ones.
 fn saved_beside_earlier(prompts: &[Vec<Arc<[u32]>>], page: usize) -> u64 {
-    let flat: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.iter().flat_map(|cell| cell.iter().copied()).collect()).collect();
+    let flat: Vec<Vec<u32>> =
+        prompts.iter().map(|prompt| prompt.iter().flat_map(|cell| cell.iter().copied()).collect()).collect();
     let shared = |(at, prompt): (usize, &Vec<u32>)| {
         let common = |other: &Vec<u32>| prompt.iter().zip(other).take_while(|(a, b)| a == b).count();
         flat[..at].iter().map(common).max().unwrap_or(0) / page * page
@@ -76,7 +77,8 @@ fn saved_beside_earlier(prompts: &[Vec<Arc<[u32]>>], page: usize) -> u64 {
 
 /// What prompts save beside all earlier ones, a token of each being computed.
 fn saved_of_whole(prompts: &[Vec<Arc<[u32]>>]) -> u64 {
-    let flat: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.iter().flat_map(|cell| cell.iter().copied()).collect()).collect();
+    let flat: Vec<Vec<u32>> =
+        prompts.iter().map(|prompt| prompt.iter().flat_map(|cell| cell.iter().copied()).collect()).collect();
     let shared = |(at, prompt): (usize, &Vec<u32>)| {
         let common = |other: &Vec<u32>| prompt.iter().zip(other).take_while(|(a, b)| a == b).count();
         flat[..at].iter().map(common).max().unwrap_or(0).min(prompt.len() - 1) as u64
@@ -241,7 +243,8 @@ proptest! {
             let options = Options { ggr, ..Options::default() };
             for strategy in ALL {
                 let found = schedule(&table, strategy, &options).unwrap();
-                prop_assert_eq!(checked(&table, &found).as_ref(), Ok(&found), "{}", strategy);
+                let checked = checked(&table, &found);
+                prop_assert_eq!(checked.as_ref(), Ok(&found), "{}", strategy);
                 let again = schedule(&table, strategy, &options);
                 prop_assert_eq!(again.as_ref(), Ok(&found));
             }
@@ -298,7 +301,8 @@ proptest! {
         let none = saved_in_trie(&table, &schedule(&table, Strategy::None, &options).unwrap(), page);
         for strategy in ALL.into_iter().filter(|strategy| *strategy != Strategy::Ophr || table.rows() <= 12) {
             let found = schedule(&table, strategy, &options).unwrap();
-            prop_assert_eq!(checked(&table, &found).as_ref(), Ok(&found), "{}", strategy);
+            let checked = checked(&table, &found);
+            prop_assert_eq!(checked.as_ref(), Ok(&found), "{}", strategy);
             let again = schedule(&table, strategy, &options);
             prop_assert_eq!(again.as_ref(), Ok(&found));
             if [Strategy::Search, Strategy::Tree, Strategy::Auto].contains(&strategy) {

@@ -32,8 +32,7 @@ pub enum Strategy {
 
 impl Strategy {
     /// Every strategy, the baseline and the simpler ones first.
-    pub const ALL: [Self; 7] =
-        [Self::Auto, Self::None, Self::Rows, Self::Search, Self::Tree, Self::Ggr, Self::Ophr];
+    pub const ALL: [Self; 7] = [Self::Auto, Self::None, Self::Rows, Self::Search, Self::Tree, Self::Ggr, Self::Ophr];
 
     /// Returns the name used in the SQL setting.
     pub fn name(self) -> &'static str {
@@ -86,7 +85,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { page: 1, search_cells: 50_000_000, tree_cells: 50_000_000, sample_rows: 2_048, ggr: GgrOptions::default(), ophr: HitWeight::Squared }
+        Self {
+            page: 1,
+            search_cells: 50_000_000,
+            tree_cells: 50_000_000,
+            sample_rows: 2_048,
+            ggr: GgrOptions::default(),
+            ophr: HitWeight::Squared,
+        }
     }
 }
 

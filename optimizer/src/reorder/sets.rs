@@ -97,7 +97,9 @@ impl Solver<'_> {
             return;
         }
         let mut items = Items::of(rows.iter().map(|&row| self.open_items(row, placed)));
-        while let Some(item) = items.take_best(|code| u64::from(self.table.columns()[self.set.start].lengths()[code as usize])) {
+        while let Some(item) =
+            items.take_best(|code| u64::from(self.table.columns()[self.set.start].lengths()[code as usize]))
+        {
             let group: Vec<u32> = items.rows_with(item).map(|at| rows[at as usize]).collect();
             items.remove_rows(item);
             for &row in &group {
@@ -176,9 +178,8 @@ impl Items {
 
     /// Returns the item that saves most in the rows that are left, if any saves something.
     fn take_best(&mut self, length: impl Fn(u32) -> u64) -> Option<usize> {
-        let saves = |item: usize, counts: &[u32], codes: &[u32]| {
-            u64::from(counts[item].saturating_sub(1)) * length(codes[item])
-        };
+        let saves =
+            |item: usize, counts: &[u32], codes: &[u32]| u64::from(counts[item].saturating_sub(1)) * length(codes[item]);
         let heap = self.heap.get_or_insert_with(|| {
             let all = (0..self.codes.len()).map(|item| (saves(item, &self.counts, &self.codes), Reverse(item)));
             all.filter(|&(saved, _)| saved > 0).collect()
@@ -222,9 +223,8 @@ mod tests {
         let width = words[0].len();
         let lengths: Vec<u32> = (0..=26).collect();
         let code = |letter: u8| if letter == b'.' { 0 } else { u32::from(letter - b'a') + 1 };
-        let columns = (0..width).map(|at| {
-            Column::new(words.iter().map(|word| code(word.as_bytes()[at])).collect(), lengths.clone()).unwrap()
-        });
+        let columns = (0..width)
+            .map(|at| Column::new(words.iter().map(|word| code(word.as_bytes()[at])).collect(), lengths.clone()).unwrap());
         let table = Table::new(columns.collect(), words.len()).unwrap().with_set(0..width).unwrap();
         let arrangement = Arrangement::of(&table, &Partition::whole(words.len()));
         let row = |(row, word): (usize, &&str)| {

@@ -121,9 +121,9 @@ impl Column {
 /// Returns how many tokens all cells begin with.
 fn common_start(cells: &[Arc<[u32]>]) -> u32 {
     let Some((first, rest)) = cells.split_first() else { return 0 };
-    let common = rest.iter().fold(first.len(), |common, cell| {
-        first[..common].iter().zip(cell.iter()).take_while(|(a, b)| a == b).count()
-    });
+    let common = rest
+        .iter()
+        .fold(first.len(), |common, cell| first[..common].iter().zip(cell.iter()).take_while(|(a, b)| a == b).count());
     common as u32
 }
 
@@ -162,7 +162,8 @@ impl Table {
         let members = self.columns.get(columns.clone()).unwrap_or_default();
         let is_taken = self.sets.iter().any(|set| set.start < columns.end && columns.start < set.end);
         let one_dictionary = members.windows(2).all(|pair| {
-            pair[0].lengths == pair[1].lengths && (Arc::ptr_eq(&pair[0].tokens, &pair[1].tokens) || pair[0].tokens == pair[1].tokens)
+            pair[0].lengths == pair[1].lengths
+                && (Arc::ptr_eq(&pair[0].tokens, &pair[1].tokens) || pair[0].tokens == pair[1].tokens)
         });
         if members.is_empty() || is_taken || !one_dictionary {
             return Err(ReorderError::NotASet { columns });

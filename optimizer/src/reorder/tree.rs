@@ -20,7 +20,12 @@ const ALONE: u32 = u32::MAX;
 
 /// Returns the rows in groups, and for each the order of its units, starting from `order` for all. `None` if that order is kept for
 /// all rows.
-pub(super) fn orders(units: &[Unit<'_>], rows: usize, order: &[u32], options: &Options) -> Option<(Vec<u32>, Vec<Vec<u32>>)> {
+pub(super) fn orders(
+    units: &[Unit<'_>],
+    rows: usize,
+    order: &[u32],
+    options: &Options,
+) -> Option<(Vec<u32>, Vec<Vec<u32>>)> {
     let mut tree = Tree {
         units,
         order,
@@ -246,7 +251,9 @@ impl Base {
         let mut classes: Vec<u32> = Vec::with_capacity(rows.len());
         for level in &self.levels {
             classes.clear();
-            classes.extend(rows.iter().map(|&row| level.class_of[local[row as usize] as usize]).filter(|&class| class != ALONE));
+            classes.extend(
+                rows.iter().map(|&row| level.class_of[local[row as usize] as usize]).filter(|&class| class != ALONE),
+            );
             if classes.is_empty() {
                 break;
             }
