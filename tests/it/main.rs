@@ -20,6 +20,7 @@ mod external_models;
 mod layering;
 mod layouts;
 mod limits;
+mod passages;
 mod predicate_order;
 mod query_shapes;
 mod seams;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use datafusion::arrow::array::{ArrayRef, StructArray};
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result, ScalarValue, internal_err, plan_err};
-use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::{Expr, ExprSchemable};
 use serde_json::{Map, Value};
 
 use crate::constant::constant;
@@ -42,6 +42,8 @@ pub enum Prompt {
     Fields {
         /// The label of each input; distinct.
         labels: Vec<String>,
+        /// The input that is a list of passages, whose order is free.
+        passages: Option<usize>,
     },
     /// A text with values put in, in the user's order.
     Template(Template),
@@ -140,8 +142,14 @@ impl LlmCall {
             parts.push(self.task.shown.clone());
         }
         match &self.prompt {
-            Prompt::Fields { labels } if labels.is_empty() => {}
-            Prompt::Fields { labels } => parts.push(format!("fields=[{}]", labels.join(", "))),
+            Prompt::Fields { labels, .. } if labels.is_empty() => {}
+            Prompt::Fields { labels, passages } => {
+                let label = |(input, label): (usize, &String)| match *passages == Some(input) {
+                    true => format!("{label} in any order"),
+                    false => label.clone(),
+                };
+                parts.push(format!("fields=[{}]", labels.iter().enumerate().map(label).collect::<Vec<_>>().join(", ")));
+            }
             Prompt::Template(template) => parts.push(format!("[{}]", template.labels.join(", "))),
             Prompt::Rows { labels } => parts.push(format!("rows=[{}]", labels.join(", "))),
         }
@@ -171,9 +179,12 @@ impl LlmCall {
         } = options;
         let Task { instruction, answer_form, shape, shown: _ } = task;
         let prompt = match prompt {
-            Prompt::Fields { labels } => {
+            Prompt::Fields { labels, passages } => {
                 let sorted: Vec<&String> = self.key_order().into_iter().map(|input| &labels[input]).collect();
-                format!("fields {sorted:?}")
+                match passages {
+                    Some(passages) => format!("fields {sorted:?} passages {:?}", labels[*passages]),
+                    None => format!("fields {sorted:?}"),
+                }
             }
             // What a template calls its inputs does not show in the prompt.
             Prompt::Template(template) => format!("template {:?}", template.pieces),
@@ -194,7 +205,7 @@ impl LlmCall {
     /// not part of it, and as declared in template mode.
     pub fn key_order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.inputs.len()).collect();
-        if let Prompt::Fields { labels } = &self.prompt {
+        if let Prompt::Fields { labels, .. } = &self.prompt {
             order.sort_by(|a, b| labels[*a].cmp(&labels[*b]));
         }
         order
@@ -278,18 +289,41 @@ impl Parts<'_> {
                 );
             }
         };
+        let passages = self.passages(rest)?;
         let (labels, inputs) = self.inputs(rest);
         let as_template = match mode.unwrap_or(Mode::Auto) {
             Mode::Fields => false,
             Mode::Template => true,
             Mode::Auto => is_prompt || has_placeholder(&text),
         };
+        if as_template && passages.is_some() {
+            return plan_err!(
+                "{name}: option passages needs the fields mode, in which the order of inputs is free; leave out the placeholders, \
+                 or write mode => 'fields'"
+            );
+        }
         if as_template {
             let template = Template::parse(name, &text, labels)?;
             return Ok((self.task("", &[], "text")?, Prompt::Template(template), inputs));
         }
         let instruction = refer_to_fields(&text, &labels);
-        Ok((self.task(&instruction, &[], "text")?, Prompt::Fields { labels }, inputs))
+        Ok((self.task(&instruction, &[], "text")?, Prompt::Fields { labels, passages }, inputs))
+    }
+
+    /// Returns which input is a list of passages.
+    fn passages(&self, args: &[Expr]) -> Result<Option<usize>> {
+        let name = self.called.name;
+        let inputs = inputs(args, self.schema);
+        let mut declared = inputs.iter().enumerate().filter(|(_, input)| input.is_passages);
+        let Some((at, input)) = declared.next() else { return Ok(None) };
+        if declared.next().is_some() {
+            return plan_err!("{name}: option passages is given twice");
+        }
+        match input.expr.get_type(self.schema)? {
+            DataType::Null => Ok(Some(at)),
+            list if list.is_list() => Ok(Some(at)),
+            other => plan_err!("{name}: option passages must be a list, such as [c1, c2], not {other}"),
+        }
     }
 
     /// Reads a call whose first argument is the content, and whose task is fixed.
@@ -303,7 +337,7 @@ impl Parts<'_> {
         let (labels, inputs) = self.inputs(&self.args[..1]);
         let positional: Vec<Option<Value>> = self.args[1..].iter().map(constant).collect();
         let task = self.task("", &positional, noun(&labels))?;
-        Ok((task, Prompt::Fields { labels }, inputs))
+        Ok((task, Prompt::Fields { labels, passages: None }, inputs))
     }
 
     /// Reads a call whose only input is the whole prompt, word for word.
@@ -387,6 +421,24 @@ mod tests {
     async fn binds_every_function() {
         check!("ai_complete('Sum up', title, body)", Ok(("ai_complete('Sum up', fields=[title, body])", "Utf8")));
         check!("ai_complete('Hello')", Ok(("ai_complete('Hello')", "Utf8")));
+        check!(
+            "ai_filter('Is it so?', title, passages => [body, title])",
+            Ok(("ai_filter('Is it so?', fields=[title, passages in any order])", "Boolean"))
+        );
+        check!(
+            "ai_filter('Is it so?', passages => body)",
+            Err("ai_filter: option passages must be a list, such as [c1, c2], not Utf8")
+        );
+        check!(
+            "ai_filter('Is {title} so?', title, passages => [body])",
+            Err("ai_filter: option passages needs the fields mode, in which the order of inputs is free; leave out the \
+                 placeholders, or write mode => 'fields'")
+        );
+        check!(
+            "ai_sentiment(body, passages => [body])",
+            Err("ai_sentiment: there is no argument passages; valid names are text, aspects, model, \
+            temperature, top_p, top_k, seed, max_tokens, stop, on_error, on_overflow, reorder, reorder_window, dedup")
+        );
         check!("ai_gen('Sum up', address)", Ok(("ai_complete('Sum up', fields=[city, zip])", "Utf8")));
         check!("ai_if('positive', body)", Ok(("ai_filter('positive', fields=[body])", "Boolean")));
         check!("ai_classify(body, ['a', 'b'])", Ok(("ai_classify(labels=[a, b], fields=[body])", "Utf8")));

@@ -5,6 +5,7 @@
 //! | `ai_complete('p', x, model => 'm')` | `ai_complete('p', x, ai_options('model', 'm'))` |
 //! | `ai_classify(x, labels => ['a', 'b'])` | `ai_classify(x, ['a', 'b'])` |
 //! | `ai_extract(x, ['a', 'b'])` | `ai_extract(x, ai_fields('a', NULL, 'b', NULL))` |
+//! | `ai_filter('p', x, passages => [a, b])` | `ai_filter('p', x, ai_passages([a, b]))` |
 //! | `LLM('p', t.*)` | `ai_complete('p', t.a, t.b, ai_options('mode', 'fields'))` |
 //! | `SELECT ai_sentiment(t.x)` | `SELECT ai_sentiment(t.x) AS "ai_sentiment(x)"` |
 //!
@@ -23,7 +24,7 @@ use datafusion::sql::sqlparser::ast::{
 
 use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, SIMILARITY, Signature};
 use crate::options::{Keyword, Mode, OnError, suggest};
-use crate::placeholder::{AI_FIELDS, AI_OPTIONS};
+use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AI_PASSAGES};
 use crate::settings::Settings;
 
 /// Expands a wildcard inside a call: `t.*`, or `*` for `None`, over the tables of a SELECT, to one column each.
@@ -228,6 +229,10 @@ impl Pass<'_, '_> {
         let takes_columns = called.is_none_or(Function::takes_instruction);
         let mut args = self.sort_args(&name, takes_columns, std::mem::take(&mut list.args))?;
         let mut options = place_named(&name, signature, &mut args)?;
+        // Passages are an input: their values vary by row.
+        if let Some(at) = options.iter().position(|(option, _)| option == "passages") {
+            args.positional.push(call(AI_PASSAGES, vec![unnamed(options.remove(at).1)]));
+        }
         if let Some(called) = called {
             if name == function::LLM {
                 sql.name = ObjectName::from(vec![Ident::new(called.name())]);

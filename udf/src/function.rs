@@ -119,12 +119,14 @@ impl Function {
                 "ai_complete",
                 &["ai_gen", "ai_generate"],
                 INSTRUCTION,
-                &["mode", "null_input", "return_type", "response_schema"],
+                &["mode", "null_input", "passages", "return_type", "response_schema"],
             ),
-            Function::Filter => of("ai_filter", &["ai_if"], INSTRUCTION, &["mode", "null_input", "output_mode"]),
+            Function::Filter => of("ai_filter", &["ai_if"], INSTRUCTION, &["mode", "null_input", "passages", "output_mode"]),
             Function::Classify => of("ai_classify", &[], const { &[one("input"), one("labels")] }, &["output_mode"]),
             Function::Extract => of("ai_extract", &[], const { &[one("input"), one("fields")] }, &[]),
-            Function::Score => of("ai_score", &[], INSTRUCTION, &["mode", "null_input", "min", "max", "integer"]),
+            Function::Score => {
+                of("ai_score", &[], INSTRUCTION, &["mode", "null_input", "passages", "min", "max", "integer"])
+            }
             Function::Sentiment => of("ai_sentiment", &[], const { &[one("text"), optional("aspects")] }, &[]),
             Function::Summarize => of("ai_summarize", &[], const { &[one("text")] }, &["max_words"]),
             Function::Translate => of("ai_translate", &[], const { &[one("text"), one("target")] }, &["source_language"]),

@@ -6,12 +6,18 @@ use datafusion::functions::core::expr_fn::get_field;
 use datafusion::logical_expr::{Expr, ExprSchemable, lit};
 
 use crate::constant::struct_columns;
+use crate::placeholder::passages_arg;
+
+/// The label of passages.
+const PASSAGES: &str = "passages";
 
 /// One input of a call, never a struct that could be taken apart.
 #[derive(Debug)]
 pub(crate) struct Input {
     pub(crate) expr: Expr,
     name: InputName,
+    /// Whether it is a list whose items may stand in any order.
+    pub(crate) is_passages: bool,
 }
 
 #[derive(Debug)]
@@ -28,7 +34,10 @@ pub(crate) fn inputs(args: &[Expr], schema: &DFSchema) -> Vec<Input> {
 }
 
 fn inputs_of(arg: &Expr, schema: &DFSchema) -> Vec<Input> {
-    let field = |name: String, expr: Expr| Input { expr, name: InputName::Field(name) };
+    let field = |name: String, expr: Expr| Input { expr, name: InputName::Field(name), is_passages: false };
+    if let Some(list) = passages_arg(arg) {
+        return vec![Input { is_passages: true, ..field(PASSAGES.to_owned(), list.clone()) }];
+    }
     match arg {
         Expr::Alias(alias) => return inputs_of(&alias.expr, schema),
         Expr::ScalarFunction(function) if function.func.name() == "named_struct" => {
@@ -52,7 +61,7 @@ fn inputs_of(arg: &Expr, schema: &DFSchema) -> Vec<Input> {
         Expr::Column(column) | Expr::OuterReferenceColumn(_, column) => InputName::Column(column.clone()),
         _ => InputName::None,
     };
-    vec![Input { expr: arg.clone(), name }]
+    vec![Input { expr: arg.clone(), name, is_passages: false }]
 }
 
 /// Reads the arguments of `named_struct`, if all names are literal.

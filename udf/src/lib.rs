@@ -55,7 +55,7 @@ pub use function::Function;
 pub use name_inputs::NameInputs;
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
 pub use prompt::{LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
-pub use render::JsonRenderer;
+pub use render::{JsonRenderer, list_items};
 pub use rewrites::{REWRITES, rewrite_enabled};
 pub use settings::{Cache, DeviceChoice, LayoutChoice, OptimizationMode, Settings};
 pub use similarity::EmbedTexts;
@@ -63,7 +63,7 @@ pub use task::{Shape, Task};
 pub use template::{Piece, Template};
 
 use crate::embeddings::Embeddings;
-use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AiFunction, Carrier};
+use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AI_PASSAGES, AiFunction, Carrier};
 
 /// Returns every scalar function, to be registered with a session.
 pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dyn EmbeddingSource>) -> Vec<ScalarUDF> {
@@ -72,7 +72,7 @@ pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dy
         Function::ALL.into_iter().map(|function| AiFunction::udf(function, &embeddings)).collect();
     functions.push(similarity::Similarity::udf(Arc::new(AiFunction::udf(Function::Embed, &embeddings))));
     functions.push(AiFunction::llm());
-    functions.extend([AI_OPTIONS, AI_FIELDS, function::PROMPT.name].map(Carrier::udf));
+    functions.extend([AI_OPTIONS, AI_FIELDS, AI_PASSAGES, function::PROMPT.name].map(Carrier::udf));
     functions.push(count_tokens::CountTokens::udf(tokenizers));
     functions
 }

@@ -271,6 +271,8 @@ pub enum Reorder {
     Rows,
     /// One order of fields for the table, searched.
     Search,
+    /// The same, with other orders for groups of rows that gain by it.
+    Tree,
     /// Greedy group recursion.
     Ggr,
     /// Exhaustive, for small tables.
@@ -283,10 +285,10 @@ impl Keyword for Reorder {
         ("none", Reorder::None),
         ("rows", Reorder::Rows),
         ("search", Reorder::Search),
+        ("tree", Reorder::Tree),
         ("ggr", Reorder::Ggr),
         ("ophr", Reorder::Ophr),
     ];
-    const LATER: &'static [&'static str] = &["tree"];
 }
 
 /// Whether equal inputs are one call.

@@ -30,6 +30,7 @@ pub(crate) const LABELS_OPTION: &str = "refrain.labels";
 
 pub(crate) const AI_OPTIONS: &str = "ai_options";
 pub(crate) const AI_FIELDS: &str = "ai_fields";
+pub(crate) const AI_PASSAGES: &str = "ai_passages";
 
 fn any_arguments() -> Signature {
     Signature::one_of(vec![TypeSignature::VariadicAny, TypeSignature::Nullary], Volatility::Volatile)
@@ -175,7 +176,7 @@ pub(crate) fn captured_fields(value_type: DataType) -> Fields {
     Fields::from(vec![Field::new("value", value_type, true), Field::new("error", DataType::Utf8, true)])
 }
 
-/// A function that carries constants or inputs to the call around it: `ai_options`, `ai_fields`, `prompt`.
+/// A function that carries constants or inputs to the call around it: `ai_options`, `ai_fields`, `ai_passages`, `prompt`.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Carrier {
     name: &'static str,
@@ -212,7 +213,8 @@ impl ScalarUDFImpl for Carrier {
             AI_FIELDS => FIELDS_KEY,
             _ => {
                 if args.arg_fields.is_empty() {
-                    return plan_err!("{}: a template must be given", self.name);
+                    let what = if self.name == AI_PASSAGES { "a list" } else { "a template" };
+                    return plan_err!("{}: {what} must be given", self.name);
                 }
                 return Ok(Arc::new(field));
             }
@@ -278,6 +280,14 @@ pub(crate) fn prompt_args(expr: &Expr) -> Option<&[Expr]> {
     }
 }
 
+/// Returns the list that an argument declares as passages, if it does.
+pub(crate) fn passages_arg(expr: &Expr) -> Option<&Expr> {
+    match expr {
+        Expr::ScalarFunction(function) if is_carrier(function, AI_PASSAGES) => function.args.first(),
+        _ => None,
+    }
+}
+
 fn is_carrier(function: &ScalarFunction, name: &str) -> bool {
     function.func.inner().downcast_ref::<Carrier>().is_some_and(|carrier| carrier.name == name)
 }
@@ -298,7 +308,10 @@ pub(crate) fn call_name(name: &str, args: &[Expr]) -> String {
                     }
                 }
             }
-            _ => parts.push(argument_name(arg)),
+            _ => match passages_arg(arg) {
+                Some(list) => parts.push(format!("passages => {}", argument_name(list))),
+                None => parts.push(argument_name(arg)),
+            },
         }
     }
     format!("{name}({})", parts.join(", "))

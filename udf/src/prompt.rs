@@ -62,7 +62,7 @@ impl Layout {
     pub fn suits(self, call: &LlmCall) -> bool {
         match self {
             Layout::InstructionFirst => true,
-            Layout::DataFirst => matches!(&call.prompt, Prompt::Fields { labels } if !labels.is_empty()),
+            Layout::DataFirst => matches!(&call.prompt, Prompt::Fields { labels, .. } if !labels.is_empty()),
         }
     }
 }
@@ -92,6 +92,14 @@ impl Place {
             (false, true) => Place::Last,
             (false, false) => Place::Middle,
         }
+    }
+
+    fn is_first(self) -> bool {
+        matches!(self, Place::First | Place::Only)
+    }
+
+    fn is_last(self) -> bool {
+        matches!(self, Place::Last | Place::Only)
     }
 }
 
@@ -186,12 +194,29 @@ impl PromptLayout {
             return json.to_string();
         };
         let label = labels.get(field).map_or("", String::as_str);
-        match place {
-            Place::First => format!("{{{label}: {json},"),
-            Place::Middle => format!(" {label}: {json},"),
-            Place::Last => format!(" {label}: {json}}}{after}"),
-            Place::Only => format!("{{{label}: {json}}}{after}"),
+        let opens = if place.is_first() { "{" } else { " " };
+        if place.is_last() { format!("{opens}{label}: {json}}}{after}") } else { format!("{opens}{label}: {json},") }
+    }
+
+    /// Returns the text of the item `json` of a field that is a list; all items of it one after the other are the
+    /// [`field_text`](Self::field_text) of the list.
+    pub fn item_text(&self, field: usize, json: &str, place: Place, item: Place) -> String {
+        let opens = if place.is_first() { "{" } else { " " };
+        let Body::Fields { labels, after } = &self.body else {
+            return json.to_string();
+        };
+        let label = labels.get(field).map_or("", String::as_str);
+        let before = if item.is_first() { format!("{opens}{label}: [") } else { " ".to_owned() };
+        match (item.is_last(), place.is_last()) {
+            (false, _) => format!("{before}{json},"),
+            (true, false) => format!("{before}{json}],"),
+            (true, true) => format!("{before}{json}]}}{after}"),
         }
+    }
+
+    /// Returns the tokens of [`item_text`](Self::item_text).
+    pub fn item_segment(&self, tokenizer: &dyn Tokenizer, field: usize, json: &str, place: Place, item: Place) -> Segment {
+        tokenizer.encode(&self.item_text(field, json, place, item)).into()
     }
 
     /// Returns the tokens of [`field_text`](Self::field_text).
@@ -278,10 +303,10 @@ fn join(mut first: Vec<u32>, second: Vec<u32>) -> Segment {
 fn texts(call: &LlmCall, layout: Layout) -> (&'static str, String, String, Body) {
     let task = &call.task;
     match &call.prompt {
-        Prompt::Fields { labels } if labels.is_empty() => {
+        Prompt::Fields { labels, .. } if labels.is_empty() => {
             (SYSTEM_PLAIN, ask(task), String::new(), Body::Fields { labels: vec![], after: "" })
         }
-        Prompt::Fields { labels } => {
+        Prompt::Fields { labels, .. } => {
             let labels = labels.iter().map(|label| serde_json::Value::from(label.as_str()).to_string()).collect();
             match layout {
                 Layout::InstructionFirst => {

@@ -188,6 +188,31 @@ impl std::fmt::Debug for JsonRenderer<'_> {
     }
 }
 
+/// Returns the texts of the items of a list, given the list as [`JsonRenderer`] writes it; none of a text that is no list.
+pub fn list_items(json: &str) -> Vec<&str> {
+    let Some(inner) = json.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) else { return vec![] };
+    let (mut items, mut start, mut depth, mut in_string, mut is_escaped) = (vec![], 0, 0_usize, false, false);
+    for (at, byte) in inner.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b',' if depth == 0 => {
+                items.push(inner[start..at].trim_start());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if !inner.is_empty() {
+        items.push(inner[start..].trim_start());
+    }
+    items
+}
+
 fn number<'a, T: ArrowPrimitiveType>(array: &'a dyn Array) -> Values<'a>
 where
     T::Native: std::fmt::Display,
@@ -298,6 +323,19 @@ mod tests {
         ($expr:expr, $expected:expr) => {
             assert_eq!(sql($expr).await, $expected, "{}", $expr)
         };
+    }
+
+    #[tokio::test]
+    async fn lists_are_taken_apart_as_they_were_written() {
+        for (list, items) in [
+            (r#"['a', 'b,]\" "c']"#, &[r#""a""#, r#""b,]\\\" \"c""#][..]),
+            ("[[1, 2], []]", &["[1, 2]", "[]"]),
+            ("[{x: 'a}', y: [1]}, NULL]", &[r#"{"x": "a}", "y": [1]}"#, "null"]),
+            ("arrow_cast([], 'List(Utf8)')", &[]),
+            ("NULL", &[]),
+        ] {
+            assert_eq!(list_items(&sql(list).await), items, "{list}");
+        }
     }
 
     #[tokio::test]

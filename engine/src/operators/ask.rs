@@ -1,8 +1,8 @@
 //! Asks about the questions of one window and collects their outcomes: from the memo, from what is kept, from the backend.
 
 use std::iter::Peekable;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use datafusion::common::runtime::SpawnedTask;
@@ -18,7 +18,7 @@ use crate::operators::call::PhysicalCall;
 use crate::operators::cascade::Proxy;
 use crate::operators::distinct::Questions;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
-use crate::operators::prompts::{PlannedRequests, plan_requests, with_other_tail};
+use crate::operators::prompts::{Edge, PlannedRequests, Planner, with_other_tail};
 use crate::operators::scope::{NodeStats, QueryScope};
 use crate::operators::truncate::prompt_limit;
 
@@ -48,6 +48,8 @@ pub(super) struct Asker {
     pub memo: bool,
     /// Answers first, if the user allows it.
     pub proxy: Option<Arc<Proxy>>,
+    /// Where the last window that was planned ends.
+    pub edge: Arc<Mutex<Option<Edge>>>,
 }
 
 /// The identities of some questions.
@@ -381,14 +383,26 @@ impl Asker {
     fn plan(&self, questions: &Questions, mine: &[u32]) -> Result<PlannedRequests> {
         let tokenizer = self.backend.tokenizer();
         let capabilities = self.backend.capabilities();
-        let (granularity, limit) = (capabilities.prefix_granularity, prompt_limit(&self.call, &capabilities));
-        plan_requests(&self.call, &self.layout, tokenizer.as_ref(), questions, mine, granularity, limit)
+        let edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let planner = Planner {
+            granularity: capabilities.prefix_granularity,
+            limit: prompt_limit(&self.call, &capabilities),
+            edge: edge.as_ref(),
+            ..Planner::new(&self.call, &self.layout, tokenizer.as_ref())
+        };
+        let planned = planner.plan(questions, mine)?;
+        if let Some(edge) = planned.edge() {
+            *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = Some(edge);
+        }
+        Ok(planned)
     }
 
     /// Returns where the answers to these requests come from.
     fn provenance(&self, planned: &PlannedRequests) -> Provenance {
-        let labels = match (&self.call.call.prompt, &planned.field_order) {
-            (Prompt::Fields { labels }, Some(order)) => order.iter().map(|field| labels[*field as usize].clone()).collect(),
+        let labels = match &self.call.call.prompt {
+            Prompt::Fields { labels, .. } if planned.n_field_orders == 1 => {
+                planned.field_order.iter().map(|field| labels[*field as usize].clone()).collect()
+            }
             _ => vec![],
         };
         Provenance {
@@ -406,7 +420,7 @@ impl Asker {
             return None;
         }
         let question = planned.questions[position];
-        let order: Vec<usize> = planned.schedule.fields_of(position).iter().map(|field| *field as usize).collect();
+        let order = planned.fields_of(position);
         let values: Vec<&str> = (0..self.call.inputs.len()).map(|input| questions.text(question, input).as_ref()).collect();
         Some(self.layout.prompt_text(&order, &values).into())
     }

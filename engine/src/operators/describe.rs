@@ -95,10 +95,17 @@ impl CallEstimate {
         let equals = self.equals();
         let order = match self.field_order.is_empty() {
             true => String::new(),
-            false => format!(" order=[{}] ({})", self.field_order.join(", "), self.strategy),
+            false => {
+                let others = match self.n_field_orders {
+                    0 | 1 => String::new(),
+                    orders => format!(" in {orders} orders"),
+                };
+                format!(" order=[{}] ({}{others})", self.field_order.join(", "), self.strategy)
+            }
         };
+        let dependencies: String = self.dependencies.iter().map(|found| format!(" {found}")).collect();
         format!(
-            "rows{equals}{} distinct{equals}{} calls≤{}{order} layout={}",
+            "rows{equals}{} distinct{equals}{} calls≤{}{order}{dependencies} layout={}",
             self.rows,
             self.distinct,
             self.distinct,
@@ -155,6 +162,8 @@ impl CallEstimate {
             "seconds": self.seconds,
             "seconds_interval": self.seconds_interval.as_ref().map(interval),
             "field_order": self.field_order,
+            "field_orders": self.n_field_orders,
+            "functional_dependencies": self.dependencies,
             "strategy": self.strategy,
             "layout": self.layout.name(),
             "refused": self.refused,

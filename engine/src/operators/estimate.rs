@@ -12,6 +12,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::common::{DataFusionError, Result};
 use refrain_optimizer::cost::{Interval, distinct_in_all};
 use refrain_optimizer::filter_order::{FilterOrder, PredicateCost, UNKNOWN_SELECTIVITY};
+use refrain_optimizer::reorder::Dependency;
 use refrain_serving::{Request, Segment, Tokenizer};
 use refrain_udf::{Layout, LayoutChoice, Piece, Prompt, PromptLayout, Reorder, Shape};
 
@@ -20,7 +21,7 @@ use crate::operators::conjunction::Conjunct;
 use crate::operators::distinct::Questions;
 use crate::operators::layout::{AUTO_GAIN_MIN, LayoutCosts, beyond_common, chosen, common, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
-use crate::operators::prompts::{plan_requests, strategy};
+use crate::operators::prompts::{Planner, strategy};
 
 /// Text behind a value of a template that is worth a warning, in bytes.
 const STATIC_TEXT_BYTES: usize = 24;
@@ -52,8 +53,12 @@ pub struct CallEstimate {
     pub seconds: Option<f64>,
     /// The interval of [`seconds`](Self::seconds) that follows from that of the answers' lengths.
     pub seconds_interval: Option<Interval>,
-    /// The order of fields in the prompt, where one order serves all rows; empty in template mode.
+    /// The order of fields in most prompts; empty in template mode.
     pub field_order: Vec<String>,
+    /// How many orders of fields there are.
+    pub n_field_orders: usize,
+    /// The functional dependencies that the order makes use of, such as `FD title <-> movie_id`.
+    pub dependencies: Vec<String>,
     /// The strategy that ordered them.
     pub strategy: String,
     /// What prompts begin with.
@@ -236,7 +241,9 @@ struct Planned<'a> {
     /// The question behind each request.
     order: Vec<u32>,
     layout: PromptLayout,
-    field_order: Option<Vec<u32>>,
+    field_order: Vec<u32>,
+    n_field_orders: usize,
+    dependencies: Vec<Dependency>,
     /// Tokens of the head that another call of the operator begins with as well.
     head_known: u64,
     /// Where another call computes the rows: the tokens of its instruction that this one computes for each.
@@ -259,7 +266,9 @@ impl<'a> Planned<'a> {
             requests: vec![],
             order: vec![],
             layout,
-            field_order: None,
+            field_order: vec![],
+            n_field_orders: 0,
+            dependencies: vec![],
             head_known: 0,
             computed_tail: None,
             input,
@@ -271,8 +280,10 @@ impl<'a> Planned<'a> {
 
     fn plan(&mut self) -> Result<()> {
         let all: Vec<u32> = (0..self.questions.len() as u32).collect();
-        let planned = plan_requests(self.call, &self.layout, self.tokenizer, &self.questions, &all, 1, None)?;
-        (self.requests, self.order, self.field_order) = (planned.requests, planned.questions, planned.field_order);
+        let planned = Planner::new(self.call, &self.layout, self.tokenizer).plan(&self.questions, &all)?;
+        (self.requests, self.order) = (planned.requests, planned.questions);
+        (self.field_order, self.n_field_orders) = (planned.field_order, planned.n_field_orders);
+        self.dependencies = planned.dependencies;
         Ok(())
     }
 
@@ -320,7 +331,9 @@ impl<'a> Planned<'a> {
             selectivity: self.selectivity(known.and_then(|known| known.selectivity()), sampled),
             seconds: None,
             seconds_interval: None,
-            field_order: field_names(self.call, self.field_order.as_deref()),
+            field_order: field_names(self.call, &self.field_order),
+            n_field_orders: self.n_field_orders,
+            dependencies: self.dependencies(),
             strategy: strategy(self.call).to_string(),
             layout: self.layout.layout(),
             is_exact: self.input.rows <= looked_at && share == 1.0,
@@ -363,6 +376,11 @@ impl<'a> Planned<'a> {
             None => return None,
         };
         Some(Selectivity { share: Interval { estimate: share, low: share, high: share }, basis })
+    }
+
+    fn dependencies(&self) -> Vec<String> {
+        let Prompt::Fields { labels, .. } = &self.call.call.prompt else { return vec![] };
+        self.dependencies.iter().map(|found| found.describe(labels)).collect()
     }
 
     /// Returns what is not done for the call, with the reason.
@@ -473,6 +491,8 @@ impl CallEstimate {
             seconds: None,
             seconds_interval: None,
             field_order: vec![],
+            n_field_orders: 0,
+            dependencies: vec![],
             strategy: String::new(),
             layout: Layout::InstructionFirst,
             is_exact: false,
@@ -525,7 +545,7 @@ pub(super) fn shared_tokens(prompts: &[&[Segment]]) -> u64 {
     shared
 }
 
-fn field_names(call: &PhysicalCall, order: Option<&[u32]>) -> Vec<String> {
-    let (Prompt::Fields { labels }, Some(order)) = (&call.call.prompt, order) else { return vec![] };
+fn field_names(call: &PhysicalCall, order: &[u32]) -> Vec<String> {
+    let Prompt::Fields { labels, .. } = &call.call.prompt else { return vec![] };
     order.iter().filter_map(|field| labels.get(*field as usize).cloned()).collect()
 }

@@ -320,6 +320,7 @@ impl Job {
             share_prefixes: self.shared.prefix_cache,
             memo: self.shared.memo,
             proxy: None,
+            edge: Arc::default(),
         })
     }
 

@@ -21,7 +21,7 @@ use refrain_udf::{Layout, LayoutChoice, OnOverflow, Prompt, PromptLayout};
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
 use crate::operators::estimate::shared_tokens;
-use crate::operators::prompts::plan_requests;
+use crate::operators::prompts::Planner;
 
 /// Data comes first by itself only where that computes so many times fewer tokens: it changes the text of the prompt, and models
 /// that have mostly read instructions in front follow those behind less well (docs/benchmarks.md, "Data first").
@@ -49,7 +49,7 @@ impl LayoutCosts {
             tails.push(Segment::clone(data_first.tail()));
             if idx == 0 {
                 head = data_first.head().len() as u64;
-                let planned = plan_requests(call, &layout, tokenizer, questions, &looked_at, 1, None)?;
+                let planned = Planner::new(call, &layout, tokenizer).plan(questions, &looked_at)?;
                 let prompts: Vec<_> = planned.requests.iter().map(|request| request.prompt.as_slice()).collect();
                 let all: u64 = planned.requests.iter().map(|request| request.prompt_len() as u64).sum();
                 rows = (all - shared_tokens(&prompts)).saturating_sub(layout.head().len() as u64);
@@ -97,8 +97,8 @@ pub(super) fn over_the_same_rows(calls: &[Arc<PhysicalCall>]) -> Vec<Vec<usize>>
 
 fn reads_the_same(one: &PhysicalCall, other: &PhysicalCall) -> bool {
     let labels = |call: &PhysicalCall| match &call.call.prompt {
-        Prompt::Fields { labels } => labels.clone(),
-        Prompt::Template(_) | Prompt::Rows { .. } => vec![],
+        Prompt::Fields { labels, passages } => (labels.clone(), *passages),
+        Prompt::Template(_) | Prompt::Rows { .. } => (vec![], None),
     };
     one.model == other.model
         && one.inputs == other.inputs

@@ -52,6 +52,7 @@ pub(crate) async fn sample_answers(
         share_prefixes: shared.prefix_cache,
         memo: shared.memo,
         proxy: None,
+        edge: Arc::default(),
     };
     let (questions, rows_of) = (Arc::new(questions), wanted.clone());
     let started = Instant::now();

@@ -8,15 +8,16 @@ use super::dependencies::Dependencies;
 use super::objective::saved_tokens;
 use super::partition::{Partition, Refiner};
 use super::rows::sorted_by;
-use super::schedule::{FieldOrder, Options, Schedule};
+use super::schedule::{FieldOrder, Options, Schedule, is_permutation, sets_are_together};
 use super::search::{scored_order, searched_order};
 use super::sets::Arrangement;
 use super::table::Table;
 use super::tree;
 use super::trie::{depth_first, saved_in_trie};
 
-/// One over the share of all tokens that a tree must save beyond one order for all rows.
-const TREE_GAIN_MIN: u64 = 100;
+/// One over the share of all tokens that another field order must save more than the one at hand: that of all rows for a tree, that
+/// of the rows before for a new one.
+const GAIN_MIN: u64 = 100;
 
 /// One field order for all rows, and for each row an order within each set.
 pub(super) fn search(table: &Table, options: &Options) -> Schedule {
@@ -37,7 +38,7 @@ pub(super) fn tree(table: &Table, options: &Options) -> Schedule {
 pub(super) fn auto(table: &Table, options: &Options) -> Schedule {
     let problem = Problem::new(table, options);
     let searched = problem.searched();
-    let saves_enough = |saved: u64| saved > searched.saved + table.tokens() / TREE_GAIN_MIN;
+    let saves_enough = |saved: u64| saved > searched.saved + table.tokens() / GAIN_MIN;
     match problem.tree(&searched) {
         Some(tree) if saves_enough(tree.saved) => tree.schedule,
         _ => searched.schedule,
@@ -59,7 +60,8 @@ struct Candidate {
 
 impl<'a> Problem<'a> {
     fn new(table: &'a Table, options: &'a Options) -> Self {
-        Self { table, options, dependencies: Dependencies::of(table) }
+        let dependencies = if options.dependencies { Dependencies::of(table) } else { Dependencies::none(table) };
+        Self { table, options, dependencies }
     }
 
     fn searched(&self) -> Candidate {
@@ -76,9 +78,22 @@ impl<'a> Problem<'a> {
                 best = candidate;
             }
         }
+        if let Some(order) = self.order_before() {
+            let candidate = self.by_order(order, arrangement.as_ref());
+            if candidate.saved + self.table.tokens() / GAIN_MIN >= best.saved {
+                best = candidate;
+            }
+        }
         let used = self.dependencies.used_by(self.table, best.schedule.fields_of(0));
         best.schedule = best.schedule.with_dependencies(used);
         best
+    }
+
+    /// Returns the order of rows computed before these, if it is one of these columns.
+    fn order_before(&self) -> Option<&[u32]> {
+        let order = self.options.after.as_deref()?;
+        let fits = is_permutation(order, self.table.columns().len()) && sets_are_together(self.table, order);
+        fits.then_some(order)
     }
 
     /// Sorts rows by one order of columns. Sets are arranged once more for the rows that share what stands before them.

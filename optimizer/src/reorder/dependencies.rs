@@ -53,6 +53,17 @@ impl Dependencies {
         Self::between(table.columns(), table.sets())
     }
 
+    /// Takes the columns of `table` to be independent, whatever they hold.
+    pub(super) fn none(table: &Table) -> Self {
+        let is_inner = |column: usize| table.sets().iter().any(|set| set.contains(&column) && set.start != column);
+        let group = |column: usize| match table.sets().iter().find(|set| set.start == column) {
+            Some(set) => set.clone().map(|member| member as u32).collect(),
+            None => vec![column as u32],
+        };
+        let groups: Vec<Vec<u32>> = (0..table.columns().len()).filter(|column| !is_inner(*column)).map(group).collect();
+        Self { determined: vec![vec![]; groups.len()], groups }
+    }
+
     /// Finds the dependencies between `columns`, some of which are sets.
     pub(super) fn between(columns: &[Column], sets: &[Range<usize>]) -> Self {
         let distinct: Vec<usize> = columns.iter().map(distinct_count).collect();

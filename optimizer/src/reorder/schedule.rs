@@ -77,6 +77,11 @@ pub struct Options {
     /// Tables with more rows are first searched on a sample of about this size; the order found there
     /// is then improved on larger samples while the budget lasts, and scored on the whole table.
     pub sample_rows: usize,
+    /// Whether the search makes use of functional dependencies; off shows what they bring.
+    pub dependencies: bool,
+    /// The field order of rows that were computed before these and are in the cache. Where it saves nearly as much as the best, it
+    /// is kept.
+    pub after: Option<Vec<u32>>,
     /// The knobs of [`Strategy::Ggr`].
     pub ggr: GgrOptions,
     /// What [`Strategy::Ophr`] maximises.
@@ -90,6 +95,8 @@ impl Default for Options {
             search_cells: 50_000_000,
             tree_cells: 50_000_000,
             sample_rows: 2_048,
+            dependencies: true,
+            after: None,
             ggr: GgrOptions::default(),
             ophr: HitWeight::Squared,
         }
@@ -152,7 +159,7 @@ impl Schedule {
     }
 
     /// Returns the same rows, each with its fields, in another order: that of `positions` in this one.
-    pub(super) fn reordered(&self, positions: &[u32]) -> Self {
+    pub fn reordered(&self, positions: &[u32]) -> Self {
         let rows = positions.iter().map(|&position| self.rows[position as usize]).collect();
         let fields = match &self.fields {
             FieldOrder::Same(order) => FieldOrder::Same(order.clone()),
@@ -188,7 +195,7 @@ impl Schedule {
     }
 }
 
-fn sets_are_together(table: &Table, order: &[u32]) -> bool {
+pub(super) fn sets_are_together(table: &Table, order: &[u32]) -> bool {
     table.sets().iter().all(|set| {
         let first = order.iter().position(|&column| set.contains(&(column as usize)));
         first.is_some_and(|first| order[first..].iter().take(set.len()).all(|&column| set.contains(&(column as usize))))
@@ -210,7 +217,7 @@ fn put_sets_together(table: &Table, schedule: Schedule) -> Schedule {
     Schedule { fields: FieldOrder::PerRow(orders), ..schedule }
 }
 
-fn is_permutation(order: &[u32], length: usize) -> bool {
+pub(super) fn is_permutation(order: &[u32], length: usize) -> bool {
     let mut seen = vec![false; length];
     order.len() == length
         && order.iter().all(|&item| seen.get_mut(item as usize).is_some_and(|seen| !std::mem::replace(seen, true)))

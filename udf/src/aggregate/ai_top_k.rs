@@ -46,7 +46,7 @@ pub(super) fn stages(parts: &Parts) -> Result<(Reduction, Vec<LlmCall>, String)>
         Method::Score => {
             let task = scalar::task(Function::Score, &arguments)?;
             let labels = parts.labels.to_vec();
-            vec![parts.stage(Function::Score, task, Prompt::Fields { labels }, parts.labels.len())]
+            vec![parts.stage(Function::Score, task, Prompt::Fields { labels, passages: None }, parts.labels.len())]
         }
         Method::Pairwise => {
             let labels = PAIR_LABELS.map(String::from).to_vec();
@@ -56,7 +56,7 @@ pub(super) fn stages(parts: &Parts) -> Result<(Reduction, Vec<LlmCall>, String)>
                 shape: Shape::Choice { labels: labels.clone(), multi: false },
                 shown: String::new(),
             };
-            vec![parts.stage(Function::TopK, task, Prompt::Fields { labels }, 2)]
+            vec![parts.stage(Function::TopK, task, Prompt::Fields { labels, passages: None }, 2)]
         }
         Method::Listwise => (2..=LISTWISE_ROWS_MAX)
             .map(|n_rows| parts.rows_stage(ranking(&sentence, n_rows), vec!["id".to_string(), "value".to_string()]))

@@ -72,6 +72,8 @@ impl AggregateEstimate {
             seconds: None,
             seconds_interval: None,
             field_order: vec![],
+            n_field_orders: 0,
+            dependencies: vec![],
             strategy: Strategy::Rows.to_string(),
             layout: Layout::InstructionFirst,
             is_exact: self.is_exact,

@@ -244,6 +244,7 @@ impl AggregateRun {
             share_prefixes: self.shared.prefix_cache,
             memo: self.shared.memo,
             proxy: None,
+            edge: Arc::default(),
         });
         Ok(Asking { askers: askers.collect(), measure })
     }

@@ -1,0 +1,296 @@
+//! What each way of ordering rows and fields saves on real tables, and how long it plans.
+//!
+//! `cargo run --release --example plan_bench -- FOLDER [TABLE …]`, where the folder holds `TABLE.parquet`. With `million` as
+//! table, a generated one of a million rows and eight columns.
+
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use datafusion::prelude::{ParquetReadOptions, SessionContext};
+use refrain::serving::load::{BundledModel, bundled};
+use refrain::serving::{Segment, Tokenizer};
+use refrain_optimizer::reorder::{
+    Column, FieldOrder, Options, Schedule, Strategy, Table, adjacent_tokens, prefix_hit_count, saved_in_trie,
+    saved_of_prompts, saved_tokens, schedule,
+};
+use refrain_udf::{CallOptions, Function, JsonRenderer, LlmCall, Place, Prompt, PromptLayout, Shape, Task};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+const TABLES: [&str; 8] =
+    ["movies", "movies_15k", "products", "bird", "beer_full", "pdmx_standin_music", "squad_rag", "fever_rag"];
+/// Tables whose later columns are retrieved passages.
+const PASSAGES: [(&str, Range<usize>); 2] = [("squad_rag", 1..5), ("fever_rag", 1..5)];
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (folder, named) = args.split_first().ok_or("usage: plan_bench FOLDER [TABLE …]")?;
+    let tables: Vec<&str> = if named.is_empty() { TABLES.to_vec() } else { named.iter().map(String::as_str).collect() };
+    let tokenizer = bundled(BundledModel::Mini)?.tokenizer;
+    println!(
+        "| table | rows, distinct × columns | strategy | cells | trie | prompts | PHC of ggr | dependencies | seconds |"
+    );
+    println!("|---|---|---|---:|---:|---:|---:|---|---:|");
+    for name in tables {
+        if name == "million" {
+            million()?;
+            continue;
+        }
+        let cells = Cells::read(&Path::new(folder).join(format!("{name}.parquet"))).await?;
+        Arm::labelled(name, &cells, tokenizer.as_ref(), None)?.report()?;
+        if name == "beer_full" {
+            Arm::characters(name, &cells)?.report()?;
+        }
+        if let Some((_, set)) = PASSAGES.iter().find(|(table, _)| *table == name) {
+            Arm::labelled(name, &cells, tokenizer.as_ref(), Some(set.clone()))?.report()?;
+        }
+    }
+    Ok(())
+}
+
+/// The distinct rows of a table, as JSON texts.
+struct Cells {
+    labels: Vec<String>,
+    /// By column: the distinct texts.
+    texts: Vec<Vec<String>>,
+    /// By column: the text of each distinct row.
+    codes: Vec<Vec<u32>>,
+    rows: usize,
+}
+
+impl Cells {
+    async fn read(path: &Path) -> Outcome<Self> {
+        let ctx = SessionContext::new();
+        let table = ctx.read_parquet(path.display().to_string(), ParquetReadOptions::default()).await?;
+        let labels: Vec<String> = table.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let mut known: Vec<HashMap<String, u32>> = vec![HashMap::new(); labels.len()];
+        let mut tuples: HashMap<Vec<u32>, ()> = HashMap::new();
+        let mut cells = Cells { texts: vec![vec![]; labels.len()], codes: vec![vec![]; labels.len()], labels, rows: 0 };
+        for batch in table.collect().await? {
+            cells.rows += batch.num_rows();
+            let renderers: Vec<_> =
+                batch.columns().iter().map(|column| JsonRenderer::new(column.as_ref())).collect::<Result<_, _>>()?;
+            for row in 0..batch.num_rows() {
+                let mut tuple = vec![];
+                for ((renderer, known), texts) in renderers.iter().zip(&mut known).zip(&mut cells.texts) {
+                    let text = renderer.text(row);
+                    tuple.push(*known.entry(text.clone()).or_insert_with(|| {
+                        texts.push(text);
+                        texts.len() as u32 - 1
+                    }));
+                }
+                if tuples.insert(tuple.clone(), ()).is_none() {
+                    cells.codes.iter_mut().zip(tuple).for_each(|(codes, code)| codes.push(code));
+                }
+            }
+        }
+        Ok(cells)
+    }
+
+    fn n_distinct(&self) -> usize {
+        self.codes.first().map_or(0, Vec::len)
+    }
+}
+
+/// A table to order, and what is known of it.
+struct Arm<'a> {
+    name: String,
+    labels: &'a [String],
+    rows: usize,
+    table: Table,
+    /// Renders whole prompts.
+    prompts: Option<Box<dyn Fn(&Schedule) -> Vec<Vec<Segment>> + 'a>>,
+}
+
+impl<'a> Arm<'a> {
+    /// Cells as they stand in prompts, in tokens; the columns of `set` are passages.
+    fn labelled(name: &str, cells: &'a Cells, tokenizer: &'a dyn Tokenizer, set: Option<Range<usize>>) -> Outcome<Self> {
+        let task = Task {
+            instruction: "Read the fields and answer the question about this row.".to_owned(),
+            answer_form: "Answer with ONLY 'Yes' or 'No'.".to_owned(),
+            shape: Shape::Boolean,
+            shown: String::new(),
+        };
+        let is_set = |column: usize| set.as_ref().is_some_and(|set| set.contains(&column));
+        let prompt = Prompt::Fields { labels: cells.labels.clone(), passages: None };
+        let call = LlmCall { function: Function::Filter, task, prompt, options: CallOptions::default(), inputs: vec![] };
+        let layout = PromptLayout::new(&call, tokenizer)?;
+        let segment = |column: usize, text: &str| match is_set(column) {
+            true => layout.item_segment(tokenizer, column, text, Place::Middle, Place::Middle),
+            false => layout.field_segment(tokenizer, column, text, Place::Middle),
+        };
+        let mut columns = vec![];
+        match &set {
+            None => {
+                for (column, texts) in cells.texts.iter().enumerate() {
+                    let tokens: Vec<Segment> = texts.iter().map(|text| segment(column, text)).collect();
+                    columns.push(Column::of_tokens(cells.codes[column].clone(), tokens)?);
+                }
+            }
+            Some(set) => {
+                let mut known: HashMap<&str, u32> = HashMap::new();
+                let mut tokens: Vec<Segment> = vec![];
+                let mut codes_of = |column: usize| -> Vec<u32> {
+                    let texts = &cells.texts[column];
+                    let code = |code: &u32| {
+                        let text = texts[*code as usize].as_str();
+                        *known.entry(text).or_insert_with(|| {
+                            tokens.push(segment(column, text));
+                            tokens.len() as u32 - 1
+                        })
+                    };
+                    cells.codes[column].iter().map(code).collect()
+                };
+                let codes: Vec<Vec<u32>> = set.clone().map(&mut codes_of).collect();
+                let tokens: Arc<[Segment]> = tokens.into();
+                for column in 0..cells.texts.len() {
+                    columns.push(match set.contains(&column) {
+                        true => Column::of_tokens(codes[column - set.start].clone(), Arc::clone(&tokens))?,
+                        false => {
+                            let tokens: Vec<Segment> =
+                                cells.texts[column].iter().map(|text| segment(column, text)).collect();
+                            Column::of_tokens(cells.codes[column].clone(), tokens)?
+                        }
+                    });
+                }
+            }
+        }
+        let mut table = Table::new(columns, cells.n_distinct())?;
+        let mut name = name.to_owned();
+        let mut prompts = None;
+        if let Some(set) = set {
+            table = table.with_set(set)?;
+            name += ", passages as a set";
+        } else {
+            let layout = layout.clone();
+            prompts =
+                Some(Box::new(move |schedule: &Schedule| whole_prompts(cells, &layout, tokenizer, schedule)) as Box<_>);
+        }
+        Ok(Arm { name, labels: &cells.labels, rows: cells.rows, table, prompts })
+    }
+
+    /// Cells without labels, in characters.
+    fn characters(name: &str, cells: &'a Cells) -> Outcome<Self> {
+        let columns = cells.texts.iter().zip(&cells.codes).map(|(texts, codes)| {
+            let raw = |json: &String| serde_json::from_str::<String>(json).unwrap_or_else(|_| json.clone());
+            let tokens: Vec<Segment> = texts.iter().map(|text| raw(text).chars().map(u32::from).collect()).collect();
+            Column::of_tokens(codes.clone(), tokens)
+        });
+        let table = Table::new(columns.collect::<Result<_, _>>()?, cells.n_distinct())?;
+        let name = format!("{name}, raw cells in characters");
+        Ok(Arm { name, labels: &cells.labels, rows: cells.rows, table, prompts: None })
+    }
+
+    fn report(&self) -> Outcome<()> {
+        let without_dependencies = Options { dependencies: false, ..Options::default() };
+        let arms = [
+            (Strategy::None, Options::default(), ""),
+            (Strategy::Rows, Options::default(), ""),
+            (Strategy::Ggr, Options::default(), ""),
+            (Strategy::Search, without_dependencies, ", no dependencies"),
+            (Strategy::Search, Options::default(), ""),
+            (Strategy::Tree, Options::default(), ""),
+            (Strategy::Auto, Options::default(), ""),
+        ];
+        let percent = |part: u64, all: u64| format!("{:.2} %", 100.0 * part as f64 / all as f64);
+        let mut phc_of_ggr = None;
+        for (strategy, options, note) in arms {
+            let started = Instant::now();
+            let ordered = schedule(&self.table, strategy, &options)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let all = self.table.tokens();
+            // As stored, a row finds what the row before it left; else the cache holds what the order put together.
+            let cells = match strategy {
+                Strategy::None => adjacent_tokens(&self.table, &ordered, 1),
+                _ => saved_tokens(&self.table, &ordered, 1),
+            };
+            let phc = prefix_hit_count(&self.table, &ordered);
+            if strategy == Strategy::Ggr {
+                phc_of_ggr = Some(phc);
+            }
+            let prompts = self.prompts.as_ref().map(|render| {
+                let prompts = render(&ordered);
+                let slices: Vec<&[Segment]> = prompts.iter().map(Vec::as_slice).collect();
+                let all: u64 = prompts.iter().flatten().map(|segment| segment.len() as u64).sum();
+                percent(saved_of_prompts(&slices, 1), all)
+            });
+            let orders = match ordered.fields() {
+                FieldOrder::Same(_) => String::new(),
+                FieldOrder::PerRow(_) => " (by row)".to_owned(),
+            };
+            println!(
+                "| {} | {}, {} × {} | {strategy}{note}{orders} | {} | {} | {} | {} | {} | {seconds:.3} |",
+                self.name,
+                self.rows,
+                self.table.rows(),
+                self.table.columns().len(),
+                percent(cells, all),
+                percent(saved_in_trie(&self.table, &ordered, 1), all),
+                prompts.unwrap_or_else(|| "–".to_owned()),
+                phc_of_ggr.map_or("–".to_owned(), |ggr| format!("{:.2} ×", phc as f64 / ggr as f64)),
+                ordered.dependencies().iter().map(|found| found.describe(self.labels)).collect::<Vec<_>>().join(", "),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn whole_prompts(cells: &Cells, layout: &PromptLayout, tokenizer: &dyn Tokenizer, schedule: &Schedule) -> Vec<Vec<Segment>> {
+    let mut known: HashMap<(u32, u32, Place), Segment> = HashMap::new();
+    let mut prompts = vec![];
+    for (position, row) in schedule.rows().iter().enumerate() {
+        let fields = schedule.fields_of(position);
+        let mut prompt = vec![Arc::clone(layout.head())];
+        for (at, field) in fields.iter().enumerate() {
+            let (code, place) = (cells.codes[*field as usize][*row as usize], Place::of(at, fields.len()));
+            let text = &cells.texts[*field as usize][code as usize];
+            let segment = known
+                .entry((*field, code, place))
+                .or_insert_with(|| layout.field_segment(tokenizer, *field as usize, text, place));
+            prompt.push(Arc::clone(segment));
+        }
+        prompt.push(Arc::clone(layout.tail()));
+        prompts.push(prompt);
+    }
+    prompts
+}
+
+/// A million rows of eight columns of 10 to 100,000 values, Zipf distributed, of 3 to 40 tokens.
+fn million() -> Outcome<()> {
+    const ROWS: usize = 1_000_000;
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut columns = vec![];
+    for n_values in [10_usize, 100, 1_000, 1_000, 10_000, 10_000, 50_000, 100_000] {
+        let mut below = vec![];
+        let mut sum = 0.0;
+        for rank in 1..=n_values {
+            sum += 1.0 / rank as f64;
+            below.push(sum);
+        }
+        let mut draw = || (random() >> 11) as f64 / (1_u64 << 53) as f64 * sum;
+        let codes = (0..ROWS).map(|_| draw()).map(|at| below.partition_point(|end| *end < at).min(n_values - 1) as u32);
+        let codes: Vec<u32> = codes.collect();
+        let tokens: Vec<Segment> = (0..n_values as u32)
+            .map(|value| {
+                (0..3 + random() as u32 % 38).map(|at| if at < 2 { at } else { value.wrapping_mul(31) + at }).collect()
+            })
+            .collect();
+        columns.push(Column::of_tokens(codes, tokens)?);
+    }
+    let table = Table::new(columns, ROWS)?;
+    let arm = Arm { name: "generated".to_owned(), labels: &[], rows: ROWS, table, prompts: None };
+    arm.report()
+}
