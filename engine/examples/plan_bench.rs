@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::error::Error;
 use std::ops::Range;
@@ -25,6 +26,8 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const TABLES: [&str; 8] =
     ["movies", "movies_15k", "products", "bird", "beer_full", "pdmx_standin_music", "squad_rag", "fever_rag"];
+/// Rows that are ordered together where memory is short.
+const WINDOW: usize = 10_000;
 /// Tables whose later columns are retrieved passages.
 const PASSAGES: [(&str, Range<usize>); 2] = [("squad_rag", 1..5), ("fever_rag", 1..5)];
 
@@ -105,8 +108,8 @@ struct Arm<'a> {
     labels: &'a [String],
     rows: usize,
     table: Table,
-    /// Renders whole prompts.
-    prompts: Option<Box<dyn Fn(&Schedule) -> Vec<Vec<Segment>> + 'a>>,
+    /// Renders whole prompts, where that is measured.
+    prompts: Option<Prompts<'a>>,
 }
 
 impl<'a> Arm<'a> {
@@ -169,9 +172,7 @@ impl<'a> Arm<'a> {
             table = table.with_set(set)?;
             name += ", passages as a set";
         } else {
-            let layout = layout.clone();
-            prompts =
-                Some(Box::new(move |schedule: &Schedule| whole_prompts(cells, &layout, tokenizer, schedule)) as Box<_>);
+            prompts = Some(Prompts { cells, layout, tokenizer });
         }
         Ok(Arm { name, labels: &cells.labels, rows: cells.rows, table, prompts })
     }
@@ -215,8 +216,8 @@ impl<'a> Arm<'a> {
             if strategy == Strategy::Ggr {
                 phc_of_ggr = Some(phc);
             }
-            let prompts = self.prompts.as_ref().map(|render| {
-                let prompts = render(&ordered);
+            let prompts = self.prompts.as_ref().map(|prompts| {
+                let prompts = prompts.of(&ordered);
                 let slices: Vec<&[Segment]> = prompts.iter().map(Vec::as_slice).collect();
                 let all: u64 = prompts.iter().flatten().map(|segment| segment.len() as u64).sum();
                 percent(saved_of_prompts(&slices, 1), all)
@@ -238,28 +239,94 @@ impl<'a> Arm<'a> {
                 ordered.dependencies().iter().map(|found| found.describe(self.labels)).collect::<Vec<_>>().join(", "),
             );
         }
+        if self.table.rows() > WINDOW && self.prompts.is_some() {
+            self.report_windows()?;
+        }
         Ok(())
+    }
+
+    /// Compares windows with one schedule for all rows: tokens of a prompt that the prompt before it had, which a small cache holds.
+    fn report_windows(&self) -> Outcome<()> {
+        let all: u64 = self.table.tokens();
+        let whole = schedule(&self.table, Strategy::Auto, &Options::default())?;
+        let at_once = shared_with_the_one_before(&self.segments(&whole, 0));
+        let (mut prompts, mut after): (Vec<Vec<Segment>>, Option<Vec<u32>>) = (vec![], None);
+        for start in (0..self.table.rows()).step_by(WINDOW) {
+            let rows = start..self.table.rows().min(start + WINDOW);
+            let column = |column: &Column| {
+                let tokens =
+                    (0..column.lengths().len() as u32).map(|code| column.tokens_of(code).unwrap_or_default().into());
+                Column::of_tokens(column.codes()[rows.clone()].to_vec(), tokens.collect::<Vec<Segment>>())
+            };
+            let columns = self.table.columns().iter().map(column).collect::<Result<_, _>>()?;
+            let window = Table::new(columns, rows.len())?;
+            let ordered = schedule(&window, Strategy::Auto, &Options { after: after.take(), ..Options::default() })?;
+            after = Some(ordered.fields_of(0).to_vec());
+            let mut next = self.segments(&ordered, start as u32);
+            if let Some(last) = prompts.last() {
+                next.sort_by_key(|prompt| Reverse(last.iter().zip(prompt).take_while(|(a, b)| a == b).count()));
+            }
+            prompts.extend(next);
+        }
+        let in_windows = shared_with_the_one_before(&prompts);
+        println!(
+            "| {} | | auto, windows of {WINDOW} | | {:.2} %, at once {:.2} % | | | | |",
+            self.name,
+            100.0 * in_windows as f64 / all as f64,
+            100.0 * at_once as f64 / all as f64,
+        );
+        Ok(())
+    }
+
+    /// Returns the cells of scheduled rows, which begin at `first` in the table.
+    fn segments(&self, ordered: &Schedule, first: u32) -> Vec<Vec<Segment>> {
+        let cell = |row: u32, field: u32| {
+            let column = &self.table.columns()[field as usize];
+            column.tokens_of(column.codes()[(first + row) as usize]).unwrap_or_default().into()
+        };
+        let row =
+            |(position, row): (usize, &u32)| ordered.fields_of(position).iter().map(|field| cell(*row, *field)).collect();
+        ordered.rows().iter().enumerate().map(row).collect()
     }
 }
 
-fn whole_prompts(cells: &Cells, layout: &PromptLayout, tokenizer: &dyn Tokenizer, schedule: &Schedule) -> Vec<Vec<Segment>> {
-    let mut known: HashMap<(u32, u32, Place), Segment> = HashMap::new();
-    let mut prompts = vec![];
-    for (position, row) in schedule.rows().iter().enumerate() {
-        let fields = schedule.fields_of(position);
-        let mut prompt = vec![Arc::clone(layout.head())];
-        for (at, field) in fields.iter().enumerate() {
-            let (code, place) = (cells.codes[*field as usize][*row as usize], Place::of(at, fields.len()));
-            let text = &cells.texts[*field as usize][code as usize];
-            let segment = known
-                .entry((*field, code, place))
-                .or_insert_with(|| layout.field_segment(tokenizer, *field as usize, text, place));
-            prompt.push(Arc::clone(segment));
+fn shared_with_the_one_before(prompts: &[Vec<Segment>]) -> u64 {
+    let common = |pair: &[Vec<Segment>]| {
+        let tokens = |prompt: &'_ [Segment]| prompt.iter().flat_map(|segment| segment.to_vec()).collect::<Vec<u32>>();
+        tokens(&pair[0]).iter().zip(&tokens(&pair[1])).take_while(|(a, b)| a == b).count() as u64
+    };
+    prompts.windows(2).map(common).sum()
+}
+
+/// Whole prompts of the rows of a table.
+struct Prompts<'a> {
+    cells: &'a Cells,
+    layout: PromptLayout,
+    tokenizer: &'a dyn Tokenizer,
+}
+
+impl Prompts<'_> {
+    /// Returns the prompts in the order of a schedule.
+    fn of(&self, schedule: &Schedule) -> Vec<Vec<Segment>> {
+        let mut known: HashMap<(u32, u32, Place), Segment> = HashMap::new();
+        let mut prompts = vec![];
+        for (position, row) in schedule.rows().iter().enumerate() {
+            let fields = schedule.fields_of(position);
+            let mut prompt = vec![Arc::clone(self.layout.head())];
+            for (at, field) in fields.iter().enumerate() {
+                let code = self.cells.codes[*field as usize][*row as usize];
+                let place = Place::of(at, fields.len());
+                let text = &self.cells.texts[*field as usize][code as usize];
+                let segment = known
+                    .entry((*field, code, place))
+                    .or_insert_with(|| self.layout.field_segment(self.tokenizer, *field as usize, text, place));
+                prompt.push(Arc::clone(segment));
+            }
+            prompt.push(Arc::clone(self.layout.tail()));
+            prompts.push(prompt);
         }
-        prompt.push(Arc::clone(layout.tail()));
-        prompts.push(prompt);
+        prompts
     }
-    prompts
 }
 
 /// A million rows of eight columns of 10 to 100,000 values, Zipf distributed, of 3 to 40 tokens.

@@ -12,7 +12,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::common::{DataFusionError, Result};
 use refrain_optimizer::cost::{Interval, distinct_in_all};
 use refrain_optimizer::filter_order::{FilterOrder, PredicateCost, UNKNOWN_SELECTIVITY};
-use refrain_optimizer::reorder::Dependency;
+use refrain_optimizer::reorder::{Dependency, saved_of_prompts};
 use refrain_serving::{Request, Segment, Tokenizer};
 use refrain_udf::{Layout, LayoutChoice, Piece, Prompt, PromptLayout, Reorder, Shape};
 
@@ -313,7 +313,7 @@ impl<'a> Planned<'a> {
         } else if let Some(tokens) = self.computed_tail {
             tokens as f64 * distinct
         } else {
-            let in_sample = (prompt_tokens - shared_tokens(&prompts)).saturating_sub(self.head_known);
+            let in_sample = (prompt_tokens - saved_of_prompts(&prompts, 1)).saturating_sub(self.head_known);
             in_sample as f64 * classes.growth(&self.requests, &self.order, &rows_of)
         };
         let known = shared.statistics.get(key);
@@ -530,19 +530,6 @@ impl CallEstimate {
             ..self
         }
     }
-}
-
-/// Tokens of each prompt that the prompt before it begins with: what a cache of one path saves.
-pub(super) fn shared_tokens(prompts: &[&[Segment]]) -> u64 {
-    let mut shared = 0;
-    for pair in prompts.windows(2) {
-        let (before, this) = (pair[0].iter().flat_map(|s| s.iter()), pair[1].iter().flat_map(|s| s.iter()));
-        let common = before.zip(this).take_while(|(a, b)| a == b).count();
-        let len: usize = pair[1].iter().map(|segment| segment.len()).sum();
-        // The last prompt token is always computed, to know what follows it.
-        shared += common.min(len.saturating_sub(1)) as u64;
-    }
-    shared
 }
 
 fn field_names(call: &PhysicalCall, order: &[u32]) -> Vec<String> {

@@ -15,12 +15,12 @@
 use std::sync::Arc;
 
 use datafusion::common::Result;
+use refrain_optimizer::reorder::saved_of_prompts;
 use refrain_serving::{Segment, Tokenizer};
 use refrain_udf::{Layout, LayoutChoice, OnOverflow, Prompt, PromptLayout};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
-use crate::operators::estimate::shared_tokens;
 use crate::operators::prompts::Planner;
 
 /// Data comes first by itself only where that computes so many times fewer tokens: it changes the text of the prompt, and models
@@ -52,7 +52,7 @@ impl LayoutCosts {
                 let planned = Planner::new(call, &layout, tokenizer).plan(questions, &looked_at)?;
                 let prompts: Vec<_> = planned.requests.iter().map(|request| request.prompt.as_slice()).collect();
                 let all: u64 = planned.requests.iter().map(|request| request.prompt_len() as u64).sum();
-                rows = (all - shared_tokens(&prompts)).saturating_sub(layout.head().len() as u64);
+                rows = (all - saved_of_prompts(&prompts, 1)).saturating_sub(layout.head().len() as u64);
             }
         }
         Ok(LayoutCosts {
