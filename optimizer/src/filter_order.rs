@@ -113,11 +113,7 @@ impl FilterOrder {
         let mut unbiased = self.profiled(predicate, given);
         unbiased.add(self.met[predicate].get(&given).copied().unwrap_or_default());
         let pooled = || self.seen(predicate).share(self.guesses[predicate]);
-        match unbiased.rows >= ROWS_MIN {
-            true if given == 0 => unbiased.share(self.guesses[predicate]),
-            true => unbiased.share(pooled()),
-            false => pooled(),
-        }
+        if unbiased.rows >= ROWS_MIN { unbiased.share(pooled()) } else { pooled() }
     }
 
     /// Returns all predicates in the order that should cost least; as written, unless another is clearly better.

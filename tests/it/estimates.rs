@@ -58,7 +58,6 @@ async fn the_solver_counts_what_the_engine_computes() {
                   date '2024-01-01' + cast(value % 11 as int) as day, value % 3 as stars, \
                   ['the same passage ' || (value % 5), 'passage ' || (value % 4), 'passage ' || (value % 9)] as found \
                   from generate_series(1, 80)";
-    let mut off: Vec<String> = vec![];
     for strategy in ["rows", "search", "tree", "ggr", "auto"] {
         for inputs in ["review, film, day, stars", "film, day", "stars, passages => found"] {
             let db = &Refrain::builder().setting("reorder", strategy).build().await.unwrap();

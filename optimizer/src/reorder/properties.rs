@@ -295,6 +295,28 @@ proptest! {
         prop_assert!(saved(&table, Strategy::Auto, &options) >= searched);
     }
 
+    /// A window keeps the order of the window before, or gains more than a hundredth of its tokens by another; an order of other
+    /// columns does not matter.
+    #[test]
+    fn a_window_keeps_the_order_before_it(table in tables(40, 5), seeds in vec(0_u64.., 5), page in 1_u32..5) {
+        let columns = table.columns().len();
+        let before = permutation(columns, &seeds[..columns]);
+        let options = Options { page, ..Options::default() };
+        let going_on = Options { after: Some(before.clone()), ..options.clone() };
+        for strategy in [Strategy::Search, Strategy::Auto] {
+            let found = schedule(&table, strategy, &going_on).unwrap();
+            let checked = checked(&table, &found);
+            prop_assert_eq!(checked.as_ref(), Ok(&found));
+            let (best, kept) = (saved(&table, strategy, &options), saved(&table, strategy, &going_on));
+            prop_assert!(kept + table.tokens() / 100 >= best, "{} of {}", kept, best);
+            if found.fields() != &FieldOrder::Same(before.clone()) {
+                prop_assert!(kept > saved_by_order(&table, &before, page) + table.tokens() / 100 || strategy == Strategy::Auto);
+            }
+            let unknown = Options { after: Some(vec![7; columns + 1]), ..options.clone() };
+            prop_assert_eq!(schedule(&table, strategy, &unknown), schedule(&table, strategy, &options));
+        }
+    }
+
     #[test]
     fn sets_are_permuted_and_never_lose(table in tables_with_sets(20), page in 1_u32..5) {
         let options = Options { page, ..Options::default() };
