@@ -8,8 +8,8 @@
 //! **How.** Weights lie in panels two vectors wide (`panels`). A piece of a panel, `KC` steps of `k`, is widened to f32 in a buffer
 //! that stays in the first-level cache; then a micro-kernel walks it once for every tile of rows of the task, up to 12 rows by a
 //! panel's columns of `out` in registers. Sums are put down and taken up again between pieces, which does not change their bits.
-//! One row alone would wait for its own sums, so with up to three rows several panels are walked together. With many rows each
-//! task takes a block of rows, with few rows a group of panels and with it a piece of every row of `out`.
+//! One row alone would wait for its own sums, so with up to three rows several panels are walked together; values of 16 bits are
+//! then widened in registers on their way to the sums, so that memory is read without a pause. With many rows each task takes a block of rows, with few rows a group of panels and with it a piece of every row of `out`.
 //!
 //! **Why not the `gemm` crate.** Its 0.19 release is not invariant: of m = 1 to 39 and some up to 599, m = 1 gave other bits
 //! than the same row within m = 600, in each of five shapes, as it takes another kernel there; how it blocks `k` is its own
@@ -29,7 +29,7 @@ use rayon::prelude::*;
 use super::aligned::AlignedVec;
 #[cfg(target_arch = "x86_64")]
 use super::gemm_int8::{Rounded, gemm_int8};
-use super::panels::{PANEL_MAX, PANEL_VECTORS, PackedMatrix};
+use super::panels::{Brain, Format16, Half, PANEL_MAX, PANEL_VECTORS, PackedMatrix, Panels16};
 
 /// Steps of `k` that are walked before the next tile of rows, for one panel at a time; of several panels proportionally fewer.
 const KC: usize = 256;
@@ -219,6 +219,14 @@ impl Multiply<'_, '_> {
     fn panels<S: Simd, const P: usize>(&mut self, simd: S, panel: usize, piece: &mut Piece<S>) -> usize {
         let (w, k) = (self.w, self.w.k());
         let column = (panel - self.panels.start) * w.panel();
+        if P > 1 {
+            if let Some(panels) = w.panels16::<Half>(panel) {
+                return self.few_rows::<S, Half, P>(simd, panels, column);
+            }
+            if let Some(panels) = w.panels16::<Brain>(panel) {
+                return self.few_rows::<S, Brain, P>(simd, panels, column);
+            }
+        }
         for from in (0..k).step_by(KC / P) {
             let to = (from + KC / P).min(k);
             let b = match w.as_floats(panel, from..to) {
@@ -229,7 +237,7 @@ impl Multiply<'_, '_> {
                     piece
                 }
             };
-            let resume = from > 0 || self.start == Start::Out;
+            let (b, resume) = (Floats(b), from > 0 || self.start == Start::Out);
             for (first, height) in tiles::<S>(self.rows.len()) {
                 let a = &self.packed[first * k + from * height..first * k + to * height];
                 let rows = &mut self.rows[first..first + height];
@@ -246,13 +254,86 @@ impl Multiply<'_, '_> {
         }
         P
     }
+
+    /// Multiplies up to three rows with P panels of 16-bit values, and returns P.
+    #[inline(always)]
+    fn few_rows<S: Simd, F: Format16, const P: usize>(&mut self, simd: S, b: Panels16<'_, F>, column: usize) -> usize {
+        let (a, rows, resume) = (self.packed, &mut *self.rows, self.start == Start::Out);
+        match (P, rows.len()) {
+            (4, _) => tile::<S, 1, { 4 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+            (_, 1) => tile::<S, 1, { 2 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+            (_, 2) => tile::<S, 2, { 2 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+            _ => tile::<S, 3, { 2 * PANEL_VECTORS }>(simd, a, b, rows, column, resume),
+        }
+        P
+    }
+}
+
+/// What a tile of activations is multiplied with.
+trait Factor<S: Simd>: Copy {
+    /// For each step in order: `sums[i][v] += a[step][i] * self[step][v]`, fused.
+    fn multiply_add<const M: usize, const V: usize>(
+        self,
+        simd: S,
+        a: &[[f32; M]],
+        sums: [[S::f32s; V]; M],
+    ) -> [[S::f32s; V]; M];
+}
+
+/// `[steps][V vectors]`.
+#[derive(Clone, Copy)]
+struct Floats<'a, S: Simd>(&'a [S::f32s]);
+
+impl<S: Simd> Factor<S> for Floats<'_, S> {
+    #[inline(always)]
+    fn multiply_add<const M: usize, const V: usize>(
+        self,
+        simd: S,
+        a: &[[f32; M]],
+        sums: [[S::f32s; V]; M],
+    ) -> [[S::f32s; V]; M] {
+        multiply_add(simd, a, self.0, V, sums)
+    }
+}
+
+impl<S: Simd, F: Format16> Factor<S> for Panels16<'_, F> {
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "iterating would make the sums live in memory instead of registers")]
+    fn multiply_add<const M: usize, const V: usize>(
+        self,
+        simd: S,
+        a: &[[f32; M]],
+        mut sums: [[S::f32s; V]; M],
+    ) -> [[S::f32s; V]; M] {
+        let words: [&[[S::u32s; PANEL_VECTORS]]; V] = std::array::from_fn(|v| self.words(simd, v / PANEL_VECTORS));
+        let (pairs, last) = a.as_chunks::<2>();
+        for (j, pair) in pairs.iter().enumerate() {
+            for v in 0..V {
+                let word = words[v][j][v % PANEL_VECTORS];
+                let (even, odd) = (F::even(simd, word), F::odd(simd, word));
+                for i in 0..M {
+                    sums[i][v] = simd.mul_add_f32s(simd.splat_f32s(pair[0][i]), even, sums[i][v]);
+                    sums[i][v] = simd.mul_add_f32s(simd.splat_f32s(pair[1][i]), odd, sums[i][v]);
+                }
+            }
+        }
+        if let [last] = last {
+            for v in 0..V {
+                let even = F::even(simd, words[v][pairs.len()][v % PANEL_VECTORS]);
+                for i in 0..M {
+                    sums[i][v] = simd.mul_add_f32s(simd.splat_f32s(last[i]), even, sums[i][v]);
+                }
+            }
+        }
+        sums
+    }
 }
 
 #[inline(always)]
 fn one_panel<S: Simd, const M: usize>(
     simd: S,
     a: &[f32],
-    b: &[S::f32s],
+    b: Floats<'_, S>,
     rows: &mut [&mut [f32]],
     column: usize,
     resume: bool,
@@ -287,12 +368,12 @@ impl Edge {
     }
 }
 
-/// Adds `a` `[steps][M]` times `b` `[steps][V vectors]` to M rows from `column` on, or overwrites them unless `resume`.
+/// Adds `a` `[steps][M]` times V vectors of `b` to M rows from `column` on, or overwrites them unless `resume`.
 #[inline(always)]
 fn tile<S: Simd, const M: usize, const V: usize>(
     simd: S,
     a: &[f32],
-    b: &[S::f32s],
+    b: impl Factor<S>,
     rows: &mut [&mut [f32]],
     column: usize,
     resume: bool,
@@ -313,7 +394,7 @@ fn tile<S: Simd, const M: usize, const V: usize>(
 fn full_tile<S: Simd, const M: usize, const V: usize>(
     simd: S,
     a: &[f32],
-    b: &[S::f32s],
+    b: impl Factor<S>,
     rows: &mut [&mut [f32]],
     column: usize,
     resume: bool,
@@ -327,7 +408,7 @@ fn full_tile<S: Simd, const M: usize, const V: usize>(
             }
         }
     }
-    let sums = multiply_add(simd, a.as_chunks().0, b, V, sums);
+    let sums = b.multiply_add(simd, a.as_chunks().0, sums);
     for i in 0..M {
         let row = S::as_mut_simd_f32s(&mut rows[i][column..][..V * S::F32_LANES]).0;
         for v in 0..V {

@@ -13,7 +13,7 @@
 //! of a block begins at -128 times the sum of the activations' codes. Sums stay below 2^24, where each integer is an f32.
 //!
 //! **Speed.** On a Sapphire Rapids core with a roof of 108 billion f32 multiply-adds a second, products of the shapes of
-//! SmolLM2-135M ran at 190 to 255 with 96 rows. Of tiles of 3x64 to 12x32, 8x32 and 6x32 were best.
+//! SmolLM2-135M ran at 182 to 255 with 96 rows. Of tiles of 3x64 to 12x32, 8x32 and 6x32 were best.
 
 use std::ops::Range;
 

@@ -2,7 +2,8 @@
 //!
 //! An [n, k] matrix lies in panels `[n / panel][k][panel]`: a panel is two vectors wide, its columns are rows of the matrix, and
 //! the last one is padded with zeros. Values keep 16 or 8 bits where the file has no more, since a pass with few tokens takes as
-//! long as reading the weights; the product widens them to f32 piece by piece, in a buffer that stays in the first-level cache.
+//! long as reading the weights; the product widens them to f32 piece by piece, in a buffer that stays in the first-level cache,
+//! or in registers.
 //!
 //! | stored as | in memory, for each value | as f32 |
 //! |---|---|---|
@@ -15,6 +16,7 @@
 //! lowest bits. So a vector of words widens to as many vectors by shifts and masks, which every instruction set has. Four bytes of
 //! a column in a word are also what instructions for products of bytes take (`gemm_int8`).
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use archmage::{SimdToken, X64V4xToken};
@@ -53,6 +55,14 @@ pub(super) struct Bytes<'a> {
     pub(super) scales: &'a [f32],
 }
 
+/// Some panels of values of 16 bits, from one on.
+pub(super) struct Panels16<'a, F> {
+    /// `[panels][k / 2][panel]`, `k` rounded up.
+    words: &'a [u32],
+    k: usize,
+    format: PhantomData<F>,
+}
+
 /// How the values of a matrix are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Encoding {
@@ -68,7 +78,7 @@ pub(super) enum Encoding {
 
 /// Values in panels.
 #[derive(Debug)]
-enum Cells {
+pub(super) enum Cells {
     F32(AlignedVec<f32>),
     F16(AlignedVec<u32>),
     BF16(AlignedVec<u32>),
@@ -244,11 +254,36 @@ impl PackedMatrix {
         }
     }
 
+    /// Returns the panels from `panel` on, if their values are of this format.
+    #[inline(always)]
+    pub(super) fn panels16<F: Format16>(&self, panel: usize) -> Option<Panels16<'_, F>> {
+        let words = &F::of(&self.cells)?[panel * words::<16>(self.k) * self.panel..];
+        Some(Panels16 { words, k: self.k, format: PhantomData })
+    }
+
     /// Returns `steps` of a panel, where they lie as f32.
     #[inline(always)]
     pub(super) fn as_floats(&self, panel: usize, steps: Range<usize>) -> Option<&[f32]> {
         let Cells::F32(values) = &self.cells else { return None };
         Some(&values[(panel * self.k + steps.start) * self.panel..(panel * self.k + steps.end) * self.panel])
+    }
+}
+
+impl<F> Clone for Panels16<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Panels16<'_, F> {}
+
+impl<'a, F: Format16> Panels16<'a, F> {
+    /// Returns a panel's words, two steps each.
+    #[inline(always)]
+    pub(super) fn words<S: Simd>(self, _: S, panel: usize) -> &'a [[S::u32s; PANEL_VECTORS]] {
+        let len = words::<16>(self.k);
+        let panels = S::as_simd_u32s(self.words).0.as_chunks().0;
+        &panels[panel * len..(panel + 1) * len]
     }
 }
 
@@ -402,7 +437,10 @@ fn spread_codes<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 4] {
 
 /// How two values lie in a word. A trait and not a function that is passed on: calls through one are compiled without the
 /// processor's vector instructions, and took forty times as long.
-trait Format16 {
+pub(super) trait Format16 {
+    /// Returns the words of cells of this format.
+    fn of(cells: &Cells) -> Option<&[u32]>;
+
     /// Widens the low value of each word.
     fn even<S: Simd>(simd: S, words: S::u32s) -> S::f32s;
 
@@ -411,12 +449,16 @@ trait Format16 {
 }
 
 /// IEEE half precision.
-struct Half;
+pub(super) struct Half;
 
 /// bfloat16.
-struct Brain;
+pub(super) struct Brain;
 
 impl Format16 for Half {
+    fn of(cells: &Cells) -> Option<&[u32]> {
+        if let Cells::F16(words) = cells { Some(words) } else { None }
+    }
+
     #[inline(always)]
     fn even<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
         Half::odd(simd, simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)))
@@ -434,6 +476,10 @@ impl Format16 for Half {
 }
 
 impl Format16 for Brain {
+    fn of(cells: &Cells) -> Option<&[u32]> {
+        if let Cells::BF16(words) = cells { Some(words) } else { None }
+    }
+
     #[inline(always)]
     fn even<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
         simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16)))
