@@ -17,6 +17,7 @@ mod embeddings;
 mod estimates;
 mod explain;
 mod external_models;
+mod joins;
 mod layering;
 mod layouts;
 mod limits;

@@ -15,6 +15,7 @@ pub const REWRITES: &[(&str, &str)] = &[
     ("order_llm_filters", "the LLM predicates of an AND are asked in the order that costs least"),
     ("defer_llm_past_topk", "ORDER BY … LIMIT over plain columns comes first"),
     ("stop_llm_filter_at_limit", "an LLM filter below a LIMIT asks until the limit is met"),
+    ("stop_join_at_match", "EXISTS, IN and their like ask about a row until it has one match"),
 ];
 
 /// Returns whether the session leaves a rewrite switched on.

@@ -78,6 +78,8 @@ pub struct Settings {
     pub precision_target: f64,
     /// The probability with which a cascade may miss one of its targets.
     pub failure_probability: f64,
+    /// Pairs that a join on an LLM predicate may ask about; 0 means no limit.
+    pub max_join_pairs: u64,
     /// Rewrites of plans that are switched off, by name.
     pub disabled_rewrites: Vec<String>,
     /// Where models run.
@@ -127,6 +129,7 @@ impl Default for Settings {
             recall_target: 0.9,
             precision_target: 0.9,
             failure_probability: 0.05,
+            max_join_pairs: 1_000_000,
             disabled_rewrites: vec![],
             device: DeviceChoice::Auto,
             kv_cache_bytes: None,
@@ -236,6 +239,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("recall_target", "share of the model's own rows that a cascade must keep"),
     ("precision_target", "share of a cascade's rows that the model must agree with"),
     ("failure_probability", "probability with which a cascade may miss a target"),
+    ("max_join_pairs", "pairs that a join on an LLM predicate may ask about; 0 is no limit"),
     ("disabled_rewrites", "rewrites of plans that are switched off, separated by commas; none or all"),
     ("device", "where models run: auto or cpu"),
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
@@ -299,6 +303,7 @@ impl Settings {
             "recall_target" => Some(self.recall_target.to_string()),
             "precision_target" => Some(self.precision_target.to_string()),
             "failure_probability" => Some(self.failure_probability.to_string()),
+            "max_join_pairs" => Some(self.max_join_pairs.to_string()),
             "disabled_rewrites" => Some(rewrites::shown(&self.disabled_rewrites)),
             "device" => Some(self.device.name().into()),
             "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
@@ -451,6 +456,7 @@ impl ExtensionOptions for Settings {
             "recall_target" => self.recall_target = target(&subject, value)?,
             "precision_target" => self.precision_target = target(&subject, value)?,
             "failure_probability" => self.failure_probability = probability(&subject, value)?,
+            "max_join_pairs" => self.max_join_pairs = whole(&subject, value, 0)?,
             "disabled_rewrites" => self.disabled_rewrites = rewrites::parse(&subject, value)?,
             "device" => self.device = DeviceChoice::parse(&subject, value)?,
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),

@@ -91,8 +91,8 @@ impl PhysicalCall {
     }
 }
 
-/// Makes NULL false: such a row is not needed.
-fn without_nulls(mask: &BooleanArray) -> BooleanArray {
+/// Makes NULL false.
+pub(super) fn without_nulls(mask: &BooleanArray) -> BooleanArray {
     match mask.null_count() {
         0 => BooleanArray::new(mask.values().clone(), None),
         _ => prep_null_mask_filter(mask),

@@ -63,6 +63,11 @@ impl RowStore {
         }
     }
 
+    /// Returns the columns of the rows.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        self.spill.schema()
+    }
+
     /// Fills a window from `pending` and then `input`, up to its limit and as long as the questions fit into memory.
     pub(super) async fn fill(
         &self,

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, JoinType, Result, not_impl_err};
+use datafusion::common::{DFSchema, Result, not_impl_err};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
@@ -29,6 +29,7 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::{Settings, contains_llm_call, is_llm_call, rewrite_enabled};
 
+use super::join_pairs::join_pairs;
 use super::lower::lower;
 use super::order_llm_filters::{OrderLlmFilters, may_move};
 use super::restore::{restore, restore_at};
@@ -121,33 +122,26 @@ fn extract_from_window(window: Window, config: &dyn OptimizerConfig) -> Result<L
     restore_at(plan, (0..n_inputs).chain(n_columns - n_windows..n_columns), &schema)
 }
 
-/// Calls over one side are made on that side, for any kind of join. Calls over both sides are made on the joined rows, which
-/// keeps the meaning of inner joins only.
+/// Calls over one side are made on that side; those over both make it a join of pairs. Both for any kind of join.
 fn extract_from_join(join: Join, config: &dyn OptimizerConfig) -> Result<LogicalPlan> {
     let schema = Arc::clone(&join.schema);
     let (left_keys, right_keys): (Vec<_>, Vec<_>) = join.on.into_iter().unzip();
     let conjuncts = join.filter.map(split_conjunction_owned).unwrap_or_default();
     let (asking, mut on): (Vec<_>, Vec<_>) = conjuncts.into_iter().partition(contains_llm_call);
-    let (mut left_on, mut right_on, mut above) = (vec![], vec![], vec![]);
+    let (mut left_on, mut right_on, mut of_pairs) = (vec![], vec![], vec![]);
     for conjunct in asking {
         if calls_read_only(&conjunct, join.left.schema())? {
             left_on.push(conjunct);
         } else if calls_read_only(&conjunct, join.right.schema())? {
             right_on.push(conjunct);
         } else {
-            above.push(conjunct);
+            of_pairs.push(conjunct);
         }
-    }
-    if !above.is_empty() && join.join_type != JoinType::Inner {
-        return not_impl_err!(
-            "an LLM predicate over both sides of a {} join; use an inner join, or join first and filter above",
-            join.join_type
-        );
     }
     let (left_keys, left_on, left) = lower_side(left_keys, left_on, Arc::unwrap_or_clone(join.left), config)?;
     let (right_keys, right_on, right) = lower_side(right_keys, right_on, Arc::unwrap_or_clone(join.right), config)?;
     on.extend(left_on.into_iter().chain(right_on));
-    let joined = LogicalPlan::Join(Join::try_new(
+    let join = Join::try_new(
         Arc::new(left),
         Arc::new(right),
         left_keys.into_iter().zip(right_keys).collect(),
@@ -156,12 +150,9 @@ fn extract_from_join(join: Join, config: &dyn OptimizerConfig) -> Result<Logical
         join.join_constraint,
         join.null_equality,
         join.null_aware,
-    )?);
-    let filtered = match conjunction(above) {
-        Some(predicate) => extract_from_filter(Filter::try_new(predicate, Arc::new(joined))?, config)?,
-        None => joined,
-    };
-    restore(filtered, &schema)
+    )?;
+    let joined = if of_pairs.is_empty() { LogicalPlan::Join(join) } else { join_pairs(join, of_pairs, config)? };
+    restore(joined, &schema)
 }
 
 /// Lowers the join keys and the one-sided predicates of one side of a join.

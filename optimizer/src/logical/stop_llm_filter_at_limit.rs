@@ -9,7 +9,7 @@
 //!       LlmNode: ai_filter('a', s)
 //! ```
 //!
-//! The operator then asks in growing morsels; see `engine/src/operators`. A sort or an aggregate between the limit and the filter
+//! A join that asks about pairs is told of the limit in the same way. The operator then asks in growing morsels; see `engine/src/operators`. A sort or an aggregate between the limit and the filter
 //! needs every row, and the rule leaves such plans alone.
 
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
 
+use crate::join_node::{JoinEffort, LlmJoinNode};
 use crate::node::{FilterUntil, LlmNode};
 
 /// See the module documentation.
@@ -68,7 +69,7 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
                 Ok(Transformed::yes(limited.map_children(|child| stop_at(child, wanted, false))?.data))
             }
             Some(LlmNode { until: Some(_), .. }) => plan.map_children(|child| stop_at(child, wanted, false)),
-            None => Ok(Transformed::no(plan)),
+            None => Ok(join_stops(&plan, wanted, stops)?.map_or_else(|| Transformed::no(plan), Transformed::yes)),
         },
         LogicalPlan::Filter(filter) => match fused(&filter.predicate, &filter.input, wanted, stops)? {
             Some(fused) => Ok(Transformed::yes(fused.map_children(|child| stop_at(child, wanted, false))?.data)),
@@ -77,6 +78,16 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
         },
         _ => Ok(Transformed::no(plan)),
     }
+}
+
+/// Tells a join that asks about pairs how many of its rows are wanted.
+fn join_stops(plan: &LogicalPlan, wanted: usize, stops: bool) -> Result<Option<LogicalPlan>> {
+    let Some(node) = LlmJoinNode::from_plan(plan).filter(|node| stops && node.effort.wanted.is_none()) else {
+        return Ok(None);
+    };
+    let effort = JoinEffort { wanted: Some(wanted), ..node.effort };
+    let (left, right) = (node.left.clone(), node.right.clone());
+    Ok(Some(LlmJoinNode::try_new(left, right, node.join_type, node.condition.clone(), effort)?.into_plan()))
 }
 
 /// Puts a filter into the node below it.

@@ -1,0 +1,250 @@
+//! `LlmJoinExec`: joins its inputs on a condition that asks a model about pairs of rows.
+
+use std::fmt;
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::{JoinType, Result, internal_err};
+use datafusion::execution::memory_pool::MemoryConsumer;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_expr::{EquivalenceProperties, PhysicalExpr};
+use datafusion::physical_plan::execution_plan::{
+    Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
+};
+use datafusion::physical_plan::joins::utils::ColumnIndex;
+use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, SpillMetrics};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{
+    DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, InputDistributionRequirements, Partitioning, PlanProperties,
+};
+use refrain_optimizer::JoinEffort;
+
+use crate::operators::call::PhysicalCall;
+use crate::operators::counters::Counters;
+use crate::operators::estimate::CallEstimate;
+use crate::operators::job::{Blocks, Job};
+use crate::operators::join::candidates::Pairing;
+use crate::operators::join::pairs::{PairJob, Step};
+use crate::operators::llm_exec::{Shared, output_schema};
+use crate::operators::window::RowStore;
+
+/// A column of a pair: one of the left or of the right input.
+pub type PairColumn = ColumnIndex;
+
+/// One step of the way of a candidate pair.
+#[derive(Clone, Debug)]
+pub enum PairStep {
+    /// Asks about each pair; the answers become columns behind those of the pair.
+    Ask(Vec<Arc<PhysicalCall>>),
+    /// Keeps the pairs for which this is TRUE.
+    Keep(Arc<dyn PhysicalExpr>),
+}
+
+/// The condition of a join and what becomes of its matches.
+#[derive(Clone, Debug)]
+pub(crate) struct PairPlan {
+    pub(crate) join_type: JoinType,
+    /// The part of the condition that asks nobody.
+    pub(crate) pairing: Pairing,
+    /// The columns of a pair that the steps read.
+    pub(crate) columns: Vec<PairColumn>,
+    /// Their fields.
+    pub(crate) pair_schema: SchemaRef,
+    pub(crate) steps: Vec<PairStep>,
+    pub(crate) effort: JoinEffort,
+    /// Pairs that may be asked about.
+    pub(crate) max_pairs: u64,
+}
+
+impl PairPlan {
+    /// Returns the calls of all steps.
+    pub(crate) fn calls(&self) -> impl Iterator<Item = &Arc<PhysicalCall>> {
+        self.steps.iter().flat_map(|step| match step {
+            PairStep::Ask(calls) => calls.as_slice(),
+            PairStep::Keep(_) => &[],
+        })
+    }
+}
+
+/// Joins its inputs on a condition that asks a model about pairs of rows.
+#[derive(Clone, Debug)]
+pub struct LlmJoinExec {
+    left: Arc<dyn ExecutionPlan>,
+    right: Arc<dyn ExecutionPlan>,
+    plan: PairPlan,
+    shared: Shared,
+    estimates: Vec<CallEstimate>,
+    properties: Arc<PlanProperties>,
+    metrics: ExecutionPlanMetricsSet,
+}
+
+impl LlmJoinExec {
+    /// Builds the operator. `schema` is that of the output; `estimates` are those of the calls of the first step.
+    pub(crate) fn new(
+        [left, right]: [Arc<dyn ExecutionPlan>; 2],
+        schema: SchemaRef,
+        plan: PairPlan,
+        shared: Shared,
+        estimates: Vec<CallEstimate>,
+    ) -> Self {
+        let equivalences = EquivalenceProperties::new(schema);
+        let partitioning = Partitioning::UnknownPartitioning(1);
+        let properties =
+            Arc::new(PlanProperties::new(equivalences, partitioning, EmissionType::Incremental, Boundedness::Bounded));
+        LlmJoinExec { left, right, plan, shared, estimates, properties, metrics: ExecutionPlanMetricsSet::new() }
+    }
+
+    /// Returns the calls of all steps.
+    pub fn calls(&self) -> impl Iterator<Item = &Arc<PhysicalCall>> {
+        self.plan.calls()
+    }
+
+    /// Returns what the calls of the first step are expected to cost, where that was asked for when the plan was made.
+    pub fn estimates(&self) -> &[CallEstimate] {
+        &self.estimates
+    }
+
+    /// Prepares the steps to run.
+    fn steps(&self, partition: usize, context: &Arc<TaskContext>) -> Vec<Step> {
+        let mut schema = Arc::clone(&self.plan.pair_schema);
+        let mut steps = vec![];
+        for step in &self.plan.steps {
+            steps.push(match step {
+                PairStep::Keep(predicate) => Step::Keep(Arc::clone(predicate)),
+                PairStep::Ask(calls) => {
+                    let output = output_schema(&schema, calls);
+                    let spills = SpillMetrics::new(&self.metrics, partition);
+                    let scope = &self.shared.scope;
+                    let job = Job {
+                        schema: Arc::clone(&output),
+                        calls: calls.clone(),
+                        stats: calls.iter().map(|call| scope.add_node(call.function_name(), &call.model)).collect(),
+                        until: None,
+                        shared: self.shared.clone(),
+                        store: RowStore::new(context, partition, schema, spills),
+                        counters: Counters::new(&self.metrics, partition),
+                        // The rows of this operator are those of the join, not the pairs.
+                        baseline: BaselineMetrics::new(&ExecutionPlanMetricsSet::new(), partition),
+                    };
+                    schema = output;
+                    Step::Ask(Blocks::new(job))
+                }
+            });
+        }
+        steps
+    }
+}
+
+impl DisplayAs for LlmJoinExec {
+    fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
+        let PairPlan { join_type, pairing, steps, effort, max_pairs, .. } = &self.plan;
+        if format == DisplayFormatType::TreeRender {
+            writeln!(f, "join_type={join_type}")?;
+            for call in self.calls() {
+                writeln!(f, "{}={}", call.output.name(), call.function_name())?;
+            }
+            return Ok(());
+        }
+        write!(f, "LlmJoinExec: {join_type}")?;
+        if !pairing.on.is_empty() {
+            let keys: Vec<String> = pairing.on.iter().map(|(left, right)| format!("{left} = {right}")).collect();
+            write!(f, ", on=[{}]", keys.join(", "))?;
+        }
+        if let Some(filter) = &pairing.filter {
+            write!(f, ", filter={}", filter.predicate)?;
+        }
+        let mut estimates = self.estimates.iter();
+        for step in steps {
+            match step {
+                PairStep::Ask(calls) => {
+                    for call in calls {
+                        write!(f, ", ask {call}")?;
+                        if let Some(estimate) = estimates.next() {
+                            write!(f, ", {estimate}")?;
+                        }
+                    }
+                }
+                PairStep::Keep(predicate) => write!(f, ", keep={predicate}")?,
+            }
+        }
+        write!(f, "{effort}")?;
+        if *max_pairs < u64::MAX {
+            write!(f, ", max_pairs={max_pairs}")?;
+        }
+        Ok(())
+    }
+}
+
+impl ExecutionPlan for LlmJoinExec {
+    fn name(&self) -> &str {
+        "LlmJoinExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        vec![&self.left, &self.right]
+    }
+
+    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
+        InputDistributionRequirements::new(vec![Distribution::SinglePartition, Distribution::SinglePartition])
+    }
+
+    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
+        vec![false, false]
+    }
+
+    fn apply_expressions(
+        &self,
+        f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        let PairPlan { pairing, steps, .. } = &self.plan;
+        let keys = pairing.on.iter().flat_map(|(left, right)| [left, right]);
+        let filter = pairing.filter.iter().map(|filter| &filter.predicate);
+        let asked = self.calls().flat_map(|call| call.inputs.iter().chain(&call.guard));
+        let kept = steps.iter().filter_map(|step| match step {
+            PairStep::Ask(_) => None,
+            PairStep::Keep(predicate) => Some(predicate),
+        });
+        apply_expression_roots(keys.chain(filter).chain(asked).chain(kept), f)
+    }
+
+    fn replace_children(
+        self: Arc<Self>,
+        children: Vec<Arc<dyn ExecutionPlan>>,
+        _options: ReplaceChildrenOptions,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let Ok(children) = <[_; 2]>::try_from(children) else { return internal_err!("LlmJoinExec takes two inputs") };
+        let LlmJoinExec { plan, shared, estimates, .. } = Self::clone(&self);
+        Ok(Arc::new(LlmJoinExec::new(children, self.schema(), plan, shared, estimates)))
+    }
+
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
+    }
+
+    fn metrics(&self) -> Option<MetricsSet> {
+        Some(self.metrics.clone_inner())
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let memory = |name: &str| {
+            MemoryConsumer::new(format!("LlmJoinExec[{partition}] {name}")).register(context.memory_pool())
+        };
+        let job = PairJob {
+            schema: self.schema(),
+            inputs: [Arc::clone(&self.left), Arc::clone(&self.right)],
+            memory: [memory("left"), memory("right"), memory("pairs")],
+            plan: self.plan.clone(),
+            steps: self.steps(partition, &context),
+            candidates: MetricBuilder::new(&self.metrics).counter("candidates", partition),
+            pairs: MetricBuilder::new(&self.metrics).counter("pairs", partition),
+            baseline: BaselineMetrics::new(&self.metrics, partition),
+            context,
+        };
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), job.run())))
+    }
+}
