@@ -28,8 +28,8 @@ use crate::error::{Error, Result};
 use crate::explain::{self, ExplainOptions};
 use crate::model_options::{ExternalModel, LocalOptions, ModelType};
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
-use crate::operators::{AggregateEstimate, CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
-use crate::planner::{EstimateCosts, device_options, llm_aggregates, llm_operators};
+use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
+use crate::planner::{EstimateCosts, described_calls, device_options};
 use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
 use crate::secrets::{SecretInfo, SecretStore};
 use crate::statement::{self, Statement};
@@ -387,18 +387,7 @@ impl Query {
         }
         let state = session::state_with(&self.db.context, Arc::new(EstimateCosts::default()));
         let physical = state.create_physical_plan(plan).await?;
-        let mut calls = vec![];
-        for operator in llm_operators(&physical)? {
-            for (idx, call) in operator.calls().iter().enumerate() {
-                calls.push((call.to_string(), operator.estimates().get(idx).cloned()));
-            }
-        }
-        for operator in llm_aggregates(&physical)? {
-            for (idx, aggregate) in operator.aggregates().iter().enumerate() {
-                calls.push((aggregate.to_string(), operator.estimates().get(idx).map(AggregateEstimate::as_call)));
-            }
-        }
-        Ok(Estimate { calls })
+        Ok(Estimate { calls: described_calls(&physical)? })
     }
 
     /// Starts the query. Rows come as they are finished; dropping the result cancels the rest.

@@ -9,7 +9,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, displayable};
 use serde_json::{Value, json};
 
-use crate::operators::{DETAIL, LlmAggregateExec, LlmExec};
+use crate::operators::{DETAIL, LlmAggregateExec, LlmExec, LlmJoinExec};
 
 /// What an EXPLAIN of ours asks for beside DataFusion's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,7 @@ pub(crate) fn text_batch(logical: &str, physical: &Arc<dyn ExecutionPlan>, verbo
 fn to_json(plan: &Arc<dyn ExecutionPlan>) -> Value {
     let llm = plan.downcast_ref::<LlmExec>().map(LlmExec::to_json);
     let llm = llm.or_else(|| plan.downcast_ref::<LlmAggregateExec>().map(LlmAggregateExec::to_json));
+    let llm = llm.or_else(|| plan.downcast_ref::<LlmJoinExec>().map(LlmJoinExec::to_json));
     let other = || json!({"operator": plan.name(), "detail": OneLine(plan.as_ref()).to_string()});
     let mut node = llm.unwrap_or_else(other);
     node["children"] = plan.children().into_iter().map(to_json).collect();

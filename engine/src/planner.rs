@@ -1,5 +1,6 @@
 //! From `LlmNode` to `LlmExec`: resolves models and options, and estimates costs where a plan is to be explained.
 
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -11,17 +12,19 @@ use datafusion::catalog::Session;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, Result, internal_datafusion_err, plan_err};
+use datafusion::common::{DFSchema, JoinSide, Result, internal_datafusion_err, plan_err};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
+use datafusion::logical_expr::{
+    Aggregate, Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode, UserDefinedLogicalNodeCore,
+};
 use datafusion::physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::cascade::Targets;
 use refrain_optimizer::statistics::SessionStatistics;
-use refrain_optimizer::{LlmAggregateNode, LlmNode, NodeAggregate};
+use refrain_optimizer::{JoinCondition, JoinStep, LlmAggregateNode, LlmJoinNode, LlmNode, NodeAggregate, NodeCall};
 use refrain_serving::remote::MessageTokenizer;
 use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, OnError, ResolvedOptions, Settings, Shape};
@@ -31,11 +34,11 @@ use crate::model_options::ModelType;
 use crate::models::{DeviceOptions, ModelCatalog};
 use crate::operators::{
     AggregateEstimate, Budget, CallEstimate, CascadeCall, Context, InputRows, Limits, LlmAggregateExec, LlmExec,
-    PhysicalAggregate, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate, estimate_calls, output_schema,
-    sample_answers,
+    LlmJoinExec, PairColumn, PairFilter, PairPlan, PairStep, Pairing, PhysicalAggregate, PhysicalCall, QueryScope, Shared,
+    Until, call_key, estimate_aggregate, estimate_calls, output_schema, sample_answers,
 };
 use crate::sample::{self, SAMPLE_ROWS};
-use crate::without_answers::without_answers;
+use crate::without_answers::{asks, without_answers};
 
 /// Plans queries with LLM calls; everything else is DataFusion's.
 #[derive(Debug)]
@@ -102,6 +105,10 @@ impl ExtensionPlanner for LlmPlanner {
         session: &dyn Session,
         context: &PhysicalPlanningContext,
     ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let planning = Planning { planner, session, context, settings: settings(session) };
+        if let (Some(node), [left, right]) = (LlmJoinNode::from_node(node), physical_inputs) {
+            return self.plan_join(node, [left, right], &planning).await.map(Some);
+        }
         let ([logical], [input]) = (logical_inputs, physical_inputs) else {
             return Ok(None);
         };
@@ -111,51 +118,26 @@ impl ExtensionPlanner for LlmPlanner {
         let Some(node) = LlmNode::from_node(node) else {
             return Ok(None);
         };
-        let settings = settings(session);
         let mut calls = Vec::with_capacity(node.calls.len());
         for node_call in &node.calls {
-            let physical = |expr| planner.create_physical_expr(expr, logical.schema(), session, context);
-            let mut options = node_call.call.options.resolve(&settings);
-            if node_call.call.function == Function::Embed {
-                // Nothing is drawn and nothing is written.
-                (options.sampling, options.max_tokens) = (Sampling::GREEDY, 1);
-            }
-            let (named, wanted) = match node_call.call.function {
-                Function::Embed => {
-                    (node_call.call.options.model.as_deref().or(settings.embedding_model.as_deref()), ModelType::Embedding)
-                }
-                _ => (options.model.as_deref(), ModelType::Completion),
-            };
-            let model = self.models.resolve(named, wanted)?;
-            self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
-            check_schema(&node_call.call)?;
-            let mut call = PhysicalCall {
-                inputs: node_call.call.inputs.iter().map(physical).collect::<Result<_>>()?,
-                guard: node_call.guard.as_ref().map(physical).transpose()?,
-                output: Arc::clone(&node_call.output),
-                model,
-                call: Arc::new(node_call.call.clone()),
-                options,
-                cascade: None,
-            };
+            let mut call = self.call(node_call, logical.schema(), &planning)?;
             if node.until.is_none() {
-                call.cascade = self.cascade(&call, &settings)?;
+                call.cascade = self.cascade(&call, &planning.settings)?;
             }
             calls.push(Arc::new(call));
         }
         let until = match &node.until {
             Some(until) => {
                 let schema = with_answers(logical.schema(), &output_schema(&input.schema(), &calls))?;
-                let predicate = planner.create_physical_expr(&until.predicate, &schema, session, context)?;
+                let predicate = planning.physical(&until.predicate, &schema)?;
                 Some(Until::try_new(predicate, until.wanted, until.stops, input.schema().fields().len(), &calls)?)
             }
             None => None,
         };
-        let reorder_window = calls.iter().filter_map(|call| call.options.reorder_window).min();
-        let shared = self.shared(&settings, reorder_window, session)?;
+        let shared = self.shared(&planning.settings, reorder_window(&calls), session)?;
         let estimates = match self.estimates {
-            Some(costs) if !reads_subquery(node)? => {
-                Some(self.estimate(node, &calls, until.as_ref(), &shared, input, session, costs).await?)
+            Some(costs) if !reads_subquery(&node.calls)? => {
+                Some(self.estimate(node, &calls, until.as_ref(), &shared, Some(input), session, costs).await?)
             }
             _ => None,
         };
@@ -163,7 +145,49 @@ impl ExtensionPlanner for LlmPlanner {
     }
 }
 
+/// What planning a node needs to know.
+struct Planning<'a> {
+    planner: &'a dyn PhysicalPlanner,
+    session: &'a dyn Session,
+    context: &'a PhysicalPlanningContext,
+    settings: Settings,
+}
+
+impl Planning<'_> {
+    fn physical(&self, expr: &Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
+        self.planner.create_physical_expr(expr, schema, self.session, self.context)
+    }
+}
+
 impl LlmPlanner {
+    /// Settles model and options of a call over columns of `schema`.
+    fn call(&self, node_call: &NodeCall, schema: &DFSchema, planning: &Planning<'_>) -> Result<PhysicalCall> {
+        let settings = &planning.settings;
+        let mut options = node_call.call.options.resolve(settings);
+        if node_call.call.function == Function::Embed {
+            // Nothing is drawn and nothing is written.
+            (options.sampling, options.max_tokens) = (Sampling::GREEDY, 1);
+        }
+        let (named, wanted) = match node_call.call.function {
+            Function::Embed => {
+                (node_call.call.options.model.as_deref().or(settings.embedding_model.as_deref()), ModelType::Embedding)
+            }
+            _ => (options.model.as_deref(), ModelType::Completion),
+        };
+        let model = self.models.resolve(named, wanted)?;
+        self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
+        check_schema(&node_call.call)?;
+        Ok(PhysicalCall {
+            inputs: node_call.call.inputs.iter().map(|input| planning.physical(input, schema)).collect::<Result<_>>()?,
+            guard: node_call.guard.as_ref().map(|guard| planning.physical(guard, schema)).transpose()?,
+            output: Arc::clone(&node_call.output),
+            model,
+            call: Arc::new(node_call.call.clone()),
+            options,
+            cascade: None,
+        })
+    }
+
     /// Lets a proxy answer first, where the session allows weaker answers and names one: whether a row passes can be tested on a
     /// sample, and drawn answers have no one answer to compare with.
     fn cascade(&self, call: &PhysicalCall, settings: &Settings) -> Result<Option<CascadeCall>> {
@@ -202,6 +226,65 @@ impl LlmPlanner {
             layout: settings.layout,
             statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
         })
+    }
+
+    /// Plans a join on a condition that asks about pairs. No proxy answers there: a sample of the first pairs is none of all pairs.
+    async fn plan_join(
+        &self,
+        node: &LlmJoinNode,
+        inputs: [&Arc<dyn ExecutionPlan>; 2],
+        planning: &Planning<'_>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let JoinCondition { on, null_equality, filter, steps } = &node.condition;
+        let key = |(left, right): &(Expr, Expr)| {
+            Ok((planning.physical(left, node.left.schema())?, planning.physical(right, node.right.schema())?))
+        };
+        let on = on.iter().map(key).collect::<Result<_>>()?;
+        let pair = node.pair_schema()?;
+        let filter = match filter {
+            Some(filter) => {
+                let read: BTreeSet<usize> =
+                    filter.column_refs().into_iter().filter_map(|column| pair.maybe_index_of_column(column)).collect();
+                let (columns, schema) = pair_columns(node, &pair, read)?;
+                let predicate = planning.physical(filter, &schema)?;
+                Some(PairFilter { predicate, columns, schema: Arc::clone(schema.inner()) })
+            }
+            None => None,
+        };
+        let (columns, mut schema) = pair_columns(node, &pair, node.columns_read()?)?;
+        let pair_schema = Arc::clone(schema.inner());
+        let mut physical_steps = vec![];
+        for step in steps {
+            physical_steps.push(match step {
+                JoinStep::Keep(predicate) => PairStep::Keep(planning.physical(predicate, &schema)?),
+                JoinStep::Ask(calls) => {
+                    let settled = calls.iter().map(|call| self.call(call, &schema, planning).map(Arc::new));
+                    let calls = settled.collect::<Result<Vec<_>>>()?;
+                    schema = with_answers(&schema, &output_schema(schema.as_arrow(), &calls))?;
+                    PairStep::Ask(calls)
+                }
+            });
+        }
+        let plan = PairPlan {
+            join_type: node.join_type,
+            pairing: Pairing { on, null_equality: *null_equality, filter },
+            columns,
+            pair_schema,
+            steps: physical_steps,
+            effort: node.effort,
+            max_pairs: Some(planning.settings.max_join_pairs).filter(|pairs| *pairs > 0).unwrap_or(u64::MAX),
+        };
+        let shared = self.shared(&planning.settings, reorder_window(plan.calls()), planning.session)?;
+        let estimates = match (self.estimates, steps.first(), plan.steps.first()) {
+            (Some(costs), Some(JoinStep::Ask(asked)), Some(PairStep::Ask(calls))) if !reads_subquery(asked)? => {
+                // As if the first step were asked of all pairs.
+                let pairs = LlmNode::try_new(project(node.candidates()?, &node.columns_read()?)?, asked.clone(), None)?;
+                Some(self.estimate(&pairs, calls, None, &shared, None, planning.session, costs).await?)
+            }
+            _ => None,
+        };
+        let schema = Arc::clone(UserDefinedLogicalNodeCore::schema(node).inner());
+        Ok(Arc::new(LlmJoinExec::new(inputs.map(Arc::clone), schema, plan, shared, estimates)))
     }
 
     /// Plans the aggregates of a node.
@@ -284,7 +367,7 @@ impl LlmPlanner {
     }
 
     /// Draws rows of the input and plans prompts for them. What depends on answers of calls below is taken out of the input; a call
-    /// that reads such an answer itself has no estimate.
+    /// that reads such an answer itself has no estimate. `physical` is the input where it is an operator of the query.
     #[expect(clippy::too_many_arguments, reason = "all of it is what the node has become so far")]
     async fn estimate(
         &self,
@@ -292,7 +375,7 @@ impl LlmPlanner {
         calls: &[Arc<PhysicalCall>],
         until: Option<&Until>,
         shared: &Shared,
-        physical: &Arc<dyn ExecutionPlan>,
+        physical: Option<&Arc<dyn ExecutionPlan>>,
         session: &dyn Session,
         costs: EstimateCosts,
     ) -> Result<Vec<CallEstimate>> {
@@ -308,8 +391,8 @@ impl LlmPlanner {
             return Ok(vec![]);
         }
         let plan = session.create_physical_plan(&input.plan).await?;
+        let statistics = StatisticsContext::new().compute(physical.unwrap_or(&plan).as_ref(), &StatisticsArgs::new())?;
         let sample = sample::draw(execute_stream(plan, session.task_ctx())?).await?;
-        let statistics = StatisticsContext::new().compute(physical.as_ref(), &StatisticsArgs::new())?;
         let rows = match statistics.num_rows {
             _ if sample.ended => sample.read,
             Precision::Exact(rows) | Precision::Inexact(rows) => sample.read.max(rows as u64),
@@ -372,17 +455,22 @@ fn over_sample(plan: &LogicalPlan) -> Result<LogicalPlan> {
 fn asks_a_model(plan: &LogicalPlan) -> Result<bool> {
     let mut found = false;
     plan.apply_with_subqueries(|node| {
-        found |= LlmNode::from_plan(node).is_some() || LlmAggregateNode::from_plan(node).is_some();
+        found |= asks(node);
         Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)
 }
 
 /// Returns whether inputs or guards read a scalar subquery, which has a value only while the query runs.
-fn reads_subquery(node: &LlmNode) -> Result<bool> {
+fn reads_subquery(calls: &[NodeCall]) -> Result<bool> {
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
-    let exprs = node.calls.iter().flat_map(|call| call.call.inputs.iter().chain(&call.guard));
+    let exprs = calls.iter().flat_map(|call| call.call.inputs.iter().chain(&call.guard));
     exprs.into_iter().try_fold(false, |found, expr| Ok(found || expr.exists(is_subquery)?))
+}
+
+/// Returns the rows that calls want to be considered together.
+fn reorder_window<'a>(calls: impl IntoIterator<Item = &'a Arc<PhysicalCall>>) -> Option<usize> {
+    calls.into_iter().filter_map(|call| call.options.reorder_window).min()
 }
 
 /// Settings that decide how a model is run; they take effect when it is loaded.
@@ -407,22 +495,48 @@ fn with_answers(input: &DFSchema, output: &Schema) -> Result<DFSchema> {
     DFSchema::new_with_metadata(fields, output.metadata().clone())
 }
 
-/// Returns the `LlmAggregateExec`s of a plan, top first.
-pub fn llm_aggregates(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<LlmAggregateExec>> {
-    let mut found = vec![];
-    plan.apply(|node| {
-        found.extend(node.downcast_ref::<LlmAggregateExec>().cloned());
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(found)
+/// Returns where the columns of a pair at `positions` come from, and their schema.
+fn pair_columns(
+    node: &LlmJoinNode,
+    pair: &DFSchema,
+    positions: impl IntoIterator<Item = usize>,
+) -> Result<(Vec<PairColumn>, DFSchema)> {
+    let n_left = node.left.schema().fields().len();
+    let (mut columns, mut fields) = (vec![], vec![]);
+    for position in positions {
+        columns.push(match position.checked_sub(n_left) {
+            None => PairColumn { index: position, side: JoinSide::Left },
+            Some(index) => PairColumn { index, side: JoinSide::Right },
+        });
+        let (qualifier, field) = pair.qualified_field(position);
+        fields.push((qualifier.cloned(), Arc::clone(field)));
+    }
+    Ok((columns, DFSchema::new_with_metadata(fields, HashMap::new())?))
 }
 
-/// Returns the `LlmExec`s of a plan, top first.
-pub fn llm_operators(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<LlmExec>> {
+/// Projects a plan to some of its columns.
+fn project(plan: LogicalPlan, positions: &[usize]) -> Result<LogicalPlan> {
+    let schema = Arc::clone(plan.schema());
+    let columns = positions.iter().map(|position| Expr::from(schema.qualified_field(*position)));
+    LogicalPlanBuilder::from(plan).project(columns.collect::<Vec<_>>())?.build()
+}
+
+/// Returns what a plan asks in words, top first, each call with its estimate if it has one.
+pub fn described_calls(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<(String, Option<CallEstimate>)>> {
     let mut found = vec![];
     plan.apply(|node| {
         if let Some(exec) = node.downcast_ref::<LlmExec>() {
-            found.push(exec.clone());
+            let calls = exec.calls().iter().enumerate();
+            found.extend(calls.map(|(idx, call)| (call.to_string(), exec.estimates().get(idx).cloned())));
+        }
+        if let Some(exec) = node.downcast_ref::<LlmJoinExec>() {
+            let calls = exec.calls().enumerate();
+            found.extend(calls.map(|(idx, call)| (call.to_string(), exec.estimates().get(idx).cloned())));
+        }
+        if let Some(exec) = node.downcast_ref::<LlmAggregateExec>() {
+            let aggregates = exec.aggregates().iter().enumerate();
+            let estimate = |idx: usize| exec.estimates().get(idx).map(AggregateEstimate::as_call);
+            found.extend(aggregates.map(|(idx, aggregate)| (aggregate.to_string(), estimate(idx))));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

@@ -13,11 +13,11 @@
 use std::collections::HashSet;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, Result, ScalarValue};
+use datafusion::common::{Column, JoinType, Result, ScalarValue};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{BinaryExpr, Expr, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Projection};
 use refrain_optimizer::filter_order::UNKNOWN_SELECTIVITY;
-use refrain_optimizer::{LlmAggregateNode, LlmNode};
+use refrain_optimizer::{JoinStep, LlmAggregateNode, LlmJoinNode, LlmNode};
 use refrain_udf::{LlmCall, Shape};
 
 /// A plan that asks nobody.
@@ -71,6 +71,9 @@ pub(crate) fn without_answers(
         below.plan = LogicalPlanBuilder::from(below.plan).project(columns)?.build()?;
         return Ok(Some(below));
     }
+    if let Some(node) = LlmJoinNode::from_plan(plan) {
+        return join_without_answers(node, known);
+    }
     if plan.expressions().iter().any(asks_in_a_subquery) {
         return Ok(None);
     }
@@ -123,12 +126,35 @@ pub(crate) fn without_answers(
     }
 }
 
+/// Returns whether a plan itself asks a model.
+pub(crate) fn asks(plan: &LogicalPlan) -> bool {
+    LlmNode::from_plan(plan).is_some()
+        || LlmAggregateNode::from_plan(plan).is_some()
+        || LlmJoinNode::from_plan(plan).is_some()
+}
+
+/// Takes the answers out of a join on a condition that asks about pairs. What an outer join fills with NULLs, and which rows a semi
+/// or anti join keeps, is decided by answers.
+fn join_without_answers(node: &LlmJoinNode, known: &impl Fn(&LlmCall) -> Option<f64>) -> Result<Option<WithoutAnswers>> {
+    if node.join_type != JoinType::Inner {
+        return Ok(None);
+    }
+    let Some(mut below) = without_answers(&node.candidates()?, known)? else { return Ok(None) };
+    let calls = |name: &str| node.calls().find(|call| call.output.name() == name).map(|call| call.call.clone());
+    for step in &node.condition.steps {
+        if let JoinStep::Keep(predicate) = step {
+            below.share *= share_of(predicate, &calls, known);
+        }
+    }
+    Ok(Some(below))
+}
+
 /// Returns whether an expression holds a subquery that asks a model.
 fn asks_in_a_subquery(expr: &Expr) -> bool {
     let asks = |plan: &LogicalPlan| {
         let mut found = false;
         let _ = plan.apply_with_subqueries(|node| {
-            found |= LlmNode::from_plan(node).is_some() || LlmAggregateNode::from_plan(node).is_some();
+            found |= asks(node);
             Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
         });
         found

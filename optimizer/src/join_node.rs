@@ -140,8 +140,7 @@ impl LlmJoinNode {
     pub fn candidates(&self) -> Result<LogicalPlan> {
         let JoinCondition { on, null_equality, filter, .. } = self.condition.clone();
         let (left, right) = (Arc::new(self.left.clone()), Arc::new(self.right.clone()));
-        let join =
-            Join::try_new(left, right, on, filter, JoinType::Inner, JoinConstraint::On, null_equality, false)?;
+        let join = Join::try_new(left, right, on, filter, JoinType::Inner, JoinConstraint::On, null_equality, false)?;
         Ok(LogicalPlan::Join(join))
     }
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`node`] | `LlmNode`, the operator that LLM calls become |
 //! | [`aggregate_node`] | `LlmAggregateNode`, the operator that LLM aggregates become |
+//! | [`join_node`] | `LlmJoinNode`, a join on a condition that asks about pairs |
 //! | [`logical`] | rules over logical plans |
 //! | [`cascade`] | when a cheap proxy may answer for the model; knows no plans and no models |
 //! | [`rules`] | the list of all rules in order |
@@ -25,6 +26,7 @@ pub mod aggregate_node;
 pub mod cascade;
 pub mod cost;
 pub mod filter_order;
+pub mod join_node;
 pub mod logical;
 pub mod node;
 pub mod reorder;
@@ -32,4 +34,5 @@ pub mod rules;
 pub mod statistics;
 
 pub use aggregate_node::{LlmAggregateNode, NodeAggregate};
+pub use join_node::{JoinCondition, JoinEffort, JoinStep, LlmJoinNode};
 pub use node::{FilterUntil, LlmNode, NodeCall};

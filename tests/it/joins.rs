@@ -12,7 +12,18 @@ use crate::support::{Oracle, rows, session, session_with};
 type Row = (i64, Option<i64>, Option<String>);
 
 const KINDS: &[&str] = &[
-    "inner", "left", "right", "full", "left semi", "left anti", "right semi", "right anti", "exists", "not exists", "exists or", "not in",
+    "inner",
+    "left",
+    "right",
+    "full",
+    "left semi",
+    "left anti",
+    "right semi",
+    "right anti",
+    "exists",
+    "not exists",
+    "exists or",
+    "not in",
 ];
 
 fn table(first: i64) -> impl Strategy<Value = Vec<Row>> {
@@ -135,9 +146,8 @@ impl Case {
 #[test]
 fn every_kind_agrees_with_a_nested_loop() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let case = (prop::sample::select(KINDS), any::<bool>(), any::<bool>(), table(1), table(101)).prop_map(
-        |(kind, on_key, on_number, left, right)| Case { kind, on_key, on_number, left, right },
-    );
+    let case = (prop::sample::select(KINDS), any::<bool>(), any::<bool>(), table(1), table(101))
+        .prop_map(|(kind, on_key, on_number, left, right)| Case { kind, on_key, on_number, left, right });
     let config = ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(case in case)| {
         runtime.block_on(async {
@@ -171,7 +181,8 @@ async fn a_semi_join_counts_the_pairs_that_it_asks_about() {
     // 49 candidates, of which the first of each row matches.
     let found = rows(&db, "select n from a where exists (select 1 from b where ai_filter('ab', a.s, b.s))").await.unwrap();
     assert_eq!(found.len(), 7);
-    let error = rows(&db, "select n from a where exists (select 1 from b where ai_filter('zz', a.s, b.s))").await.unwrap_err();
+    let error =
+        rows(&db, "select n from a where exists (select 1 from b where ai_filter('zz', a.s, b.s))").await.unwrap_err();
     assert!(error.to_string().contains("max_join_pairs"), "{error}");
 }
 
@@ -210,9 +221,14 @@ async fn the_prompts_of_one_row_stand_together_and_begin_with_it() {
         for (table, column, count) in [("a", "s", 5), ("b", "w", 40)] {
             let text = if column == "s" { long.as_str() } else { "short " };
             rows(&db, &format!("drop table if exists {table}")).await.unwrap();
-            rows(&db, &format!("create table {table} as select '{text}' || value {column} from generate_series(1, {count}) t(value)"))
-                .await
-                .unwrap();
+            rows(
+                &db,
+                &format!(
+                    "create table {table} as select '{text}' || value {column} from generate_series(1, {count}) t(value)"
+                ),
+            )
+            .await
+            .unwrap();
         }
         let before = oracle.prompts().len();
         rows(&db, sql).await.unwrap();
@@ -265,12 +281,23 @@ async fn explain_shows_the_join_and_its_estimate_and_asks_nobody() {
     let (db, oracle) = session(&[]).await;
     create(&db, "a", &[(1, None, Some("a".into())), (2, Some(1), Some("c".into()))]).await;
     create(&db, "b", &[(101, Some(1), Some("b".into()))]).await;
-    let plan = rows(&db, "explain select a.n, b.n from a left join b on a.k = b.k and ai_filter('ab', a.s, b.s)").await.unwrap().join("\n");
-    for expected in ["LlmJoinNode: Left, on=[a.k = b.k], ask ai_filter('ab'", "LlmJoinExec: Left, on=[", "rows=1 distinct=1 calls≤1", "max_pairs=1000000"] {
+    let plan = rows(&db, "explain select a.n, b.n from a left join b on a.k = b.k and ai_filter('ab', a.s, b.s)")
+        .await
+        .unwrap()
+        .join("\n");
+    for expected in [
+        "LlmJoinNode: Left, on=[a.k = b.k], ask ai_filter('ab'",
+        "LlmJoinExec: Left, on=[",
+        "rows=1 distinct=1 calls≤1",
+        "max_pairs=1000000",
+    ] {
         assert!(plan.contains(expected), "no {expected:?} in\n{plan}");
     }
     assert_eq!(oracle.calls(), 0);
-    let plan = rows(&db, "explain analyze select a.n, b.n from a left join b on ai_filter('ab', a.s, b.s)").await.unwrap().join("\n");
+    let plan = rows(&db, "explain analyze select a.n, b.n from a left join b on ai_filter('ab', a.s, b.s)")
+        .await
+        .unwrap()
+        .join("\n");
     for expected in ["candidates=2", "pairs=2", "calls=2", "output_rows=2"] {
         assert!(plan.contains(expected), "no {expected:?} in\n{plan}");
     }

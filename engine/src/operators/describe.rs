@@ -3,36 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use refrain_optimizer::JoinEffort;
 use refrain_optimizer::cost::Interval;
 use serde_json::{Map, Value, json};
 
+use crate::operators::call::PhysicalCall;
 use crate::operators::estimate::{Basis, CallEstimate, Selectivity};
+use crate::operators::join::LlmJoinExec;
 use crate::operators::llm_exec::LlmExec;
 use crate::operators::scope::NodeStats;
 
 impl LlmExec {
     /// Returns the lines below the first, each about one subject.
     pub(super) fn details(&self) -> Vec<String> {
-        let ran = self.ran();
-        let mut lines = vec![];
-        for (idx, call) in self.calls().iter().enumerate() {
-            let estimate = self.estimates().get(idx);
-            let mut of_call = vec![];
-            if let Some(estimate) = estimate {
-                of_call.extend([estimate.rows_line(), estimate.tokens_line()]);
-                of_call.extend(estimate.selectivity.map(|selectivity| selectivity.line()));
-                of_call.extend(estimate.refused.iter().map(|what| format!("refused: {what}")));
-                of_call.extend(estimate.warnings.iter().map(|what| format!("warning: {what}")));
-            } else if self.is_estimated() {
-                of_call.push("not estimated: it reads the answers of a call below".to_owned());
-            }
-            of_call.extend(ran.get(idx).into_iter().flat_map(|stats| actual_lines(stats, estimate)));
-            if self.calls().len() > 1 && !of_call.is_empty() {
-                lines.push(format!("{}:", call.output.name()));
-                of_call.iter_mut().for_each(|line| line.insert_str(0, "  "));
-            }
-            lines.append(&mut of_call);
-        }
+        let unknown = self.is_estimated().then_some("it reads the answers of a call below");
+        let mut lines = lines_of_calls(self.calls().iter(), self.estimates(), unknown, &self.ran());
         let rewrites = self.rewrites();
         if self.is_estimated() && !rewrites.is_empty() {
             lines.push(format!("rewrites: {}", rewrites.join(", ")));
@@ -44,9 +29,7 @@ impl LlmExec {
     /// Returns the rewrites that made the operator what it is.
     fn rewrites(&self) -> Vec<&'static str> {
         let mut rewrites = vec![];
-        if self.estimates().iter().any(|estimate| estimate.distinct < estimate.rows) {
-            rewrites.push("dedup");
-        }
+        rewrites.extend(has_duplicates(self.estimates()).then_some("dedup"));
         if self.orders_predicates() {
             rewrites.push("order_llm_filters");
         }
@@ -58,23 +41,7 @@ impl LlmExec {
 
     /// Returns all that is known of the operator, under names that stay.
     pub(crate) fn to_json(&self) -> Value {
-        let ran = self.ran();
-        let calls: Vec<Value> = self
-            .calls()
-            .iter()
-            .enumerate()
-            .map(|(idx, call)| {
-                json!({
-                    "function": call.function_name(),
-                    "call": call.call.describe(),
-                    "output": call.output.name(),
-                    "model": call.model,
-                    "guard": call.guard.as_ref().map(ToString::to_string),
-                    "estimate": self.estimates().get(idx).map(CallEstimate::to_json),
-                    "actual": ran.get(idx).map(actual_json),
-                })
-            })
-            .collect();
+        let calls = json_of_calls(self.calls().iter(), self.estimates(), &self.ran());
         let mut object = Map::new();
         object.insert("operator".to_owned(), json!("LlmExec"));
         object.insert("kind".to_owned(), json!(if self.filter().is_some() { "filter" } else { "map" }));
@@ -84,6 +51,97 @@ impl LlmExec {
         object.insert("order".to_owned(), self.order_json());
         Value::Object(object)
     }
+}
+
+impl LlmJoinExec {
+    /// Returns the lines below the first, each about one subject.
+    pub(super) fn details(&self) -> Vec<String> {
+        // The first step is asked of all pairs, which can be counted.
+        let unknown = self.is_estimated().then_some("which pairs it is asked about depends on answers");
+        let mut lines = lines_of_calls(self.calls(), self.estimates(), unknown, &self.ran());
+        let rewrites = self.rewrites();
+        if self.is_estimated() && !rewrites.is_empty() {
+            lines.push(format!("rewrites: {}", rewrites.join(", ")));
+        }
+        lines
+    }
+
+    /// Returns the rewrites that made the operator what it is.
+    fn rewrites(&self) -> Vec<&'static str> {
+        let JoinEffort { stops_at_match, wanted } = self.effort();
+        let rewrites = [
+            (has_duplicates(self.estimates()), "dedup"),
+            (stops_at_match, "stop_join_at_match"),
+            (wanted.is_some(), "stop_llm_filter_at_limit"),
+        ];
+        rewrites.into_iter().filter(|(applies, _)| *applies).map(|(_, name)| name).collect()
+    }
+
+    /// Returns all that is known of the operator, under names that stay.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "operator": "LlmJoinExec",
+            "join_type": self.join_type().to_string(),
+            "max_pairs": self.max_pairs(),
+            "calls": json_of_calls(self.calls(), self.estimates(), &self.ran()),
+            "rewrites": self.rewrites(),
+        })
+    }
+}
+
+/// Whether equal questions are expected.
+fn has_duplicates(estimates: &[CallEstimate]) -> bool {
+    estimates.iter().any(|estimate| estimate.distinct < estimate.rows)
+}
+
+/// Returns what is known of some calls, as lines; `unknown` is why one has no estimate, where estimates were asked for.
+fn lines_of_calls<'a>(
+    calls: impl Iterator<Item = &'a Arc<PhysicalCall>>,
+    estimates: &[CallEstimate],
+    unknown: Option<&str>,
+    ran: &[Arc<NodeStats>],
+) -> Vec<String> {
+    let calls: Vec<_> = calls.collect();
+    let mut lines = vec![];
+    for (idx, call) in calls.iter().enumerate() {
+        let estimate = estimates.get(idx);
+        let mut of_call = vec![];
+        if let Some(estimate) = estimate {
+            of_call.extend([estimate.rows_line(), estimate.tokens_line()]);
+            of_call.extend(estimate.selectivity.map(|selectivity| selectivity.line()));
+            of_call.extend(estimate.refused.iter().map(|what| format!("refused: {what}")));
+            of_call.extend(estimate.warnings.iter().map(|what| format!("warning: {what}")));
+        } else if let Some(unknown) = unknown {
+            of_call.push(format!("not estimated: {unknown}"));
+        }
+        of_call.extend(ran.get(idx).into_iter().flat_map(|stats| actual_lines(stats, estimate)));
+        if calls.len() > 1 && !of_call.is_empty() {
+            lines.push(format!("{}:", call.output.name()));
+            of_call.iter_mut().for_each(|line| line.insert_str(0, "  "));
+        }
+        lines.append(&mut of_call);
+    }
+    lines
+}
+
+/// Returns what is known of some calls.
+fn json_of_calls<'a>(
+    calls: impl Iterator<Item = &'a Arc<PhysicalCall>>,
+    estimates: &[CallEstimate],
+    ran: &[Arc<NodeStats>],
+) -> Vec<Value> {
+    let of_call = |(idx, call): (usize, &Arc<PhysicalCall>)| {
+        json!({
+            "function": call.function_name(),
+            "call": call.call.describe(),
+            "output": call.output.name(),
+            "model": call.model,
+            "guard": call.guard.as_ref().map(ToString::to_string),
+            "estimate": estimates.get(idx).map(CallEstimate::to_json),
+            "actual": ran.get(idx).map(actual_json),
+        })
+    };
+    calls.enumerate().map(of_call).collect()
 }
 
 impl CallEstimate {

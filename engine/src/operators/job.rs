@@ -65,15 +65,51 @@ struct Position {
     questions_asked: usize,
     rows_out: usize,
     ended: bool,
+    /// Whether rows may follow the end of `input`.
+    more: bool,
 }
 
-impl Job {
-    /// Works off the input, window by window.
-    pub(crate) fn run(self, input: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send {
-        let start = Position {
-            conjunction: self.conjunction(),
-            remembered: vec![CallStatistics::default(); self.calls.len()],
-            job: Arc::new(self),
+/// An execution whose rows are handed over block by block, for operators whose next questions depend on the answers.
+pub(crate) struct Blocks(Box<Position>);
+
+impl Blocks {
+    /// Starts an execution without rows.
+    pub(crate) fn new(job: Job) -> Self {
+        let nothing = RecordBatchStreamAdapter::new(Arc::clone(job.store.schema()), stream::empty());
+        Blocks(Box::new(Position { more: true, ..Position::start(job, Box::pin(nothing)) }))
+    }
+
+    /// Asks about all rows of a block and returns them with their answers, in order.
+    pub(crate) async fn ask(&mut self, block: SendableRecordBatchStream) -> Result<Vec<RecordBatch>> {
+        (self.0.input, self.0.ended) = (block, false);
+        let mut answered = vec![];
+        while let Some(rows) = self.0.next_window().await? {
+            answered.extend(rows.try_collect::<Vec<_>>().await?);
+        }
+        Ok(answered)
+    }
+
+    /// Fails if too many rows have failed. For the end: the share in a single block may be far from that of all.
+    pub(crate) fn check_error_ratio(&self) -> Result<()> {
+        self.0.job.check_error_ratio()
+    }
+
+    /// Makes sure that what was paid for is kept.
+    /// Makes sure that what was paid for is kept.
+    pub(crate) async fn flush(&mut self) -> Result<()> {
+        match &self.0.kept {
+            Some(kept) => kept.flush().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Position {
+    fn start(job: Job, input: SendableRecordBatchStream) -> Self {
+        Position {
+            conjunction: job.conjunction(),
+            remembered: vec![CallStatistics::default(); job.calls.len()],
+            job: Arc::new(job),
             input,
             pending: None,
             askers: vec![],
@@ -83,8 +119,15 @@ impl Job {
             questions_asked: 0,
             rows_out: 0,
             ended: false,
-        };
-        stream::try_unfold(start, |mut position| async move {
+            more: false,
+        }
+    }
+}
+
+impl Job {
+    /// Works off the input, window by window.
+    pub(crate) fn run(self, input: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send {
+        stream::try_unfold(Position::start(self, input), |mut position| async move {
             let rows = position.next_window().await;
             if let (Err(_) | Ok(None), Some(kept)) = (&rows, &position.kept) {
                 // Whatever ends the query, what it has paid for is on disk by then.
@@ -176,7 +219,7 @@ impl Position {
             settled.map(|(idx, (questions, answered))| self.job.settle(idx, questions, answered)).collect::<Result<_>>()?;
         self.job.counters.update(&self.job.stats);
         self.remember(started.elapsed());
-        if self.ended {
+        if self.ended && !self.more {
             self.job.check_error_ratio()?;
         }
         Ok(answers)

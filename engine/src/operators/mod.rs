@@ -4,7 +4,8 @@
 //! query has asked already (`memo`) and what earlier ones have ([`answers`](crate::answers)), orders the rest so that prompts
 //! share prefixes and turns them into requests (`tokenise`, `prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
 //! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what. `layout` decides
-//! whether several calls share their rows. [`LlmAggregateExec`] asks about groups of rows in the same way (`aggregate`).
+//! whether several calls share their rows. [`LlmAggregateExec`] asks about groups of rows in the same way (`aggregate`),
+//! and [`LlmJoinExec`] about pairs of rows (`join`).
 
 mod aggregate;
 mod ask;
@@ -17,9 +18,11 @@ mod describe;
 mod distinct;
 mod estimate;
 mod job;
+mod join;
 mod layout;
 mod llm_exec;
 mod memo;
+mod morsels;
 mod prompts;
 mod sampling;
 mod scope;
@@ -32,6 +35,8 @@ pub use budget::{Budget, Ledger, Limits, Spent};
 pub use call::{CascadeCall, PhysicalCall};
 pub use estimate::{Basis, CallEstimate, Selectivity};
 pub(crate) use estimate::{InputRows, estimate_calls};
+pub(crate) use join::PairPlan;
+pub use join::{LlmJoinExec, PairColumn, PairFilter, PairStep, Pairing};
 pub(crate) use llm_exec::DETAIL;
 pub(crate) use llm_exec::call_key;
 pub(crate) use llm_exec::output_schema;

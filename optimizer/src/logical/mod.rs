@@ -3,6 +3,7 @@
 mod defer_llm_past_topk;
 mod extract_llm;
 mod gather_llm_aggregates;
+mod join_pairs;
 mod lower;
 mod order_llm_filters;
 mod pull_llm_filter_above_aggregate;

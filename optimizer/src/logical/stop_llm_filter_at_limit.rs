@@ -9,8 +9,8 @@
 //!       LlmNode: ai_filter('a', s)
 //! ```
 //!
-//! A join that asks about pairs is told of the limit in the same way. The operator then asks in growing morsels; see `engine/src/operators`. A sort or an aggregate between the limit and the filter
-//! needs every row, and the rule leaves such plans alone.
+//! The operator then asks in growing morsels; see `engine/src/operators`. A join that asks about pairs is told of the limit in the same
+//! way. A sort or an aggregate between the limit and the filter needs every row, and the rule leaves such plans alone.
 
 use std::sync::Arc;
 

@@ -135,9 +135,9 @@ impl Pairing {
             if pairs.len() as u64 + batch.num_rows() as u64 > max_pairs {
                 return Err(too_many_pairs(None, max_pairs));
             }
-            memory
-                .try_grow(batch.num_rows() * size_of::<(u32, u32)>())
-                .map_err(|error| error.context("the pairs of a join on an LLM predicate must fit into memory; add a condition to ON"))?;
+            memory.try_grow(batch.num_rows() * size_of::<(u32, u32)>()).map_err(|error| {
+                error.context("the pairs of a join on an LLM predicate must fit into memory; add a condition to ON")
+            })?;
             let (l, r) = (batch.column(0).as_primitive::<UInt32Type>(), batch.column(1).as_primitive::<UInt32Type>());
             let rows = l.values().iter().copied().zip(r.values().iter().copied());
             match outer {
@@ -177,8 +177,7 @@ impl Pairing {
         let on = (0..n_keys).map(|idx| (key(&left, idx), key(&right, idx))).collect();
         let mode = PartitionMode::CollectLeft;
         let null_equality = self.null_equality;
-        let join =
-            HashJoinExec::try_new(left, right, on, filter, &JoinType::Inner, projection, mode, null_equality, false)?;
+        let join = HashJoinExec::try_new(left, right, on, filter, &JoinType::Inner, projection, mode, null_equality, false)?;
         Ok(Arc::new(join))
     }
 }

@@ -1,7 +1,7 @@
 //! `LlmJoinExec`: joins its inputs on a condition that asks a model about pairs of rows.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -13,7 +13,9 @@ use datafusion::physical_plan::execution_plan::{
     Boundedness, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
 };
 use datafusion::physical_plan::joins::utils::ColumnIndex;
-use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, SpillMetrics};
+use datafusion::physical_plan::metrics::{
+    BaselineMetrics, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, SpillMetrics,
+};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, InputDistributionRequirements, Partitioning, PlanProperties,
@@ -26,7 +28,8 @@ use crate::operators::estimate::CallEstimate;
 use crate::operators::job::{Blocks, Job};
 use crate::operators::join::candidates::Pairing;
 use crate::operators::join::pairs::{PairJob, Step};
-use crate::operators::llm_exec::{Shared, output_schema};
+use crate::operators::llm_exec::{DETAIL, Shared, output_schema};
+use crate::operators::scope::{NodeStats, lock};
 use crate::operators::window::RowStore;
 
 /// A column of a pair: one of the left or of the right input.
@@ -74,25 +77,29 @@ pub struct LlmJoinExec {
     right: Arc<dyn ExecutionPlan>,
     plan: PairPlan,
     shared: Shared,
-    estimates: Vec<CallEstimate>,
+    estimates: Option<Vec<CallEstimate>>,
+    /// The counters of the last execution, one for each call.
+    ran: Arc<Mutex<Vec<Arc<NodeStats>>>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
 
 impl LlmJoinExec {
-    /// Builds the operator. `schema` is that of the output; `estimates` are those of the calls of the first step.
+    /// Builds the operator. `schema` is that of the output; `estimates` are those of the calls of the first step, for
+    /// a plan that is to be explained, and empty where nothing can be said.
     pub(crate) fn new(
         [left, right]: [Arc<dyn ExecutionPlan>; 2],
         schema: SchemaRef,
         plan: PairPlan,
         shared: Shared,
-        estimates: Vec<CallEstimate>,
+        estimates: Option<Vec<CallEstimate>>,
     ) -> Self {
         let equivalences = EquivalenceProperties::new(schema);
         let partitioning = Partitioning::UnknownPartitioning(1);
         let properties =
             Arc::new(PlanProperties::new(equivalences, partitioning, EmissionType::Incremental, Boundedness::Bounded));
-        LlmJoinExec { left, right, plan, shared, estimates, properties, metrics: ExecutionPlanMetricsSet::new() }
+        let (ran, metrics) = (Arc::default(), ExecutionPlanMetricsSet::new());
+        LlmJoinExec { left, right, plan, shared, estimates, ran, properties, metrics }
     }
 
     /// Returns the calls of all steps.
@@ -102,13 +109,39 @@ impl LlmJoinExec {
 
     /// Returns what the calls of the first step are expected to cost, where that was asked for when the plan was made.
     pub fn estimates(&self) -> &[CallEstimate] {
-        &self.estimates
+        self.estimates.as_deref().unwrap_or_default()
+    }
+
+    /// Returns whether somebody asked for estimates.
+    pub(in crate::operators) fn is_estimated(&self) -> bool {
+        self.estimates.is_some()
+    }
+
+    /// Returns the counters of the calls, once the operator has been run.
+    pub(in crate::operators) fn ran(&self) -> Vec<Arc<NodeStats>> {
+        lock(&self.ran).clone()
+    }
+
+    /// Returns what becomes of rows with and without a match.
+    pub(in crate::operators) fn join_type(&self) -> JoinType {
+        self.plan.join_type
+    }
+
+    /// Returns how much is asked.
+    pub(in crate::operators) fn effort(&self) -> JoinEffort {
+        self.plan.effort
+    }
+
+    /// Returns how many pairs may be asked about; `None` without limit.
+    pub(in crate::operators) fn max_pairs(&self) -> Option<u64> {
+        Some(self.plan.max_pairs).filter(|pairs| *pairs < u64::MAX)
     }
 
     /// Prepares the steps to run.
     fn steps(&self, partition: usize, context: &Arc<TaskContext>) -> Vec<Step> {
         let mut schema = Arc::clone(&self.plan.pair_schema);
         let mut steps = vec![];
+        let mut ran = vec![];
         for step in &self.plan.steps {
             steps.push(match step {
                 PairStep::Keep(predicate) => Step::Keep(Arc::clone(predicate)),
@@ -116,29 +149,33 @@ impl LlmJoinExec {
                     let output = output_schema(&schema, calls);
                     let spills = SpillMetrics::new(&self.metrics, partition);
                     let scope = &self.shared.scope;
+                    let stats: Vec<_> = calls.iter().map(|call| scope.add_node(call.function_name(), &call.model)).collect();
+                    ran.extend(stats.iter().cloned());
                     let job = Job {
                         schema: Arc::clone(&output),
                         calls: calls.clone(),
-                        stats: calls.iter().map(|call| scope.add_node(call.function_name(), &call.model)).collect(),
+                        stats,
                         until: None,
                         shared: self.shared.clone(),
                         store: RowStore::new(context, partition, schema, spills),
-                        counters: Counters::new(&self.metrics, partition),
+                        counters: Counters::new(&self.metrics, partition, calls),
                         // The rows of this operator are those of the join, not the pairs.
                         baseline: BaselineMetrics::new(&ExecutionPlanMetricsSet::new(), partition),
+                        order: Arc::default(),
                     };
                     schema = output;
                     Step::Ask(Blocks::new(job))
                 }
             });
         }
+        *lock(&self.ran) = ran;
         steps
     }
 }
 
 impl DisplayAs for LlmJoinExec {
     fn fmt_as(&self, format: DisplayFormatType, f: &mut fmt::Formatter) -> fmt::Result {
-        let PairPlan { join_type, pairing, steps, effort, max_pairs, .. } = &self.plan;
+        let PairPlan { join_type, pairing, steps, effort, .. } = &self.plan;
         if format == DisplayFormatType::TreeRender {
             writeln!(f, "join_type={join_type}")?;
             for call in self.calls() {
@@ -154,23 +191,26 @@ impl DisplayAs for LlmJoinExec {
         if let Some(filter) = &pairing.filter {
             write!(f, ", filter={}", filter.predicate)?;
         }
-        let mut estimates = self.estimates.iter();
         for step in steps {
             match step {
                 PairStep::Ask(calls) => {
                     for call in calls {
                         write!(f, ", ask {call}")?;
-                        if let Some(estimate) = estimates.next() {
-                            write!(f, ", {estimate}")?;
-                        }
                     }
                 }
                 PairStep::Keep(predicate) => write!(f, ", keep={predicate}")?,
             }
         }
         write!(f, "{effort}")?;
-        if *max_pairs < u64::MAX {
+        if let Some(max_pairs) = self.max_pairs() {
             write!(f, ", max_pairs={max_pairs}")?;
+        }
+        for line in self.details() {
+            write!(f, "\n{DETAIL}{line}")?;
+        }
+        // The metrics, which DataFusion appends, on a line of their own.
+        if !self.ran().is_empty() {
+            write!(f, "\n{DETAIL}")?;
         }
         Ok(())
     }
@@ -231,9 +271,8 @@ impl ExecutionPlan for LlmJoinExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let memory = |name: &str| {
-            MemoryConsumer::new(format!("LlmJoinExec[{partition}] {name}")).register(context.memory_pool())
-        };
+        let memory =
+            |name: &str| MemoryConsumer::new(format!("LlmJoinExec[{partition}] {name}")).register(context.memory_pool());
         let job = PairJob {
             schema: self.schema(),
             inputs: [Arc::clone(&self.left), Arc::clone(&self.right)],
