@@ -102,6 +102,16 @@ async fn plans() {
         .await;
     check_plan("join_one_side", "select t.i from t join u on t.i = u.j and ai_filter('a', u.w)").await;
     check_plan(
+        "join_both_sides",
+        "select t.i, u.j from t left join u on t.i = u.j and t.i > 1 and ai_filter('a', t.s, u.w)",
+    )
+    .await;
+    check_plan(
+        "join_exists",
+        "select i from t where exists (select 1 from u where u.j = t.i and ai_filter('a', t.s, u.w) and ai_filter('b', u.w, t.s))",
+    )
+    .await;
+    check_plan(
         "aggregates",
         "select i, ai_agg(s, 'p'), ai_top_k(s, 'best', 2), ai_agg(s, 'q' order by i desc) filter (where i > 1), count(*) from t \
          group by i having count(*) > 1",

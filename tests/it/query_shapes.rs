@@ -118,16 +118,16 @@ shapes! {
         "select t.i, u.j from t join u on ai_filter('ab', t.s, u.w) and ai_filter('c', u.w, t.s)", &["5|2"], 16);
     join_both_sides_prunes_columns: check("select count(*) from t join u on ai_filter('ab', t.s, u.w)", &["5"], 12);
     join_both_sides_nested: check(
-        "select t.i, u.j, v.i from t join u on t.i = u.j and ai_filter('ab', t.s, u.w) join t v on ai_filter('abb', u.w, v.s)",
+        "select t.i, u.j, v.i from t join u on t.i = u.j and ai_filter('ab', t.s, u.w) join t v on ai_filter('bab', u.w, v.s)",
         &["2|2|2"], 6);
     join_both_sides_and_an_answer_of_one: check(
         "select t.i, u.j from t join u on t.i = u.j and ai_filter('p(a', ai_complete('p', t.s), u.w)", &["1|1"], 4);
     self_join_both_sides: check(
-        "select a.i, b.i from t a join t b on a.i < b.i and ai_filter('ab', a.s, b.s)", &["1|2"], 9);
+        "select a.i, b.i from t a join t b on a.i < b.i and ai_filter('ab', a.s, b.s)", &["1|2"], 8);
     where_over_both_sides: check("select t.i, u.j from t, u where t.i = u.j and ai_filter('ab', t.s, u.w)", &["2|2"], 2);
     where_above_an_outer_join: check(
-        "select t.i, u.j from t left join u on t.i = u.j where ai_filter('ab', t.s, u.w) and t.i > 0", &["2|2"], 5);
-    limit_over_a_join_both_sides: check_count("select b.i from t join big b on ai_filter('k1', t.s, b.s) limit 3", 3, 12);
+        "select t.i, u.j from t left join u on t.i = u.j where ai_filter('ab', t.s, u.w) and t.i > 0", &["2|2"], 4);
+    limit_over_a_join_both_sides: check_count("select b.i from t join big b on ai_filter('k1', t.s, b.s) limit 3", 3, 5);
     empty_side: check("select i, w from t left join (select * from u where j > 100) e on ai_filter('a', s, w)",
         &["1|NULL", "2|NULL", "3|NULL", "4|NULL", "5|NULL"], 0);
     join_on_answers: check("select t.i, u.j from t join u on ai_complete('p', t.s) = ai_complete('p', u.w)", &["5|7"], 6);
@@ -147,8 +147,8 @@ shapes! {
         "select i from t where i = 5 or exists (select 1 from u where u.j = t.i and ai_filter('ab', t.s, u.w))", &["2", "5"], 2);
     in_both_sides: check(
         "select i from t where i in (select j from u where ai_filter('ab', t.s, u.w))", &["2"], 2);
-    not_in_both_sides: check(
-        "select i from t where i not in (select j from u where ai_filter('ab', t.s, u.w))", &["1", "3", "4", "5"], 2);
+    not_in_both_sides: check_error(
+        "select i from t where i not in (select j from u where ai_filter('ab', t.s, u.w))", "write NOT EXISTS instead");
     in_subquery: check(
         "select i from t where ai_complete('p', s) in (select ai_complete('p', s) from t where i = 1)", &["1", "3"], 3);
     scalar_subquery: check(

@@ -18,7 +18,6 @@
 use std::sync::Arc;
 
 use datafusion::common::{DFSchema, JoinType, Result, internal_err, not_impl_err};
-use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{EmptyRelation, Expr, Filter, Join, LogicalPlan};
 use datafusion::optimizer::OptimizerConfig;
 use refrain_udf::rewrite_enabled;
@@ -32,7 +31,8 @@ pub(super) const STOP_JOIN_AT_MATCH: &str = "stop_join_at_match";
 
 /// Returns the plan of `join`, whose condition has the conjuncts `asking` beside its own. The join itself asks nobody.
 pub(super) fn join_pairs(join: Join, asking: Vec<Expr>, config: &dyn OptimizerConfig) -> Result<LogicalPlan> {
-    if join.null_aware && join.on.is_empty() {
+    // Of the equalities in `on`, NOT IN takes its own to hold if a side is NULL, and those of its subquery not; they look alike here.
+    if join.null_aware {
         return not_impl_err!("NOT IN with an LLM function over both sides; write NOT EXISTS instead");
     }
     let steps = steps(asking, join.left.schema().join(join.right.schema())?, config)?;
@@ -40,11 +40,7 @@ pub(super) fn join_pairs(join: Join, asking: Vec<Expr>, config: &dyn OptimizerCo
         stops_at_match: needs_one_match(join.join_type) && rewrite_enabled(&config.options(), STOP_JOIN_AT_MATCH),
         ..JoinEffort::default()
     };
-    let (on, filter) = match join.null_aware {
-        true => (vec![], with_unknown_keys(join.on, join.filter)),
-        false => (join.on, join.filter),
-    };
-    let condition = JoinCondition { on, null_equality: join.null_equality, filter, steps };
+    let condition = JoinCondition { on: join.on, null_equality: join.null_equality, filter: join.filter, steps };
     let (left, right) = (Arc::unwrap_or_clone(join.left), Arc::unwrap_or_clone(join.right));
     Ok(LlmJoinNode::try_new(left, right, join.join_type, condition, effort)?.into_plan())
 }
@@ -55,12 +51,6 @@ fn needs_one_match(join_type: JoinType) -> bool {
         JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => true,
         JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => false,
     }
-}
-
-/// `x NOT IN (SELECT y …)` is true only if no `y` may equal `x`, so a comparison with NULL makes a candidate as well.
-fn with_unknown_keys(on: Vec<(Expr, Expr)>, filter: Option<Expr>) -> Option<Expr> {
-    let keys = on.into_iter().map(|(left, right)| left.eq(right).is_not_false());
-    conjunction(keys.chain(filter))
 }
 
 /// Lowers each conjunct over a stand-in for the pairs, and reads the steps off the plan that comes of it.
