@@ -5,13 +5,15 @@ use std::sync::Arc;
 use datafusion::optimizer::{Optimizer, OptimizerRule};
 
 use crate::logical::{
-    DeferLlmPastTopK, ExtractLlm, GatherLlmAggregates, OrderLlmFilters, PullLlmFilterAboveAggregate, StopLlmFilterAtLimit,
+    AskAboveJoin, DeferLlmPastTopK, ExtractLlm, GatherLlmAggregates, NotInAsNotExists, OrderLlmFilters,
+    PullLlmFilterAboveAggregate, StopLlmFilterAtLimit,
 };
 
 /// Returns our rules in order. They stand behind DataFusion's own: only then are subqueries decorrelated, predicates in their
 /// final places and unused columns gone. DataFusion runs the whole list more than once, so its rules also clean up after ours.
 pub fn llm_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     vec![
+        Arc::new(AskAboveJoin),
         Arc::new(PullLlmFilterAboveAggregate),
         Arc::new(ExtractLlm),
         Arc::new(GatherLlmAggregates),
@@ -21,9 +23,10 @@ pub fn llm_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     ]
 }
 
-/// Returns DataFusion's rules followed by ours.
+/// Returns DataFusion's rules followed by ours; one of ours must see subqueries as they were written.
 pub fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
-    let mut rules = Optimizer::new().rules;
+    let mut rules: Vec<Arc<dyn OptimizerRule + Send + Sync>> = vec![Arc::new(NotInAsNotExists)];
+    rules.extend(Optimizer::new().rules);
     rules.extend(llm_rules());
     rules
 }

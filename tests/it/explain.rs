@@ -103,14 +103,16 @@ async fn plans() {
     check_plan("join_one_side", "select t.i from t join u on t.i = u.j and ai_filter('a', u.w)").await;
     check_plan(
         "join_both_sides",
-        "select t.i, u.j from t left join u on t.i = u.j and t.i > 1 and ai_filter('a', t.s, u.w)",
+        "select t.i, u.j from t left join u on t.i = u.j and t.i + u.j < 9 and ai_filter('a', t.s, u.w) and ai_filter('b', u.w, t.s)",
     )
     .await;
     check_plan(
-        "join_exists",
-        "select i from t where exists (select 1 from u where u.j = t.i and ai_filter('a', t.s, u.w) and ai_filter('b', u.w, t.s))",
+        "stop_join_at_match",
+        "select i from t where exists (select 1 from u where u.j = t.i and ai_filter('a', t.s, u.w))",
     )
     .await;
+    check_plan("not_in_as_not_exists", "select i from t where i not in (select j from u where ai_filter('a', t.s, u.w))")
+        .await;
     check_plan(
         "aggregates",
         "select i, ai_agg(s, 'p'), ai_top_k(s, 'best', 2), ai_agg(s, 'q' order by i desc) filter (where i > 1), count(*) from t \

@@ -15,6 +15,7 @@ pub const REWRITES: &[(&str, &str)] = &[
     ("order_llm_filters", "the LLM predicates of an AND are asked in the order that costs least"),
     ("defer_llm_past_topk", "ORDER BY … LIMIT over plain columns comes first"),
     ("stop_llm_filter_at_limit", "an LLM filter below a LIMIT asks until the limit is met"),
+    ("ask_above_join", "a predicate over one side of an inner join is asked of the rows that the join leaves"),
     ("stop_join_at_match", "EXISTS, IN and their like ask about a row until it has one match"),
 ];
 

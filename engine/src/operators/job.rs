@@ -95,7 +95,6 @@ impl Blocks {
     }
 
     /// Makes sure that what was paid for is kept.
-    /// Makes sure that what was paid for is kept.
     pub(crate) async fn flush(&mut self) -> Result<()> {
         match &self.0.kept {
             Some(kept) => kept.flush().await,

@@ -31,9 +31,9 @@ pub(super) const STOP_JOIN_AT_MATCH: &str = "stop_join_at_match";
 
 /// Returns the plan of `join`, whose condition has the conjuncts `asking` beside its own. The join itself asks nobody.
 pub(super) fn join_pairs(join: Join, asking: Vec<Expr>, config: &dyn OptimizerConfig) -> Result<LogicalPlan> {
-    // Of the equalities in `on`, NOT IN takes its own to hold if a side is NULL, and those of its subquery not; they look alike here.
+    // Those in WHERE are NOT EXISTS by now.
     if join.null_aware {
-        return not_impl_err!("NOT IN with an LLM function over both sides; write NOT EXISTS instead");
+        return not_impl_err!("NOT IN with an LLM function over both sides at this place; write NOT EXISTS instead");
     }
     let steps = steps(asking, join.left.schema().join(join.right.schema())?, config)?;
     let effort = JoinEffort {

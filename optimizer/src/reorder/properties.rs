@@ -307,7 +307,8 @@ proptest! {
             let found = schedule(&table, strategy, &going_on).unwrap();
             let checked = checked(&table, &found);
             prop_assert_eq!(checked.as_ref(), Ok(&found));
-            let (best, kept) = (saved(&table, strategy, &options), saved(&table, strategy, &going_on));
+            // A tree that starts from another order may be another one.
+            let (best, kept) = (saved(&table, Strategy::Search, &options), saved(&table, strategy, &going_on));
             prop_assert!(kept + table.tokens() / 100 >= best, "{} of {}", kept, best);
             if found.fields() != &FieldOrder::Same(before.clone()) {
                 prop_assert!(kept > saved_by_order(&table, &before, page) + table.tokens() / 100 || strategy == Strategy::Auto);
