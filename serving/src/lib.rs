@@ -22,12 +22,15 @@
 //! | [`load`] | weights, tokenizer and chat template from files |
 
 pub mod backend;
+mod bridge;
+mod byte_vocabulary;
 pub mod constraint;
 pub mod device;
 pub mod encoder;
 pub mod error;
 pub mod load;
 pub mod local;
+mod lock;
 pub mod mock;
 pub mod model;
 pub mod open;

@@ -2,14 +2,14 @@
 //! decoder: commands go through a bounded queue that is never waited for, completions through a channel for each batch that has
 //! room for all of them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::engine::{Command, EngineThread};
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
+use crate::bridge::{Bridge, check_tokens};
 use crate::device::EncoderDevice;
 use crate::error::{Error, Result};
 use crate::request::{Batch, OutputShape};
@@ -52,19 +52,10 @@ pub struct EncoderBackend {
     /// Present until the backend is dropped; the thread ends when it is gone.
     commands: Option<mpsc::Sender<Command>>,
     thread: Option<JoinHandle<()>>,
-    shared: Arc<Shared>,
+    bridge: Arc<Bridge>,
     tokenizer: Arc<dyn Tokenizer>,
     capabilities: Capabilities,
     dimensions: u32,
-    next_id: AtomicU64,
-}
-
-/// What the backend and its thread both see. Each lock is held for a copy or a push, and never while waiting for anything.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    stats: Mutex<Stats>,
-    cancelled: Mutex<Vec<BatchId>>,
-    failure: Mutex<Option<Error>>,
 }
 
 impl EncoderBackend {
@@ -82,8 +73,8 @@ impl EncoderBackend {
         }
         let (commands, receiver) = mpsc::channel(queued_batches.max(1));
         let (opened, opening) = std::sync::mpsc::sync_channel(1);
-        let shared = Arc::new(Shared::default());
-        let engine_thread = EngineThread::new(receiver, Arc::clone(&shared), max_tokens, step_tokens);
+        let bridge = Arc::new(Bridge::default());
+        let engine_thread = EngineThread::new(receiver, Arc::clone(&bridge), max_tokens, step_tokens);
         let thread = thread::Builder::new()
             .name("refrain-encoder".to_string())
             .spawn(move || {
@@ -98,7 +89,7 @@ impl EncoderBackend {
         let Ok(device) = opening.recv() else {
             // The sender is dropped without a word only if opening failed, which the thread reports before it ends.
             let _ = thread.join();
-            return Err(shared.failure());
+            return Err(failure(&bridge));
         };
         let capabilities = Capabilities {
             device,
@@ -108,15 +99,15 @@ impl EncoderBackend {
             kind: ModelKind::Embedding { dimensions: Some(dimensions) },
             token_scale: 1.0,
         };
-        let (commands, thread, next_id) = (Some(commands), Some(thread), AtomicU64::new(0));
-        Ok(EncoderBackend { commands, thread, shared, tokenizer, capabilities, dimensions, next_id })
+        let (commands, thread) = (Some(commands), Some(thread));
+        Ok(EncoderBackend { commands, thread, bridge, tokenizer, capabilities, dimensions })
     }
 
     fn send(&self, command: Command) -> Result<()> {
         let commands = self.commands.as_ref().expect("the queue is there until the backend is dropped");
         commands.try_send(command).map_err(|error| match error {
             TrySendError::Full(_) => Error::OutOfMemory("too many batches wait for the embedding model".to_string()),
-            TrySendError::Closed(_) => self.shared.failure(),
+            TrySendError::Closed(_) => failure(&self.bridge),
         })
     }
 
@@ -125,14 +116,10 @@ impl EncoderBackend {
         let vocab_size = self.tokenizer.vocab_size();
         for request in &batch.requests {
             check_shape(&request.shape, self.dimensions)?;
-            let mut tokens = request.prompt.iter().flat_map(|segment| segment.iter()).peekable();
-            if tokens.peek().is_none() {
+            if request.prompt_len() == 0 {
                 return Err(Error::Invalid(format!("the prompt of request {} is empty", request.id.0)));
             }
-            if let Some(token) = tokens.find(|token| **token as usize >= vocab_size) {
-                let message = format!("request {} has token {token}, the vocabulary has {vocab_size}", request.id.0);
-                return Err(Error::Invalid(message));
-            }
+            check_tokens(request, vocab_size)?;
         }
         Ok(())
     }
@@ -163,25 +150,20 @@ impl Backend for EncoderBackend {
     }
 
     fn submit(&self, batch: Batch) -> CompletionStream {
-        let id = BatchId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        // Room for every completion and one error, so that the thread never waits for a reader.
-        let (completions, receiver) = mpsc::channel(batch.requests.len() + 1);
-        let sent =
-            self.check(&batch).and_then(|()| self.send(Command::Submit { id, batch, completions: completions.clone() }));
-        if let Err(error) = sent {
-            let _ = completions.try_send(Err(error));
-        }
-        CompletionStream::new(id, receiver)
+        self.bridge.submit(batch, |id, batch, completions| {
+            self.check(&batch)?;
+            self.send(Command::Submit { id, batch, completions })
+        })
     }
 
     fn cancel(&self, batch: BatchId) {
-        lock(&self.shared.cancelled).push(batch);
+        self.bridge.cancel(batch);
         // If the queue is full, the thread is awake; if it is closed, there is nothing left to cancel.
         let _ = self.send(Command::Wake);
     }
 
     fn stats(&self) -> Stats {
-        *lock(&self.shared.stats)
+        self.bridge.stats()
     }
 }
 
@@ -195,28 +177,7 @@ impl Drop for EncoderBackend {
     }
 }
 
-impl Shared {
-    pub(super) fn publish(&self, stats: Stats) {
-        *lock(&self.stats) = stats;
-    }
-
-    pub(super) fn take_cancelled(&self) -> Vec<BatchId> {
-        std::mem::take(&mut *lock(&self.cancelled))
-    }
-
-    /// Notes why the thread ends. Nothing waits or runs from here on.
-    pub(super) fn fail(&self, error: Error) {
-        *lock(&self.failure) = Some(error);
-        let mut stats = lock(&self.stats);
-        stats.cancelled += std::mem::take(&mut stats.pending);
-    }
-
-    fn failure(&self) -> Error {
-        lock(&self.failure).clone().unwrap_or_else(|| Error::Device("its thread has ended".to_string()))
-    }
-}
-
-/// The values behind these locks are whole at any time, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Why the thread has ended.
+fn failure(bridge: &Bridge) -> Error {
+    bridge.failure().unwrap_or_else(|| Error::Device("its thread has ended".to_string()))
 }

@@ -9,9 +9,9 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
-use super::backend::Shared;
 use super::vector::unit_vector;
 use crate::backend::{BatchId, Stats};
+use crate::bridge::{Bridge, Completions};
 use crate::device::EncoderDevice;
 use crate::error::{Error, Result};
 use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, Request, RowFailure, TokenId, Usage};
@@ -20,7 +20,7 @@ use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, Reque
 #[derive(Debug)]
 pub(super) enum Command {
     /// Start a batch.
-    Submit { id: BatchId, batch: Batch, completions: mpsc::Sender<Result<Completion>> },
+    Submit { id: BatchId, batch: Batch, completions: Completions },
     /// Look for cancelled batches, in case there is nothing else to do.
     Wake,
 }
@@ -29,12 +29,12 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) struct EngineThread {
     commands: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
+    bridge: Arc<Bridge>,
     waiting: Vec<WaitingBatch>,
     /// The batches of the pass that is running, in case it is the last.
-    running: Vec<(BatchId, mpsc::Sender<Result<Completion>>)>,
+    running: Vec<(BatchId, Completions)>,
     /// What has ended and was not sent yet.
-    finished: Vec<(mpsc::Sender<Result<Completion>>, Completion)>,
+    finished: Vec<(Completions, Completion)>,
     stats: Stats,
     max_tokens: usize,
     step_tokens: usize,
@@ -45,7 +45,7 @@ pub(super) struct EngineThread {
 struct WaitingBatch {
     id: BatchId,
     requests: VecDeque<Request>,
-    completions: mpsc::Sender<Result<Completion>>,
+    completions: Completions,
     /// The smallest goes first: the highest priority, then the earliest deadline, then the first to come.
     rank: (Reverse<i32>, bool, Option<Instant>, BatchId),
 }
@@ -53,19 +53,19 @@ struct WaitingBatch {
 /// One text of a pass.
 struct Text {
     request: Request,
-    completions: mpsc::Sender<Result<Completion>>,
+    completions: Completions,
 }
 
 impl EngineThread {
     pub(super) fn new(
         commands: mpsc::Receiver<Command>,
-        shared: Arc<Shared>,
+        bridge: Arc<Bridge>,
         max_tokens: usize,
         step_tokens: usize,
     ) -> Self {
         EngineThread {
             commands,
-            shared,
+            bridge,
             waiting: Vec::new(),
             running: Vec::new(),
             finished: Vec::new(),
@@ -133,7 +133,7 @@ impl EngineThread {
 
     /// Forgets the batches that were cancelled, or whose stream was dropped.
     fn drop_cancelled(&mut self) {
-        let cancelled = self.shared.take_cancelled();
+        let cancelled = self.bridge.take_cancelled();
         let before = self.pending();
         self.waiting.retain(|batch| !batch.completions.is_closed() && !cancelled.contains(&batch.id));
         self.stats.cancelled += before - self.pending();
@@ -191,12 +191,7 @@ impl EngineThread {
     }
 
     /// Notes the end of one request.
-    fn finish(
-        &mut self,
-        completions: mpsc::Sender<Result<Completion>>,
-        request: &Request,
-        result: Result<Answer, RowFailure>,
-    ) {
+    fn finish(&mut self, completions: Completions, request: &Request, result: Result<Answer, RowFailure>) {
         let usage = Usage { prompt: request.prompt_len() as u32, ..Usage::default() };
         self.stats.completed += 1;
         self.stats.prompt_tokens += u64::from(usage.prompt);
@@ -208,12 +203,12 @@ impl EngineThread {
     }
 
     fn publish(&self) {
-        self.shared.publish(Stats { pending: self.pending(), ..self.stats });
+        self.bridge.publish(Stats { pending: self.pending(), ..self.stats });
     }
 
     /// Ends every batch, waiting in the queue or running, and refuses later ones.
     fn fail(mut self, error: Error) {
-        self.shared.fail(error.clone());
+        self.bridge.fail(error.clone());
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Submit { completions, .. } = command {

@@ -1,20 +1,17 @@
 //! One model of an engine as a backend: commands in, completions out.
 //!
-//! Nothing here waits for the device, dropping the backend apart: commands go through a bounded queue that is never waited for,
-//! completions through a channel for each batch that has room for all of them, and counters through a lock that is held only to
-//! copy them.
+//! Nothing here waits for the device, dropping the backend apart; see `bridge`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex};
 
 use super::engine::{Command, EngineConfig, EngineThread, LocalEngine, Unsent};
 use super::model::ModelId;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
+use crate::bridge::{Bridge, check_tokens};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::request::Batch;
 use crate::scheduler::SchedulerConfig;
 use crate::tokenizer::Tokenizer;
@@ -49,16 +46,12 @@ pub struct LocalBackend {
     shared: Arc<Shared>,
     tokenizer: Arc<dyn Tokenizer>,
     capabilities: Capabilities,
-    next_id: AtomicU64,
 }
 
-/// What a backend and the thread both see of a model. Each lock is held for a copy or a push, and never while waiting for
-/// anything.
+/// What a backend and the thread both see of a model.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    stats: Mutex<Stats>,
-    cancelled: Mutex<Vec<BatchId>>,
-    failure: Mutex<Option<Error>>,
+    pub(super) bridge: Bridge,
     /// Set when the model is no longer wanted; tells when it is gone.
     closing: Mutex<Option<SyncSender<()>>>,
 }
@@ -97,11 +90,11 @@ impl LocalBackend {
             },
             token_scale: 1.0,
         };
-        LocalBackend { thread, model, shared, tokenizer, capabilities, next_id: AtomicU64::new(0) }
+        LocalBackend { thread, model, shared, tokenizer, capabilities }
     }
 
     fn send(&self, command: Command) -> Result<()> {
-        match self.shared.failure() {
+        match self.shared.bridge.failure() {
             Some(failure) => Err(failure),
             None => self.thread.send(command).map_err(|unsent| unsent.error()),
         }
@@ -111,11 +104,7 @@ impl LocalBackend {
     fn check(&self, batch: &Batch) -> Result<()> {
         let vocab_size = self.tokenizer.vocab_size();
         for request in &batch.requests {
-            let mut tokens = request.prompt.iter().flat_map(|segment| segment.iter());
-            if let Some(token) = tokens.find(|token| **token as usize >= vocab_size) {
-                let message = format!("request {} has token {token}, the vocabulary has {vocab_size}", request.id.0);
-                return Err(Error::Invalid(message));
-            }
+            check_tokens(request, vocab_size)?;
             if request.stop.iter().any(String::is_empty) {
                 return Err(Error::Invalid(format!("request {} has an empty stop string; leave it out", request.id.0)));
             }
@@ -134,26 +123,20 @@ impl Backend for LocalBackend {
     }
 
     fn submit(&self, batch: Batch) -> CompletionStream {
-        let id = BatchId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        // Room for every completion and one error, so that the thread never waits for a reader.
-        let (completions, receiver) = mpsc::channel(batch.requests.len() + 1);
-        let sent = self
-            .check(&batch)
-            .and_then(|()| self.send(Command::Submit { model: self.model, id, batch, completions: completions.clone() }));
-        if let Err(error) = sent {
-            let _ = completions.try_send(Err(error));
-        }
-        CompletionStream::new(id, receiver)
+        self.shared.bridge.submit(batch, |id, batch, completions| {
+            self.check(&batch)?;
+            self.send(Command::Submit { model: self.model, id, batch, completions })
+        })
     }
 
     fn cancel(&self, batch: BatchId) {
-        lock(&self.shared.cancelled).push(batch);
+        self.shared.bridge.cancel(batch);
         // If the queue is full, the thread is awake; if it is closed, there is nothing left to cancel.
         let _ = self.send(Command::Wake);
     }
 
     fn stats(&self) -> Stats {
-        *lock(&self.shared.stats)
+        self.shared.bridge.stats()
     }
 }
 
@@ -161,7 +144,7 @@ impl Drop for LocalBackend {
     fn drop(&mut self) {
         let (closed, gone) = sync_channel(1);
         *lock(&self.shared.closing) = Some(closed);
-        if self.shared.failure().is_some() || matches!(self.thread.send(Command::Wake), Err(Unsent::Closed)) {
+        if self.shared.bridge.failure().is_some() || matches!(self.thread.send(Command::Wake), Err(Unsent::Closed)) {
             return;
         }
         // The thread looks here once it is awake, as it is where the queue is full. It lets the sender go without a word if the
@@ -171,33 +154,13 @@ impl Drop for LocalBackend {
 }
 
 impl Shared {
-    pub(super) fn publish(&self, stats: Stats) {
-        *lock(&self.stats) = stats;
-    }
-
-    pub(super) fn take_cancelled(&self) -> Vec<BatchId> {
-        std::mem::take(&mut *lock(&self.cancelled))
-    }
-
     pub(super) fn take_closing(&self) -> Option<SyncSender<()>> {
         lock(&self.closing).take()
     }
 
     /// Notes why the model ends. Nothing of it waits or runs from here on.
     pub(super) fn fail(&self, error: Error) {
-        *lock(&self.failure) = Some(error);
-        let mut stats = lock(&self.stats);
-        stats.cancelled += std::mem::take(&mut stats.pending);
-        stats.pages_used = 0;
+        self.bridge.fail(error);
         drop(self.take_closing());
     }
-
-    fn failure(&self) -> Option<Error> {
-        lock(&self.failure).clone()
-    }
-}
-
-/// The values behind these locks are whole at any time, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

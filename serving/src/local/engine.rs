@@ -10,9 +10,10 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 
 use super::backend::{LocalBackend, LocalConfig, Shared};
-use super::model::{CompileShape, Completions, Model, ModelId};
+use super::model::{CompileShape, Model, ModelId};
 use super::models::{Models, panicked};
 use crate::backend::BatchId;
+use crate::bridge::Completions;
 use crate::constraint::{ConstraintCompiler, Hidden};
 use crate::device::Device;
 use crate::encoder::check_shape;

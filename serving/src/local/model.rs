@@ -8,10 +8,10 @@ use std::thread;
 use ahash::AHashMap;
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use tokio::sync::mpsc;
 
 use super::backend::Shared;
 use crate::backend::BatchId;
+use crate::bridge::Completions;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, RowFailure, TokenId};
@@ -23,9 +23,6 @@ use crate::tokenizer::Tokenizer;
 
 /// Compiles a shape once; the result opens a constraint for each row.
 pub(super) type CompileShape = Box<dyn FnMut(&OutputShape) -> Result<OpenConstraint> + Send>;
-
-/// The sending end of one batch.
-pub(super) type Completions = mpsc::Sender<Result<Completion>>;
 
 /// The name of a model within its engine; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +61,7 @@ impl Model {
     ) -> Result<Self> {
         let pool = KvPool::in_slabs(device.pool(), device.slab_pages());
         let scheduler = Scheduler::new(config, pool, tokenizer.end_tokens().to_vec())?;
-        shared.publish(scheduler.stats());
+        shared.bridge.publish(scheduler.stats());
         let (streams, result) = (BTreeMap::new(), StepResult::default());
         Ok(Model { id, device, scheduler, shared, served: 0, tokenizer, compile, streams, result })
     }
@@ -105,7 +102,7 @@ impl Model {
     /// Aborts the batches that were cancelled, or whose stream was dropped.
     pub(super) fn drop_cancelled(&mut self) {
         let Model { scheduler, streams, shared, .. } = self;
-        let cancelled = shared.take_cancelled();
+        let cancelled = shared.bridge.take_cancelled();
         let before = streams.len();
         streams.retain(|id, stream| {
             let wanted = !stream.completions.is_closed() && !cancelled.contains(id);
@@ -115,7 +112,7 @@ impl Model {
             wanted
         });
         if streams.len() < before {
-            shared.publish(scheduler.stats());
+            shared.bridge.publish(scheduler.stats());
         }
     }
 
@@ -134,7 +131,7 @@ impl Model {
         let finished = self.scheduler.take_finished();
         let any = !finished.is_empty();
         // Before the completions, so that whoever has read the last one sees counters that include it.
-        self.shared.publish(self.scheduler.stats());
+        self.shared.bridge.publish(self.scheduler.stats());
         for finished in finished {
             self.complete(finished);
         }

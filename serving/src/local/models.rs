@@ -9,8 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rayon::ThreadPool;
 
 use super::memory::{Budget, Share};
-use super::model::{Completions, Model, ModelId};
+use super::model::{Model, ModelId};
 use crate::backend::BatchId;
+use crate::bridge::Completions;
 use crate::error::{Error, Result};
 use crate::request::Batch;
 use crate::scheduler::Memory;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Bound;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures::future::select;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +15,7 @@ use super::script::{Gate, MockReply, Release};
 use super::tokenizer::ByteTokenizer;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::request::{
     Answer, Batch, Completion, FinishReason, OutputShape, Request, RowFailure, TokenId, TokenLogprobs, Usage,
 };
@@ -283,7 +284,7 @@ impl Backend for MockBackend {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

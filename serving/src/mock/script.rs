@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use crate::error::Error;
+use crate::lock::lock;
 use crate::request::RowFailure;
 
 /// What the mock does with one request.
@@ -66,7 +67,7 @@ impl Gate {
     /// Lets the replies behind the gate go, and those to come.
     pub fn open(&self) {
         self.0.open.store(true, Ordering::SeqCst);
-        let waiting = std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        let waiting = std::mem::take(&mut *lock(&self.0.waiting));
         for holder in waiting.iter().filter_map(Weak::upgrade) {
             holder.release();
         }
@@ -79,7 +80,7 @@ impl Gate {
 
     /// Has `holder` told when the gate opens, or at once if it is open.
     pub(super) fn notify(&self, holder: Weak<dyn Release>) {
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(holder);
+        lock(&self.0.waiting).push(holder);
         if self.is_open() {
             self.open();
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -14,6 +14,7 @@ use super::service::{Service, TOKENS_PER_BYTE};
 use super::tokenizer::MessageTokenizer;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::request::{Batch, Completion};
 use crate::tokenizer::Tokenizer;
 
@@ -85,7 +86,7 @@ impl Drop for Ended {
 
 impl Running {
     fn lock(&self) -> MutexGuard<'_, HashMap<BatchId, AbortHandle>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Whether the service is up. Ten thousand rows must not each find out for themselves that it is not.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::config::RemoteConfig;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 
 /// Counts requests that failed for good with none answered in between.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Breaker {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

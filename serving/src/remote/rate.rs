@@ -3,12 +3,13 @@
 //! A bucket holds what a second allows, at least one request, and fills evenly. A request that needs more tokens than the bucket
 //! holds goes when the bucket is full and leaves a debt. Whoever asks first goes first.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::config::RemoteConfig;
+use crate::lock::lock;
 
 /// The rates of one service.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl RateLimit {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

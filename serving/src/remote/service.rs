@@ -4,7 +4,7 @@
 //! An attempt that fails over a field the service does not know is made again without it, and the field is not sent any more. An
 //! answer of the wrong shape is sent back for correction, up to `max_corrections` times.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -25,6 +25,7 @@ use super::slots::Slots;
 use super::tokenizer::{Message, MessageTokenizer, Role, messages};
 use crate::backend::Stats;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::request::{Answer, Completion, FinishReason, OutputShape, Request, RowFailure, Usage};
 use crate::tokenizer::Tokenizer;
 
@@ -295,11 +296,6 @@ impl Service {
         stats.completed += 1;
         stats.pending -= 1;
     }
-}
-
-/// The values behind these locks are whole at any time, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns about how many tokens so many bytes are.

@@ -2,28 +2,20 @@
 //!
 //! Text of any kind spells bytes only, so row data cannot begin a message of its own.
 
+use crate::byte_vocabulary::{ByteVocabulary, FIRST_CONTROL, lossy};
 use crate::error::Result;
 use crate::request::{Segment, TokenId};
 use crate::tokenizer::Tokenizer;
 
-/// The control tokens; the first has the number 256.
+/// The control tokens, numbered as below.
 const CONTROL: [&str; 4] = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
 
-const SYSTEM: TokenId = 256;
-const USER: TokenId = 257;
-const ASSISTANT: TokenId = 258;
-const END: TokenId = 259;
+const SYSTEM: TokenId = FIRST_CONTROL;
+const USER: TokenId = FIRST_CONTROL + 1;
+const ASSISTANT: TokenId = FIRST_CONTROL + 2;
+const END: TokenId = FIRST_CONTROL + 3;
 
-/// Every byte, so that a token's bytes can be borrowed.
-const BYTES: [u8; 256] = {
-    let mut bytes = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        bytes[byte] = byte as u8;
-        byte += 1;
-    }
-    bytes
-};
+const VOCABULARY: ByteVocabulary = ByteVocabulary { control: &CONTROL };
 
 /// Bytes as tokens `0..256`, then `<|system|>`, `<|user|>`, `<|assistant|>` and `<|end|>`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,38 +75,23 @@ pub(super) fn messages(prompt: &[Segment]) -> Vec<Message> {
 
 impl Tokenizer for MessageTokenizer {
     fn encode(&self, text: &str) -> Vec<TokenId> {
-        text.bytes().map(TokenId::from).collect()
+        VOCABULARY.encode(text)
     }
 
     fn encode_control(&self, text: &str) -> Vec<TokenId> {
-        let mut tokens = Vec::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(start) = rest.find("<|") {
-            tokens.extend(self.encode(&rest[..start]));
-            rest = &rest[start..];
-            let index = CONTROL.iter().position(|name| rest.starts_with(name));
-            let (token, len) = match index {
-                Some(index) => (SYSTEM + index as TokenId, CONTROL[index].len()),
-                None => (TokenId::from(b'<'), 1),
-            };
-            tokens.push(token);
-            rest = &rest[len..];
-        }
-        tokens.extend(self.encode(rest));
-        tokens
+        VOCABULARY.encode_control(text)
     }
 
     fn decode(&self, tokens: &[TokenId]) -> String {
-        lossy(tokens.iter().filter_map(|token| u8::try_from(*token).ok()).collect())
+        VOCABULARY.decode(tokens)
     }
 
     fn token_bytes(&self, token: TokenId) -> &[u8] {
-        let index = token as usize;
-        BYTES.get(index..index + 1).unwrap_or_default()
+        VOCABULARY.token_bytes(token)
     }
 
     fn vocab_size(&self) -> usize {
-        256 + CONTROL.len()
+        VOCABULARY.size()
     }
 
     fn end_tokens(&self) -> &[TokenId] {
@@ -124,10 +101,6 @@ impl Tokenizer for MessageTokenizer {
     fn render_chat(&self, system: &str, user: &str) -> Result<String> {
         Ok(format!("<|system|>{system}<|user|>{user}<|assistant|>"))
     }
-}
-
-fn lossy(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]

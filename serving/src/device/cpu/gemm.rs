@@ -346,11 +346,9 @@ pub(super) struct Edge([[f32; 4 * PANEL_MAX]; TILE_ROWS_MAX]);
 
 impl Edge {
     /// Copies what there is of the rows from `column` on.
-    pub(super) fn of(rows: &[&mut [f32]], column: usize) -> Self {
+    pub(super) fn of(rows: &mut [&mut [f32]], column: usize) -> Self {
         let mut edge = Edge([[0.0; 4 * PANEL_MAX]; TILE_ROWS_MAX]);
-        for (edge, row) in edge.0.iter_mut().zip(rows) {
-            edge[..row.len() - column].copy_from_slice(&row[column..]);
-        }
+        edge.visible(rows, column).for_each(|(edge, row)| edge.copy_from_slice(row));
         edge
     }
 
@@ -360,11 +358,17 @@ impl Edge {
     }
 
     /// Copies back to the rows what belongs to them.
-    pub(super) fn put(&self, rows: &mut [&mut [f32]], column: usize) {
-        for (edge, row) in self.0.iter().zip(rows) {
-            let visible = row.len() - column;
-            row[column..].copy_from_slice(&edge[..visible]);
-        }
+    pub(super) fn put(&mut self, rows: &mut [&mut [f32]], column: usize) {
+        self.visible(rows, column).for_each(|(edge, row)| row.copy_from_slice(edge));
+    }
+
+    /// What there is of each row from `column` on, beside its place here.
+    fn visible<'a, 'out>(
+        &'a mut self,
+        rows: &'a mut [&'out mut [f32]],
+        column: usize,
+    ) -> impl Iterator<Item = (&'a mut [f32], &'a mut [f32])> + use<'a, 'out> {
+        self.0.iter_mut().zip(rows).map(move |(edge, row)| (&mut edge[..row.len() - column], &mut row[column..]))
     }
 }
 

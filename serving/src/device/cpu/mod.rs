@@ -21,7 +21,7 @@
 //! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
 //! | `encoder` | encoders for embeddings, over the same kernels |
 //! | `bench` | one matrix product, for examples/cpu_bench.rs |
-//! | `rows`, `aligned` | splitting rows over threads; aligned buffers |
+//! | `rows`, `aligned` | splitting rows over threads, sums of a row; aligned buffers |
 
 mod aligned;
 mod attention;

@@ -2,10 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::rows::for_row_blocks;
-
-/// The sum of squares is kept in this many partial sums on every machine, so that its bits are the same everywhere.
-const LANES: usize = 16;
+use super::rows::{fold, for_row_blocks};
 
 /// Normalises each row of `x` into `out`. Shapes: `x` and `out` `[tokens, channels]`, `weight` `[channels]`.
 pub(super) fn rmsnorm(arch: Arch, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -82,17 +79,7 @@ fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 
 #[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum = x.mul_add(x, *sum);
-        }
-    }
-    for (sum, &x) in sums.iter_mut().zip(rest) {
-        *sum = x.mul_add(x, *sum);
-    }
-    sums.iter().sum()
+    fold(x, |sum, x| x.mul_add(x, sum))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Splits row-wise work over the threads of the current rayon pool.
+//! Work on rows: splitting it over the threads of the current rayon pool, and sums of a row.
 
 use rayon::prelude::*;
 
@@ -6,6 +6,8 @@ use rayon::prelude::*;
 const TASKS_PER_THREAD: usize = 4;
 /// Below this many values a task costs less than handing it to a thread.
 const TASK_VALUES_MIN: usize = 8192;
+/// Partial sums of a row: as many on every machine, so that their bits are the same everywhere.
+const LANES: usize = 16;
 
 /// Returns how many of `rows` rows of `width` values one task takes.
 pub(super) fn rows_per_task(rows: usize, width: usize) -> usize {
@@ -20,6 +22,22 @@ pub(super) fn for_row_blocks(out: &mut [f32], width: usize, work: impl Fn(usize,
     }
     let block = rows_per_task(out.len() / width, width);
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| work(i * block, rows));
+}
+
+/// Sums up a row: `add` takes each value to one of the partial sums, which are added in order.
+#[inline(always)]
+pub(super) fn fold(x: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (sum, &x) in sums.iter_mut().zip(chunk) {
+            *sum = add(*sum, x);
+        }
+    }
+    for (sum, &x) in sums.iter_mut().zip(rest) {
+        *sum = add(*sum, x);
+    }
+    sums.iter().sum()
 }
 
 #[cfg(test)]

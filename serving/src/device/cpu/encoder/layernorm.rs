@@ -2,10 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::super::rows::for_row_blocks;
-
-/// Sums are kept in this many partial sums on every machine, so that their bits are the same everywhere.
-const LANES: usize = 16;
+use super::super::rows::{fold, for_row_blocks};
 
 /// The two vectors of a LayerNorm, and what is added under its root.
 #[derive(Debug)]
@@ -36,30 +33,15 @@ impl WithSimd for Normalise<'_> {
         let LayerNorm { weight, bias, eps } = self.norm;
         for x in self.x.chunks_exact_mut(weight.len()) {
             let count = x.len() as f32;
-            let mean = sum(x, |x| x) / count;
+            let mean = fold(x, |sum, x| sum + x) / count;
             // In two passes: the difference of two large sums would lose what matters.
-            let variance = sum(x, |x| (x - mean) * (x - mean)) / count;
+            let variance = fold(x, |sum, x| sum + (x - mean) * (x - mean)) / count;
             let scale = (variance + eps).sqrt().recip();
             for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
                 *x = ((*x - mean) * scale).mul_add(*weight, *bias);
             }
         }
     }
-}
-
-#[inline(always)]
-fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += term(x);
-        }
-    }
-    for (sum, &x) in sums.iter_mut().zip(rest) {
-        *sum += term(x);
-    }
-    sums.iter().sum()
 }
 
 #[cfg(test)]
