@@ -43,7 +43,8 @@ pub struct Capabilities {
     pub max_context: usize,
     /// Prefixes are shared in units of this many tokens; 1 when a split page is copied.
     pub prefix_granularity: usize,
-    /// Digest of weights, tokenizer and configuration: the identity of the model in caches.
+    /// Digest of weights, tokenizer and configuration, and what products round their inputs to, if to less than single precision:
+    /// the identity of the model in caches.
     pub model_digest: String,
     /// What the model makes of a prompt.
     pub kind: ModelKind,

@@ -16,6 +16,12 @@ pub trait Device: Send + fmt::Debug {
     /// Describes the device in a few words for people, such as `cpu, 2 threads`.
     fn describe(&self) -> String;
 
+    /// Names what the inputs of products are rounded to where that is less than single precision: another device may then give
+    /// other answers with the same weights. `None` where it is not.
+    fn rounding(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Starts a pass and returns without waiting for it where the device allows.
     ///
     /// Passes run in the order of their launch. Fails if the device is lost.

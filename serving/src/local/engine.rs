@@ -136,7 +136,7 @@ impl LocalEngine {
         open: impl FnOnce(&EngineResources) -> Result<Box<dyn Device>>,
         tokenizer: Arc<dyn Tokenizer>,
         compile: CompileShape,
-        config: LocalConfig,
+        mut config: LocalConfig,
     ) -> Result<LocalBackend> {
         config.scheduler.validate()?;
         let device =
@@ -144,6 +144,9 @@ impl LocalEngine {
         let id = ModelId(self.next_model.fetch_add(1, Ordering::Relaxed));
         let shared = Arc::new(Shared::default());
         let description = device.describe();
+        if let Some(rounding) = device.rounding() {
+            config.model_digest = format!("{}-{rounding}", config.model_digest);
+        }
         let model = Model::new(id, device, config.scheduler, Arc::clone(&tokenizer), compile, Arc::clone(&shared))?;
         if let Err(unsent) = self.thread.send(Command::Add(Box::new(model))) {
             return Err(unsent.error());

@@ -170,6 +170,10 @@ impl Device for CpuDevice {
         format!("cpu, {threads} thread{}", if threads == 1 { "" } else { "s" })
     }
 
+    fn rounding(&self) -> Option<&'static str> {
+        self.decoder.weights.multiply_bytes().then_some("int8")
+    }
+
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
         if self.finished.len() >= UNPOLLED_MAX {
             return Err(Error::Device(format!("{UNPOLLED_MAX} passes wait to be polled")));
@@ -261,6 +265,20 @@ mod tests {
 
     fn pages(range: Range<u32>) -> Vec<PageId> {
         range.map(PageId).collect()
+    }
+
+    #[test]
+    fn what_rounds_its_inputs_says_so() {
+        let config = tiny_config();
+        assert_eq!(device(&config, 1).rounding(), None, "its weights are floats");
+        let open = |activations| {
+            let model = crate::load::bundled(crate::load::BundledModel::MiniDraft).unwrap();
+            let options = CpuOptions { threads: NonZeroUsize::new(1), kv_bytes: 4 << 20, activations };
+            CpuDevice::new(&model.config, model.weights.as_ref(), options).unwrap()
+        };
+        let bytes = open(Activations::Int8);
+        assert_eq!(bytes.rounding(), bytes.decoder.weights.head.multiplies_bytes().then_some("int8"));
+        assert_eq!(open(Activations::F32).rounding(), None);
     }
 
     /// Logits by token, as bits.

@@ -137,6 +137,11 @@ impl PackedMatrix {
         self
     }
 
+    /// Returns whether products round activations to bytes.
+    pub(super) fn multiplies_bytes(&self) -> bool {
+        self.bytes.is_some()
+    }
+
     /// Returns the bytes, if products are to take them as they are.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn as_bytes(&self) -> Option<Bytes<'_>> {

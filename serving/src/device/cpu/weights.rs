@@ -60,6 +60,12 @@ pub(super) struct Table {
 }
 
 impl Weights {
+    /// Returns whether any product rounds its activations to bytes.
+    pub(super) fn multiply_bytes(&self) -> bool {
+        let of_layers = self.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
+        of_layers.chain([&self.head]).any(PackedMatrix::multiplies_bytes)
+    }
+
     /// Reads all tensors of `config`. Fails if one is missing or damaged, or if the sizes of `config` contradict each other.
     pub(super) fn load(packer: Packer, config: &ModelConfig, source: &dyn TensorSource) -> Result<Self> {
         check_config(config)?;
