@@ -124,6 +124,14 @@ shapes! {
         "select x.i, u.j from t x join u on x.i = u.j where ai_filter('b', x.s) and ai_filter('ab', u.w) and x.i < u.j + 1", &["2|2"], 3);
     filter_over_a_join_of_names_that_clash: check(
         "select count(*) from (select i k, s from t) a join (select i k, s from t where ai_filter('a', s)) b on a.k = b.k", &["2"], 3);
+    topk_over_a_view: check("select x from v order by i limit 2", &["p(a)", "p(b)"], 2);
+    topk_over_a_subquery: check(
+        "select d.y from (select ai_complete('q', ai_complete('p', s)) y, i + 1 k from t) d order by d.k limit 2 offset 1",
+        &["q(p(b))", "q(p(a))"], 4);
+    topk_over_a_join: check(
+        "select x.i, ai_complete('p', x.s) from t x join u on x.i = u.j order by u.j limit 1", &["1|p(a)"], 1);
+    having_with_two_predicates: check(
+        "select s, count(*) from t group by s having count(*) > 1 and ai_filter('a', s) and not ai_filter('b', s)", &["a|2"], 2);
     limit_over_a_filtered_join: check_count(
         "select big.i from big join (select value n from generate_series(1, 20000) t(value)) m on big.i = m.n where ai_filter('k', s) limit 3", 3, 6);
     empty_side: check("select i, w from t left join (select * from u where j > 100) e on ai_filter('a', s, w)",

@@ -8,14 +8,14 @@
 //!     LlmNode: ai_complete('p', s)                 Sort: i, fetch=3
 //! ```
 //!
-//! Groups are cut in the same way before their LLM aggregates are asked about.
+//! Views and subqueries are looked through, and groups are cut in the same way before their LLM aggregates are asked about.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, Result};
-use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Sort};
+use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Sort, SortExpr, SubqueryAlias};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
@@ -49,30 +49,46 @@ impl OptimizerRule for DeferLlmPastTopK {
 
 /// Returns the plan with the sort below the node, if the sort has a limit and reads nothing that the node adds.
 fn deferred(plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
-    let LogicalPlan::Sort(sort) = plan else { return Ok(None) };
-    let (projection, below) = match sort.input.as_ref() {
-        LogicalPlan::Projection(projection) => (Some(projection), projection.input.as_ref()),
-        other => (None, other),
+    match plan {
+        LogicalPlan::Sort(sort) if sort.fetch.is_some() => below(&sort.expr, sort.fetch, &sort.input),
+        _ => Ok(None),
+    }
+}
+
+/// Sorts and cuts below the first operator of `plan` that adds answers, looking through those that only name columns.
+fn below(keys: &[SortExpr], fetch: Option<usize>, plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
+    let input = match plan {
+        LogicalPlan::Projection(projection) => {
+            let keys = renamed(keys, &definitions(projection))?;
+            let Some(input) = below(&keys, fetch, &projection.input)? else { return Ok(None) };
+            let projection = Projection::try_new(projection.expr.clone(), Arc::new(input))?;
+            return Ok(Some(LogicalPlan::Projection(projection)));
+        }
+        LogicalPlan::SubqueryAlias(alias) => {
+            let inner = alias.input.schema().columns().into_iter().map(Expr::Column);
+            let names = alias.schema.columns().into_iter().map(|column| column.flat_name());
+            let keys = renamed(keys, &names.zip(inner).collect())?;
+            let Some(input) = below(&keys, fetch, &alias.input)? else { return Ok(None) };
+            return Ok(Some(LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(Arc::new(input), alias.alias.clone())?)));
+        }
+        other => input_of(other),
     };
-    let Some(input) = input_of(below) else { return Ok(None) };
-    if sort.fetch.is_none() {
+    let Some(input) = input else { return Ok(None) };
+    let is_below = |column: &&Column| input.schema().has_column(column);
+    if keys.iter().any(|key| key.expr.is_volatile() || !key.expr.column_refs().iter().all(is_below)) {
         return Ok(None);
     }
-    let definitions = projection.map(definitions).unwrap_or_default();
-    let mut keys = Vec::with_capacity(sort.expr.len());
-    for key in &sort.expr {
-        let expr = key.expr.clone().transform_up(|expr| Ok(resolve(expr, &definitions)))?.data;
-        if expr.is_volatile() || !expr.column_refs().iter().all(|column| input.schema().has_column(column)) {
-            return Ok(None);
-        }
-        keys.push(expr.sort(key.asc, key.nulls_first));
-    }
-    let sorted = LogicalPlan::Sort(Sort { expr: keys, input: Arc::new(input.clone()), fetch: sort.fetch });
-    let node = below.with_new_exprs(below.expressions(), vec![sorted])?;
-    Ok(Some(match projection {
-        Some(projection) => LogicalPlan::Projection(Projection::try_new(projection.expr.clone(), Arc::new(node))?),
-        None => node,
-    }))
+    let sorted = LogicalPlan::Sort(Sort { expr: keys.to_vec(), input: Arc::new(input.clone()), fetch });
+    plan.with_new_exprs(plan.expressions(), vec![sorted]).map(Some)
+}
+
+/// Writes keys over what their columns stand for.
+fn renamed(keys: &[SortExpr], definitions: &HashMap<String, Expr>) -> Result<Vec<SortExpr>> {
+    let renamed = keys.iter().map(|key| {
+        let expr = key.expr.clone().transform_up(|expr| Ok(resolve(expr, definitions)))?.data;
+        Ok(expr.sort(key.asc, key.nulls_first))
+    });
+    renamed.collect()
 }
 
 /// Returns the input of an operator that adds answers to each row of it: rows of a table, or groups.
