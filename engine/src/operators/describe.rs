@@ -161,7 +161,10 @@ impl CallEstimate {
                 format!(" order=[{}] ({}{others})", self.field_order.join(", "), self.strategy)
             }
         };
-        let dependencies: String = self.dependencies.iter().map(|found| format!(" {found}")).collect();
+        let dependencies = match self.dependencies.is_empty() {
+            true => String::new(),
+            false => format!(" {}", self.dependencies.join(", ")),
+        };
         format!(
             "rows{equals}{} distinct{equals}{} calls≤{}{order}{dependencies} layout={}",
             self.rows,
