@@ -39,24 +39,17 @@ fn table(rows: usize) -> Table {
 
 const ROWS: [usize; 2] = [1_000, 30_000];
 
-#[divan::bench(args = ROWS, sample_count = 10)]
-fn rows(bencher: Bencher<'_, '_>, rows: usize) {
-    plan(bencher, rows, Strategy::Rows);
+/// Each strategy that has no bound on rows.
+fn cases() -> impl Iterator<Item = (Strategy, usize)> {
+    let strategies = [Strategy::Rows, Strategy::Search, Strategy::Auto, Strategy::Ggr];
+    strategies.into_iter().flat_map(|strategy| ROWS.map(|rows| (strategy, rows)))
 }
 
-#[divan::bench(args = ROWS, sample_count = 10)]
-fn search(bencher: Bencher<'_, '_>, rows: usize) {
-    plan(bencher, rows, Strategy::Search);
-}
-
-#[divan::bench(args = ROWS, sample_count = 10)]
-fn auto(bencher: Bencher<'_, '_>, rows: usize) {
-    plan(bencher, rows, Strategy::Auto);
-}
-
-#[divan::bench(args = ROWS, sample_count = 3)]
-fn ggr(bencher: Bencher<'_, '_>, rows: usize) {
-    plan(bencher, rows, Strategy::Ggr);
+#[divan::bench(args = cases(), sample_count = 10)]
+fn plan(bencher: Bencher<'_, '_>, (strategy, rows): (Strategy, usize)) {
+    let table = table(rows);
+    let options = Options::default();
+    bencher.counter(ItemsCount::new(rows)).bench_local(|| schedule(black_box(&table), strategy, &options));
 }
 
 #[divan::bench(args = ROWS, sample_count = 10)]
@@ -71,10 +64,4 @@ fn score(bencher: Bencher<'_, '_>, rows: usize) {
     let table = table(rows);
     let found = schedule(&table, Strategy::Search, &Options::default()).expect("the search takes any table");
     bencher.counter(ItemsCount::new(rows)).bench_local(|| saved_tokens(black_box(&table), &found, 1));
-}
-
-fn plan(bencher: Bencher<'_, '_>, rows: usize, strategy: Strategy) {
-    let table = table(rows);
-    let options = Options::default();
-    bencher.counter(ItemsCount::new(rows)).bench_local(|| schedule(black_box(&table), strategy, &options));
 }

@@ -2,7 +2,7 @@
 
 use std::iter::Peekable;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use datafusion::common::runtime::SpawnedTask;
@@ -19,7 +19,7 @@ use crate::operators::cascade::Proxy;
 use crate::operators::distinct::Questions;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
 use crate::operators::prompts::{Edge, PlannedRequests, Planner, with_other_tail};
-use crate::operators::scope::{NodeStats, QueryScope};
+use crate::operators::scope::{NodeStats, QueryScope, lock};
 use crate::operators::truncate::prompt_limit;
 
 /// Requests in one batch to the backend. Two batches are under way at a time, so that the backend always has work.
@@ -383,7 +383,7 @@ impl Asker {
     fn plan(&self, questions: &Questions, mine: &[u32]) -> Result<PlannedRequests> {
         let tokenizer = self.backend.tokenizer();
         let capabilities = self.backend.capabilities();
-        let edge = self.edge.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let edge = lock(&self.edge).clone();
         let planner = Planner {
             granularity: capabilities.prefix_granularity,
             limit: prompt_limit(&self.call, &capabilities),
@@ -392,7 +392,7 @@ impl Asker {
         };
         let planned = planner.plan(questions, mine)?;
         if let Some(edge) = planned.edge() {
-            *self.edge.lock().unwrap_or_else(PoisonError::into_inner) = Some(edge);
+            *lock(&self.edge) = Some(edge);
         }
         Ok(planned)
     }

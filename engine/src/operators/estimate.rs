@@ -476,7 +476,8 @@ fn warnings(call: &PhysicalCall) -> Vec<String> {
 }
 
 impl CallEstimate {
-    fn none() -> Self {
+    /// Returns the estimate of a call that asks nothing.
+    pub(super) fn none() -> Self {
         CallEstimate {
             rows: 0,
             distinct: 0,

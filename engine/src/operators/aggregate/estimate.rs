@@ -8,7 +8,7 @@ use datafusion::common::{Result, ScalarValue};
 use refrain_optimizer::reorder::Strategy;
 use refrain_serving::Tokenizer;
 use refrain_udf::aggregate::{CHUNK_STAGE, PAIR_LABELS};
-use refrain_udf::{Layout, PromptLayout, Shape};
+use refrain_udf::{PromptLayout, Shape};
 use serde_json::{Value, json};
 
 use super::PhysicalAggregate;
@@ -64,21 +64,11 @@ impl AggregateEstimate {
             prompt_tokens: self.prompt_tokens,
             head_tokens: self.head_tokens,
             computed_tokens: self.prompt_tokens,
-            prefix_hit: 0.0,
             output_tokens: self.output_tokens,
             output_basis: Basis::AtMost,
-            output_interval: None,
-            selectivity: None,
-            seconds: None,
-            seconds_interval: None,
-            field_order: vec![],
-            n_field_orders: 0,
-            dependencies: vec![],
             strategy: Strategy::Rows.to_string(),
-            layout: Layout::InstructionFirst,
             is_exact: self.is_exact,
-            refused: vec![],
-            warnings: vec![],
+            ..CallEstimate::none()
         }
     }
 }
