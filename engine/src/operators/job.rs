@@ -27,6 +27,7 @@ use crate::operators::distinct::{NO_QUESTION, Questions};
 use crate::operators::layout::{LayoutCosts, chosen, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
 use crate::operators::memo::Outcome;
+use crate::operators::morsels::next_morsel;
 use crate::operators::scope::{NodeStats, RowError};
 use crate::operators::window::{Filled, RowStore, StoredBatches, Window, WindowLimit, rows_with_question};
 
@@ -156,12 +157,11 @@ impl Job {
         statistics_key(&self.calls[call], over_answer.map(|conjunct| &conjunct.predicate))
     }
 
-    /// Returns how much the next window may hold. Below a limit the first holds twice what is wanted, each next one as many
-    /// questions as were asked before, so that at most twice the calls are made that a row at a time would make.
-    fn limit(&self, questions_asked: usize) -> WindowLimit {
+    /// Returns how much the next window may hold, after `rows_out` rows have come of the questions asked. Below a limit it is a morsel.
+    fn limit(&self, questions_asked: usize, rows_out: usize) -> WindowLimit {
         let rows = self.shared.reorder_window.unwrap_or(usize::MAX);
         let questions = match &self.until {
-            Some(Until { wanted: Some(wanted), .. }) => questions_asked.max(wanted.saturating_mul(2)).max(1),
+            Some(Until { wanted: Some(wanted), .. }) => next_morsel(*wanted, rows_out, questions_asked),
             _ => usize::MAX,
         };
         WindowLimit { rows, questions }
@@ -176,7 +176,7 @@ impl Position {
         if self.ended || satisfied {
             return Ok(None);
         }
-        let limit = job.limit(self.questions_asked);
+        let limit = job.limit(self.questions_asked, self.rows_out);
         let pending = self.pending.take();
         let (mut window, filled) = job.store.fill(&job.calls, self.window, limit, pending, &mut self.input).await?;
         match filled {
