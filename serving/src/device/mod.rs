@@ -3,6 +3,7 @@
 pub mod cpu;
 
 use std::fmt;
+use std::thread;
 
 use crate::error::Result;
 use crate::request::TokenId;
@@ -22,13 +23,29 @@ pub trait Device: Send + fmt::Debug {
         None
     }
 
-    /// Starts a pass and returns without waiting for it where the device allows.
+    /// Returns whether a pass runs while the host goes on: [`launch`](Self::launch) returns at once, and a second pass may be
+    /// launched before the first has ended. Where it does not, a pass has ended when `launch` returns.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Starts a pass and returns without waiting for it where the device [overlaps](Self::overlaps).
     ///
-    /// Passes run in the order of their launch. Fails if the device is lost.
+    /// Passes run in the order of their launch: one sees all that those before it wrote to pages and slots. Fails if the device
+    /// is lost.
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket>;
 
     /// Asks for the result of a pass: `true` once `result` has been filled in, `false` while the pass is still running.
     fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool>;
+
+    /// Waits for the result of a pass and fills `result` in. A device whose host can sleep until then does so; by default the
+    /// thread asks again and again, and lets others run in between.
+    fn wait(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<()> {
+        while !self.poll(ticket, result)? {
+            thread::yield_now();
+        }
+        Ok(())
+    }
 
     /// Copies page contents in launch order, apart from any pass.
     fn copy(&mut self, copies: &[PageCopy]) -> Result<()>;

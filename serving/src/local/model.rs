@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::thread;
 
 use ahash::AHashMap;
 use rayon::ThreadPool;
@@ -120,9 +119,7 @@ impl Model {
     pub(super) fn run(&mut self, plan: &StepPlan, workers: &ThreadPool) -> Result<()> {
         self.served += plan.tokens.len() as u64;
         let ticket = self.device.launch(plan)?;
-        while !self.device.poll(ticket, &mut self.result)? {
-            thread::yield_now();
-        }
+        self.device.wait(ticket, &mut self.result)?;
         self.scheduler.harvest(&self.result, |decisions| decide(workers, decisions))
     }
 
