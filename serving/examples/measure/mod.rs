@@ -1,4 +1,4 @@
-//! What the benchmarks of the CPU device share: limits of the machine, and plans.
+//! What the benchmarks of devices share: limits of the machine, and plans.
 #![allow(dead_code, unreachable_pub, reason = "each benchmark includes this file and uses a part of it")]
 
 use std::hint::black_box;
@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use pulp::{Arch, Simd, WithSimd};
 use refrain_serving::Sampling;
 use refrain_serving::device::Device;
-use refrain_serving::device::cpu::CpuDevice;
 use refrain_serving::step::{
     Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource,
 };
@@ -69,9 +68,9 @@ impl WithSimd for Peak {
 }
 
 /// Runs one pass.
-pub fn step(device: &mut CpuDevice, plan: &StepPlan) {
+pub fn step(device: &mut dyn Device, plan: &StepPlan) {
     let ticket = device.launch(plan).expect("the bench's plans are sound");
-    device.poll(ticket, &mut StepResult::default()).expect("the pass was launched");
+    device.wait(ticket, &mut StepResult::default()).expect("the pass was launched");
 }
 
 /// Rows that each run `tokens` tokens after `context` tokens, whose KV may be anything, and sample after the last.

@@ -1,6 +1,9 @@
 //! Devices run step plans. The CPU is one implementation; a GPU is another and nothing else changes.
 
+mod check;
 pub mod cpu;
+pub mod cuda;
+mod sampler;
 
 use std::fmt;
 use std::thread;

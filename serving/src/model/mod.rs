@@ -8,4 +8,4 @@ mod tensor;
 pub use config::{LayerAttention, ModelConfig, RopeScaling};
 pub use encoder::{Activation, EncoderConfig, Pooling};
 pub use quant::{as_q8_0, dequantize};
-pub use tensor::{DType, HostTensor, TensorSource};
+pub use tensor::{DType, HostTensor, Normal, TensorSource};

@@ -11,6 +11,20 @@ pub trait TensorSource: Send + Sync + fmt::Debug {
 
     /// Reads one tensor. Fails if it is missing or damaged, or if its shape is not `shape`; the error names it.
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor>;
+
+    /// Returns how a tensor is drawn at random, where it is not read from anywhere: a device may then draw values of its own.
+    fn normal(&self, _name: &str) -> Option<Normal> {
+        None
+    }
+}
+
+/// Values drawn from a normal distribution around 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normal {
+    /// Where the drawing starts.
+    pub seed: u64,
+    /// The standard deviation.
+    pub std: f32,
 }
 
 /// One tensor in host memory, row-major.

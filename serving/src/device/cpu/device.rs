@@ -7,11 +7,11 @@ use std::sync::Arc;
 use pulp::Arch;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::check::{Limits, check_copies, check_plan, check_slot, check_token};
 use super::forward::{Buffers, Decoder};
 use super::head::{HeadBuffers, sample};
 use super::kv::KvPool;
 use super::weights::Packer;
+use crate::device::check::{Limits, check_copies, check_plan, check_slot, check_token};
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TensorSource};
@@ -268,6 +268,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "bundled-model")]
     fn what_rounds_its_inputs_says_so() {
         let config = tiny_config();
         assert_eq!(device(&config, 1).rounding(), None, "its weights are floats");

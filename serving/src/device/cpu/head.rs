@@ -10,7 +10,7 @@ use super::aligned::AlignedVec;
 use super::forward::{Buffers, Decoder};
 use super::gemm::GemmScratch;
 use super::panels::PackedMatrix;
-use super::sampler::{Scored, choose, greedy, keep_largest, logprobs};
+use crate::device::sampler::{Scored, choose, greedy, keep_largest, logprobs};
 use crate::request::{TokenId, TokenLogprobs};
 use crate::step::{Allowed, SampleRow, StepPlan, StepResult};
 

@@ -8,10 +8,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | `device` | `CpuDevice`: launch, poll, copy |
-//! | `check` | validates a plan before anything runs |
 //! | `forward` | the pass: layers in order, over reused buffers |
 //! | `head` | logits where tokens are chosen |
-//! | `sampler` | choosing a token from logits |
 //! | `weights` | tensors into panels, embedding rows |
 //! | `kv` | the page pool: layout, writes, copies |
 //! | `attention` | paged causal attention |
@@ -27,7 +25,6 @@ mod aligned;
 mod attention;
 #[doc(hidden)]
 pub mod bench;
-mod check;
 mod device;
 mod encoder;
 mod exp;
@@ -39,11 +36,10 @@ mod head;
 mod kv;
 mod panels;
 #[cfg(test)]
-mod reference;
+pub(super) mod reference;
 mod rmsnorm;
-mod rope;
+pub(super) mod rope;
 mod rows;
-mod sampler;
 mod swiglu;
 mod weights;
 

@@ -11,38 +11,38 @@ use crate::request::{Sampling, TokenId};
 use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, TokenSource};
 
 /// A small linear congruential generator.
-pub(super) struct Random(u64);
+pub(in crate::device) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(in crate::device) fn new(seed: u64) -> Self {
         Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678)
     }
 
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
+    pub(in crate::device) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
 
     /// Numbers in -1..1.
-    pub(super) fn floats(&mut self, len: usize) -> Vec<f32> {
+    pub(in crate::device) fn floats(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.below(1 << 24) as f32 / (1 << 23) as f32 - 1.0).collect()
     }
 }
 
 /// Asserts that `got` is within `tolerance` of `expected`, relative for magnitudes above 1.
 #[track_caller]
-pub(super) fn close(got: f32, expected: f64, tolerance: f64) {
+pub(in crate::device) fn close(got: f32, expected: f64, tolerance: f64) {
     let error = (f64::from(got) - expected).abs() / expected.abs().max(1.0);
     assert!(error <= tolerance, "{got} instead of {expected}");
 }
 
 /// Runs `work` on a pool of `threads` threads.
-pub(super) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+pub(in crate::device) fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
     ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
 }
 
 /// Two layers, sizes that are no multiples of a vector.
-pub(super) fn tiny_config() -> ModelConfig {
+pub(in crate::device) fn tiny_config() -> ModelConfig {
     ModelConfig {
         vocab_size: 97,
         hidden_size: 40,
@@ -68,7 +68,7 @@ pub(super) fn tiny_config() -> ModelConfig {
 
 /// As [`tiny_config`], with all that other architectures do: windows, layers without rotary embedding, normalised heads, biases,
 /// and heads of which a part turns, by rescaled frequencies.
-pub(super) fn featured_config() -> ModelConfig {
+pub(in crate::device) fn featured_config() -> ModelConfig {
     let layer = |window, rotary| LayerAttention { window: NonZeroUsize::new(window), rotary };
     ModelConfig {
         layers: 3,
@@ -92,13 +92,13 @@ pub(super) fn featured_config() -> ModelConfig {
 
 /// Tensors held in memory.
 #[derive(Clone, Debug)]
-pub(super) struct MemoryTensors {
-    pub(super) tensors: HashMap<String, HostTensor>,
+pub(in crate::device) struct MemoryTensors {
+    pub(in crate::device) tensors: HashMap<String, HostTensor>,
 }
 
 impl MemoryTensors {
     /// Random f32 tensors for every name that `config` may ask for.
-    pub(super) fn random(config: &ModelConfig, seed: u64) -> Self {
+    pub(in crate::device) fn random(config: &ModelConfig, seed: u64) -> Self {
         let all = ModelConfig {
             qk_norm: true,
             qkv_bias: true,
@@ -118,7 +118,7 @@ impl MemoryTensors {
         MemoryTensors { tensors: tensors.collect() }
     }
 
-    pub(super) fn values(&self, name: &str) -> Vec<f64> {
+    pub(in crate::device) fn values(&self, name: &str) -> Vec<f64> {
         self.tensors[name].bytes.as_chunks().0.iter().map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect()
     }
 }
@@ -135,7 +135,7 @@ impl TensorSource for MemoryTensors {
 }
 
 /// Appends `row[from..]` to a plan as a row with `pages`, and a greedy sample after its last token.
-pub(super) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usize, pages: &[PageId], top_logits: u32) {
+pub(in crate::device) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usize, pages: &[PageId], top_logits: u32) {
     let first = plan.tokens.len() as u32;
     for (position, &token) in row.iter().enumerate().skip(from) {
         let token_idx = plan.tokens.len() as u32;
@@ -159,7 +159,7 @@ pub(super) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usize, pages: 
 }
 
 /// Logits after each token of `row`, in double precision and without any cache.
-pub(super) fn naive_logits(config: &ModelConfig, tensors: &MemoryTensors, row: &[TokenId]) -> Vec<Vec<f64>> {
+pub(in crate::device) fn naive_logits(config: &ModelConfig, tensors: &MemoryTensors, row: &[TokenId]) -> Vec<Vec<f64>> {
     let (hidden, dim, group) = (config.hidden_size, config.head_dim, config.heads / config.kv_heads);
     let embedding = tensors.values("model.embed_tokens.weight");
     let mut x: Vec<Vec<f64>> = row.iter().map(|&t| embedding[t as usize * hidden..][..hidden].to_vec()).collect();

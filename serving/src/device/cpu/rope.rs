@@ -10,7 +10,7 @@ use crate::model::{ModelConfig, RopeScaling};
 
 /// The rotary frequencies of a model.
 #[derive(Debug)]
-pub(super) struct Rope {
+pub(in crate::device) struct Rope {
     frequencies: Vec<f32>,
     /// Multiplies cosines and sines, so that scores grow by its square.
     attention_factor: f32,
@@ -19,7 +19,7 @@ pub(super) struct Rope {
 
 impl Rope {
     /// Computes the `rotary_dim / 2` frequencies of `config`, rescaled as it demands.
-    pub(super) fn new(config: &ModelConfig) -> Self {
+    pub(in crate::device) fn new(config: &ModelConfig) -> Self {
         let frequencies = (0..config.rotary_dim / 2).map(|i| frequency(config, i) as f32).collect();
         let attention_factor = match config.rope_scaling {
             Some(RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. }) => {
@@ -31,12 +31,12 @@ impl Rope {
     }
 
     /// Width of a row of `angles`: cosines, then sines.
-    pub(super) fn width(&self) -> usize {
+    pub(in crate::device) fn width(&self) -> usize {
         2 * self.frequencies.len()
     }
 
     /// Computes cosines and sines for each position. Shape of `out`: [positions, width].
-    pub(super) fn angles(&self, positions: &[u32], out: &mut [f32]) {
+    pub(in crate::device) fn angles(&self, positions: &[u32], out: &mut [f32]) {
         let half = self.frequencies.len();
         for_row_blocks(out, self.width(), |first, block| {
             for (row, &position) in block.chunks_exact_mut(2 * half).zip(&positions[first..]) {

@@ -1,0 +1,313 @@
+//! Speed of the CUDA device with random weights of a real shape, beside the limit of arithmetic.
+//!
+//! `cargo run --release -p refrain-serving --example cuda_bench -- 8b passes`
+//! `cargo run --release -p refrain-serving --example cuda_bench -- 1b replay DIR [--orders original,refrain] [--out 2] [--repeat 3]`
+//!
+//! `passes` times single passes. `replay` runs the prompts of `DIR/ORDER.tokens` and `.offsets` (little-endian u32 and u64, all
+//! prompts end to end) through the whole engine and prints a line of JSON for each run. "limit" is `T_ideal / T`:
+//! `T_ideal = [computed tokens * (weights + attention) + samples * LM head] / peak FLOP/s + KV bytes read in decode / peak bytes/s`.
+#![allow(clippy::print_stdout, reason = "a bench prints")]
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use futures::executor::block_on;
+use refrain_serving::device::Device;
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, find};
+use refrain_serving::local::{LocalBackend, LocalConfig};
+use refrain_serving::model::{HostTensor, ModelConfig, Normal, TensorSource};
+use refrain_serving::scheduler::SchedulerConfig;
+use refrain_serving::{Backend, Batch, OutputShape, Request, RequestId, Sampling, TokenId, Tokenizer};
+
+use self::measure::{best, plan, step};
+
+mod measure;
+
+/// What a Hopper GPU multiplies in bfloat16, measured on large random matrices.
+const PEAK_FLOPS: f64 = 790e12;
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let option = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).map(String::as_str);
+    let usage =
+        "usage: cuda_bench 8b|1b passes | replay DIR [--orders A,B] [--out N] [--repeat N] [--step-tokens N] [--seqs N]";
+    let (Some(shape), Some(what)) = (args.first(), args.get(1)) else { return Err(usage.into()) };
+    let config = shape_of(shape).ok_or(usage)?;
+    println!("# {}", find(0)?);
+    match what.as_str() {
+        "passes" => passes(&config),
+        "replay" => {
+            let folder = PathBuf::from(args.get(2).ok_or(usage)?);
+            let number = |name: &str, default: u32| option(name).map_or(Ok(default), str::parse);
+            let run = Replay {
+                step_tokens: number("--step-tokens", if shape == "8b" { 4096 } else { 16384 })?,
+                rows: number("--seqs", 4096)?,
+                output: number("--out", 2)?,
+                repeat: number("--repeat", 1)?,
+                timed: args.iter().any(|arg| arg == "--times"),
+            };
+            let mut orders = option("--orders").unwrap_or("original").split(',');
+            orders.try_for_each(|order| run.order(shape, &config, &folder, order))
+        }
+        _ => Err(usage.into()),
+    }
+}
+
+/// The shapes of Llama 3 8B and Llama 3.2 1B, with a vocabulary of 131,072.
+fn shape_of(name: &str) -> Option<ModelConfig> {
+    let (hidden_size, intermediate_size, layers, head_dim, tie_word_embeddings) = match name {
+        "8b" => (4096, 14336, 32, 128, false),
+        "1b" => (2048, 8192, 16, 64, true),
+        _ => return None,
+    };
+    Some(ModelConfig {
+        vocab_size: 131_072,
+        hidden_size,
+        intermediate_size,
+        layers,
+        heads: 32,
+        kv_heads: 8,
+        head_dim,
+        rotary_dim: head_dim,
+        rms_norm_eps: 1e-5,
+        rope_theta: 500_000.0,
+        rope_scaling: None,
+        layer_attention: vec![],
+        qk_norm: false,
+        qkv_bias: false,
+        output_bias: false,
+        mlp_bias: false,
+        tie_word_embeddings,
+        max_context: 8192,
+        end_tokens: vec![],
+    })
+}
+
+/// Multiply-adds, twice, of one token in all layers but attention.
+fn layer_flops(config: &ModelConfig) -> f64 {
+    let (hidden, heads) = (config.hidden_size as f64, (config.heads * config.head_dim) as f64);
+    let keys = (config.kv_heads * config.head_dim) as f64;
+    2.0 * config.layers as f64 * (hidden * (2.0 * heads + 2.0 * keys) + 3.0 * hidden * config.intermediate_size as f64)
+}
+
+/// Multiply-adds, twice, of one token with one key, in all layers.
+fn attention_flops(config: &ModelConfig) -> f64 {
+    4.0 * (config.layers * config.heads * config.head_dim) as f64
+}
+
+fn head_flops(config: &ModelConfig) -> f64 {
+    2.0 * (config.hidden_size * config.vocab_size) as f64
+}
+
+fn open(config: &ModelConfig, step_tokens: u32) -> Outcome<CudaDevice> {
+    let started = Instant::now();
+    let cache = Some(std::env::temp_dir().join("refrain-kernels"));
+    let options = CudaOptions { kernel_cache: cache, ..CudaOptions::new(step_tokens) };
+    let device = CudaDevice::new(config, &Drawn, &options)?;
+    println!(
+        "# opened in {:.1} s, {:.1} GB of weights",
+        started.elapsed().as_secs_f64(),
+        device.weight_bytes() as f64 / 1e9
+    );
+    Ok(device)
+}
+
+fn passes(config: &ModelConfig) -> Outcome<()> {
+    let mut device = open(config, 16384)?;
+    println!(
+        "pass                                 |       ms | tokens/s | TFLOP/s | of 790 | gemm | attention | head | other (ms)"
+    );
+    for (rows, tokens, context) in [
+        (2, 512, 0),
+        (8, 512, 0),
+        (16, 256, 0),
+        (16, 512, 0),
+        (32, 512, 0),
+        (11, 379, 0),
+        (64, 64, 320),
+        (256, 16, 400),
+        (1, 4096, 0),
+        (1, 1, 420),
+        (8, 1, 420),
+        (64, 1, 420),
+        (256, 1, 420),
+        (1024, 1, 420),
+        (8, 1, 4096),
+    ] {
+        let plan = plan(rows, tokens, context, config.vocab_size);
+        let seconds = best(|| step(&mut device, &plan)).as_secs_f64();
+        device.time_passes();
+        step(&mut device, &plan);
+        step(&mut device, &plan);
+        let times = device.pass_times().unwrap_or_default();
+        let n = (rows * tokens) as f64;
+        // The last layer multiplies only what is sampled from, after attention.
+        let flops = n * layer_flops(config)
+            + n * attention_flops(config) * (context as f64 + tokens as f64 / 2.0)
+            + rows as f64 * head_flops(config);
+        let rate = flops / seconds / 1e12;
+        let part = |milliseconds: f64| milliseconds / times.passes.max(1) as f64;
+        println!(
+            "{:36} | {:8.2} | {:8.0} | {rate:7.1} | {:4.1} % | {:.2} | {:.2} | {:.2} | {:.2}",
+            format!("{rows} rows x {tokens} after {context}"),
+            seconds * 1e3,
+            n / seconds,
+            100.0 * rate * 1e12 / PEAK_FLOPS,
+            part(times.gemm),
+            part(times.attention),
+            part(times.head),
+            part(times.other),
+        );
+        device.stop_timing();
+    }
+    Ok(())
+}
+
+/// How prompts are run.
+struct Replay {
+    step_tokens: u32,
+    rows: u32,
+    output: u32,
+    repeat: u32,
+    timed: bool,
+}
+
+impl Replay {
+    fn order(&self, shape: &str, config: &ModelConfig, folder: &Path, order: &str) -> Outcome<()> {
+        let prompts = read_prompts(folder, order)?;
+        let local = LocalConfig {
+            scheduler: SchedulerConfig {
+                step_tokens: self.step_tokens,
+                max_rows: self.rows,
+                max_context: config.max_context,
+            },
+            ..LocalConfig::new(config.max_context, "random")
+        };
+        let mut device = open(config, self.step_tokens)?;
+        if self.timed {
+            device.time_passes();
+        }
+        let tokenizer = Arc::new(Words(config.vocab_size));
+        let backend = LocalBackend::start(move || Ok(Box::new(device) as Box<dyn Device>), tokenizer, local)?;
+        // Plans of products are made at the first use of each size.
+        submit(&backend, &prompts[..prompts.len().min(500)], self.output);
+        for _ in 0..self.repeat {
+            let before = backend.stats();
+            let started = Instant::now();
+            let written = submit(&backend, &prompts, self.output);
+            let seconds = started.elapsed().as_secs_f64();
+            let after = backend.stats();
+            let (computed, steps) = (after.computed_tokens - before.computed_tokens, after.steps - before.steps);
+            let prompt: usize = prompts.iter().map(|prompt| prompt.len()).sum();
+            let mean = prompt as f64 / prompts.len() as f64;
+            let kv_bytes = (config.layers * 2 * config.kv_heads * config.head_dim * 2) as f64;
+            let decoded = (written - prompts.len()) as f64;
+            let flops = computed as f64 * (layer_flops(config) + attention_flops(config) * mean / 2.0)
+                + written as f64 * head_flops(config);
+            let ideal = flops / PEAK_FLOPS + decoded * mean * kv_bytes / PEAK_BYTES;
+            let hit = 1.0 - (computed as f64 - decoded) / prompt as f64;
+            println!(
+                "{{\"engine\": \"refrain\", \"shape\": \"{shape}\", \"order\": \"{order}\", \"rows\": {}, \"seconds\": {seconds:.3}, \
+                 \"prompt_tokens\": {prompt}, \"computed_tokens\": {computed}, \"output_tokens\": {written}, \"hit\": {hit:.4}, \
+                 \"rows_per_s\": {:.1}, \"steps\": {steps}, \"tokens_per_step\": {:.0}, \"ideal_s\": {ideal:.3}, \"limit\": {:.3}}}",
+                prompts.len(),
+                prompts.len() as f64 / seconds,
+                computed as f64 / steps as f64,
+                ideal / seconds,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that a Hopper GPU reads from its memory in a second: of an H200, measured by copies.
+const PEAK_BYTES: f64 = 4.3e12;
+
+/// Runs prompts as one batch and returns how many tokens were written.
+fn submit(backend: &LocalBackend, prompts: &[Arc<[TokenId]>], output: u32) -> usize {
+    let shape = Arc::new(OutputShape::Text);
+    let request = |(id, prompt): (usize, &Arc<[TokenId]>)| {
+        Request::new(RequestId(id as u32), vec![Arc::clone(prompt)], Arc::clone(&shape), Sampling::GREEDY, output)
+    };
+    let requests = prompts.iter().enumerate().map(request).collect();
+    let mut stream = backend.submit(Batch { requests, ..Batch::default() });
+    let mut written = 0;
+    block_on(async {
+        while let Some(completion) = stream.next().await {
+            let completion = completion.expect("the engine runs");
+            written += completion.usage.output as usize;
+        }
+    });
+    written
+}
+
+fn read_prompts(folder: &Path, order: &str) -> Outcome<Vec<Arc<[TokenId]>>> {
+    let read = |end: &str| {
+        let file = folder.join(format!("{order}.{end}"));
+        std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))
+    };
+    let tokens: Vec<TokenId> = read("tokens")?.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    let offsets: Vec<usize> =
+        read("offsets")?.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes) as usize).collect();
+    Ok(offsets.windows(2).map(|pair| tokens[pair[0]..pair[1]].into()).collect())
+}
+
+/// Weights that the GPU draws.
+#[derive(Debug)]
+struct Drawn;
+
+impl TensorSource for Drawn {
+    fn contains(&self, _: &str) -> bool {
+        true
+    }
+
+    fn read(&self, _: &str, shape: &[usize]) -> refrain_serving::Result<HostTensor> {
+        let count: usize = shape.iter().product();
+        let bytes = 1.0f32.to_le_bytes().repeat(count);
+        Ok(HostTensor { shape: shape.to_vec(), dtype: refrain_serving::model::DType::F32, bytes })
+    }
+
+    fn normal(&self, name: &str) -> Option<Normal> {
+        let seed = name.bytes().fold(17, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
+        name.ends_with("norm.weight").then_some(()).map_or(Some(Normal { seed, std: 0.02 }), |()| None)
+    }
+}
+
+/// A vocabulary without text.
+#[derive(Debug)]
+struct Words(usize);
+
+impl Tokenizer for Words {
+    fn encode(&self, _: &str) -> Vec<TokenId> {
+        Vec::new()
+    }
+
+    fn encode_control(&self, _: &str) -> Vec<TokenId> {
+        Vec::new()
+    }
+
+    fn decode(&self, _: &[TokenId]) -> String {
+        String::new()
+    }
+
+    fn token_bytes(&self, _: TokenId) -> &[u8] {
+        b"w"
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0
+    }
+
+    fn end_tokens(&self) -> &[TokenId] {
+        &[]
+    }
+
+    fn render_chat(&self, _: &str, user: &str) -> refrain_serving::Result<String> {
+        Ok(user.to_owned())
+    }
+}

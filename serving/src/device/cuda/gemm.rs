@@ -1,0 +1,340 @@
+//! Matrix products by cuBLASLt, with a cache of its plans.
+//!
+//! Every product is `y[m, n] = x[m, k] * w[n, k]^T (+ y) (+ bias)`. cuBLASLt thinks in columns, so it is told that `w` is a
+//! transposed matrix `a` and `x` a matrix `b`, and gives `y` as its columns.
+//!
+//! Shapes are rounded: `m` up to one of a few sizes, so that plans are few and no product meets an odd size at which the library
+//! falls off a cliff. The rows between are computed from whatever the buffers hold and read by nobody.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys::{
+    cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulAlgoGetHeuristic,
+    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
+    cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t, cudaDataType,
+};
+
+use super::driver::{Buffer, Gpu};
+use super::kernels::Precision;
+use crate::error::{Error, Result};
+
+/// Scratch memory that the library may use: what NVIDIA recommends for Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// `CUBLAS_OP_T` of `cublasOperation_t`.
+const TRANSPOSED: i32 = 1;
+
+/// Plans that are timed against each other.
+const CANDIDATES: usize = 8;
+
+/// One product.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    /// Rows of `x` and `y` that are wanted. All buffers have room for [`padded`]`(m)`.
+    pub(super) m: usize,
+    /// Rows of `w`.
+    pub(super) n: usize,
+    /// Width of `x` and `w`.
+    pub(super) k: usize,
+    /// Address of `x`.
+    pub(super) x: u64,
+    /// Address of `w`.
+    pub(super) w: u64,
+    /// Address of `y`.
+    pub(super) y: u64,
+    /// Address of `n` values that are added to each row of `y`, or 0.
+    pub(super) bias: u64,
+    /// Whether the product is added to what `y` holds.
+    pub(super) accumulate: bool,
+    /// Whether `y` is in single precision whatever `x` is.
+    pub(super) wide: bool,
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    m: usize,
+    n: usize,
+    k: usize,
+    bias: bool,
+    accumulate: bool,
+    wide: bool,
+}
+
+/// Descriptors and algorithm of a product.
+struct Plan {
+    operation: cublasLtMatmulDesc_t,
+    /// Layouts of `a` (the weights), `b` (the inputs) and the output.
+    layouts: [cublasLtMatrixLayout_t; 3],
+    algorithm: cublasLtMatmulAlgo_t,
+}
+
+/// A handle of the library and the plans that were made.
+pub(super) struct Gemm {
+    gpu: Arc<Gpu>,
+    handle: cublasLtHandle_t,
+    precision: Precision,
+    workspace: Buffer<u8>,
+    plans: AHashMap<Key, Plan>,
+}
+
+// SAFETY: the handle and the descriptors are used by whoever owns the value alone.
+unsafe impl Send for Gemm {}
+
+/// Returns the number of rows that a product of `m` rows computes.
+pub(super) fn padded(m: usize) -> usize {
+    match m {
+        0..=16 => m.next_multiple_of(8),
+        17..=64 => m.next_multiple_of(16),
+        65..=256 => m.next_multiple_of(32),
+        257..=1024 => m.next_multiple_of(64),
+        _ => m.next_multiple_of(128),
+    }
+}
+
+impl Gemm {
+    /// Opens the library.
+    pub(super) fn new(gpu: &Arc<Gpu>, precision: Precision) -> Result<Self> {
+        gpu.bind()?;
+        let handle = result::create_handle().map_err(|e| fault("opening cuBLASLt", e))?;
+        let workspace = gpu.allocate(WORKSPACE_BYTES)?;
+        Ok(Gemm { gpu: Arc::clone(gpu), handle, precision, workspace, plans: AHashMap::new() })
+    }
+
+    /// Launches a product.
+    ///
+    /// # Safety
+    ///
+    /// The addresses must be of memory of the sizes that [`Product`] names, until the stream has passed it.
+    pub(super) unsafe fn run(&mut self, product: Product) -> Result<()> {
+        if product.m == 0 {
+            return Ok(());
+        }
+        let key = Key {
+            m: padded(product.m),
+            n: product.n,
+            k: product.k,
+            bias: product.bias != 0,
+            accumulate: product.accumulate,
+            wide: product.wide,
+        };
+        if !self.plans.contains_key(&key) {
+            let plan = self.plan(key)?;
+            self.plans.insert(key, plan);
+        }
+        let plan = &self.plans[&key];
+        if key.bias {
+            // SAFETY: the descriptor is the plan's; the attribute is a pointer.
+            unsafe { set(plan.operation, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product.bias) }?;
+        }
+        // SAFETY: the plan was made for these sizes; the addresses are the caller's promise.
+        unsafe { self.launch(plan, &plan.algorithm, product) }.map_err(|e| fault("a matrix product", e))
+    }
+
+    /// # Safety
+    ///
+    /// As [`run`](Self::run), and the plan must be for the product.
+    unsafe fn launch(&self, plan: &Plan, algorithm: &cublasLtMatmulAlgo_t, product: Product) -> Result<(), CublasError> {
+        let (one, beta) = (1.0f32, if product.accumulate { 1.0f32 } else { 0.0 });
+        let [a, b, c] = plan.layouts;
+        // SAFETY: descriptors are alive, scalars are read before the call returns, and memory is the caller's promise.
+        unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation,
+                std::ptr::from_ref(&one).cast(),
+                std::ptr::from_ref(&beta).cast(),
+                product.w as *const c_void,
+                a,
+                product.x as *const c_void,
+                b,
+                product.y as *const c_void,
+                c,
+                product.y as *mut c_void,
+                c,
+                algorithm,
+                self.workspace.at(0) as *mut c_void,
+                WORKSPACE_BYTES,
+                self.gpu.stream().cast(),
+            )
+        }
+    }
+
+    /// Describes a product and takes the library's first choice of algorithm.
+    fn plan(&self, key: Key) -> Result<Plan> {
+        let plan = self.describe(key)?;
+        let found = self.candidates(&plan, key)?;
+        Ok(Plan { algorithm: found[0].algo, ..plan })
+    }
+
+    /// Times the library's candidates for a product on `repeats` runs each and keeps the fastest. `weights` are the addresses of
+    /// matrices of its shape that take turns, so that none is found in the cache. Returns the milliseconds of one run.
+    ///
+    /// # Safety
+    ///
+    /// As [`run`](Self::run), for each of the weights.
+    pub(super) unsafe fn tune(&mut self, product: Product, weights: &[u64]) -> Result<f32> {
+        let m = padded(product.m);
+        let (bias, accumulate, wide) = (product.bias != 0, product.accumulate, product.wide);
+        let key = Key { m, n: product.n, k: product.k, bias, accumulate, wide };
+        let mut plan = self.describe(key)?;
+        let found = self.candidates(&plan, key)?;
+        let (start, end) = (self.gpu.timed_event()?, self.gpu.timed_event()?);
+        let mut best = (f32::INFINITY, found[0].algo);
+        for candidate in &found {
+            let mut time = f32::INFINITY;
+            for _ in 0..3 {
+                self.gpu.record(&start)?;
+                let mut failed = false;
+                for &w in weights {
+                    // SAFETY: the caller's promise.
+                    failed |= unsafe { self.launch(&plan, &candidate.algo, Product { w, ..product }) }.is_err();
+                }
+                self.gpu.record(&end)?;
+                end.wait()?;
+                if !failed {
+                    time = time.min(start.milliseconds_to(&end)? / weights.len() as f32);
+                }
+            }
+            if time < best.0 {
+                best = (time, candidate.algo);
+            }
+        }
+        plan.algorithm = best.1;
+        if let Some(old) = self.plans.insert(key, plan) {
+            old.destroy();
+        }
+        Ok(best.0)
+    }
+
+    fn describe(&self, key: Key) -> Result<Plan> {
+        let failed = |e| fault(&format!("planning a product of {} x {} x {}", key.m, key.n, key.k), e);
+        let (narrow, wide) = (data_type(self.precision), cudaDataType::CUDA_R_32F);
+        let output = if key.wide { wide } else { narrow };
+        let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let operation = result::create_matmul_desc(compute, wide).map_err(failed)?;
+        let layout = |kind, rows: usize, columns: usize| {
+            result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64).map_err(failed)
+        };
+        let layouts = [layout(narrow, key.k, key.n)?, layout(narrow, key.k, key.m)?, layout(output, key.n, key.m)?];
+        // SAFETY: the descriptor is alive and each attribute has the type that the library's manual gives it.
+        unsafe {
+            set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
+            if key.bias {
+                set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
+            }
+        }
+        Ok(Plan { operation, layouts, algorithm: cublasLtMatmulAlgo_t { data: [0; 8] } })
+    }
+
+    /// Returns the algorithms that the library thinks best, best first; at least one.
+    fn candidates(&self, plan: &Plan, key: Key) -> Result<Vec<cublasLtMatmulHeuristicResult_t>> {
+        let failed = |e| fault(&format!("planning a product of {} x {} x {}", key.m, key.n, key.k), e);
+        let preference = result::create_matmul_pref().map_err(failed)?;
+        let [a, b, c] = plan.layouts;
+        // SAFETY: all descriptors are alive, and there is room for as many results as are asked for.
+        let found = unsafe {
+            let bytes = WORKSPACE_BYTES;
+            let limit = PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            let limited =
+                result::set_matmul_pref_attribute(preference, limit, std::ptr::from_ref(&bytes).cast(), size_of::<usize>());
+            let mut found = vec![std::mem::zeroed::<cublasLtMatmulHeuristicResult_t>(); CANDIDATES];
+            let mut count = 0;
+            let asked = limited.and_then(|()| {
+                cublasLtMatmulAlgoGetHeuristic(
+                    self.handle,
+                    plan.operation,
+                    a,
+                    b,
+                    c,
+                    c,
+                    preference,
+                    CANDIDATES as i32,
+                    found.as_mut_ptr(),
+                    &mut count,
+                )
+                .result()
+            });
+            let _ = result::destroy_matmul_pref(preference);
+            asked.map_err(failed)?;
+            found.truncate(count as usize);
+            found
+        };
+        let usable: Vec<_> = found.into_iter().filter(|found| found.state.result().is_ok()).collect();
+        if usable.is_empty() {
+            return Err(Error::Device(format!("cuBLASLt has no product of {} x {} x {}", key.m, key.n, key.k)));
+        }
+        Ok(usable)
+    }
+}
+
+impl Plan {
+    fn destroy(self) {
+        // SAFETY: the descriptors are the plan's, which ends here.
+        unsafe {
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+            let _ = result::destroy_matmul_desc(self.operation);
+        }
+    }
+}
+
+impl Drop for Gemm {
+    fn drop(&mut self) {
+        if self.gpu.bind().is_ok() {
+            let _ = self.gpu.synchronize();
+            for (_, plan) in self.plans.drain() {
+                plan.destroy();
+            }
+            // SAFETY: nothing uses the handle any more.
+            let _ = unsafe { result::destroy_handle(self.handle) };
+        }
+    }
+}
+
+impl fmt::Debug for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gemm").field("precision", &self.precision).field("plans", &self.plans.len()).finish_non_exhaustive()
+    }
+}
+
+fn data_type(precision: Precision) -> cudaDataType {
+    match precision {
+        Precision::Bf16 => cudaDataType::CUDA_R_16BF,
+        Precision::F32 => cudaDataType::CUDA_R_32F,
+    }
+}
+
+/// Sets an attribute of an operation.
+///
+/// # Safety
+///
+/// The operation must be alive, and `T` the type of the attribute.
+unsafe fn set<T>(operation: cublasLtMatmulDesc_t, attribute: DescAttribute, value: &T) -> Result<()> {
+    // SAFETY: the caller's promise; the value is copied.
+    unsafe { result::set_matmul_desc_attribute(operation, attribute, std::ptr::from_ref(value).cast(), size_of::<T>()) }
+        .map_err(|e| fault("describing a matrix product", e))
+}
+
+fn fault(what: &str, error: CublasError) -> Error {
+    Error::Device(format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_rounded_up_by_little() {
+        for m in 1..20_000 {
+            let rounded = padded(m);
+            assert!(rounded >= m && rounded - m < (m / 2).max(16), "{m} to {rounded}");
+            assert!(padded(rounded) == rounded);
+        }
+    }
+}

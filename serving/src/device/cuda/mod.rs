@@ -1,0 +1,38 @@
+//! The CUDA device: one decoder over one pool of KV pages, on one NVIDIA GPU.
+//!
+//! Nothing of CUDA is needed to build or to start the program: its libraries are loaded when a GPU is first asked for. Kernels are
+//! compiled then, by NVRTC, for the chip that is there, and kept on disk.
+//!
+//! The order of kernels in a pass is that of the CPU device, and every kernel has its twin there. A pass is described by one
+//! array of words, copied in one piece; it runs while the host plans the next, which may take its tokens from where this one will
+//! leave them. Memory is taken when the device is opened.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `device` | `CudaDevice`: launch, poll, copy |
+//! | `driver` | the GPU: memory, kernels, events |
+//! | `kernels` | compiles and loads `kernels/*.cu` |
+//! | `weights` | tensors in the GPU's memory |
+//! | `gemm` | matrix products by cuBLASLt |
+//! | `forward` | the pass: layers in order |
+//! | `attend` | attention of a pass |
+//! | `head` | logits where tokens are chosen, and the choice |
+//! | `metadata` | what describes a pass, in one copy |
+//! | `timing` | where the time of a pass goes |
+#![expect(unsafe_code, reason = "CUDA is called through its C interfaces")]
+
+mod attend;
+mod device;
+mod driver;
+mod forward;
+mod gemm;
+mod head;
+mod kernels;
+mod metadata;
+mod timing;
+mod weights;
+
+pub use device::{CudaDevice, CudaOptions};
+pub use driver::{GpuFacts, find};
+pub use kernels::Precision;
+pub use timing::PassTimes;

@@ -1,0 +1,265 @@
+//! A model's tensors in the GPU's memory.
+//!
+//! Projections that read the same input lie together as one matrix: query, key and value; gate and up. Norms and biases of norms
+//! stay in single precision, since their kernels compute in it. Tensors are converted on all cores, a piece at a time, while the
+//! piece before is copied.
+
+use std::sync::Arc;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::driver::{Arg, Buffer, Event, Gpu, Kernel, Pinned, Size};
+use super::kernels::{Kernels, Precision};
+use crate::error::{Error, Result};
+use crate::model::{DType, HostTensor, ModelConfig, TensorSource, dequantize};
+
+/// Bytes that are converted and copied at a time.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// All weights of a decoder. Matrices are [outputs, inputs].
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// [vocabulary, hidden].
+    pub(super) embedding: Arc<Buffer<u8>>,
+    /// The decoder layers, first to last.
+    pub(super) layers: Vec<LayerWeights>,
+    /// `[hidden]`.
+    pub(super) final_norm: Buffer<f32>,
+    /// [vocabulary, hidden]; the embedding itself, where the two are one.
+    pub(super) head: Arc<Buffer<u8>>,
+    /// Bytes of all of them.
+    pub(super) bytes: usize,
+}
+
+/// Weights of one decoder layer.
+#[derive(Debug)]
+pub(super) struct LayerWeights {
+    /// `[hidden]`.
+    pub(super) attention_norm: Buffer<f32>,
+    /// [(heads + 2 * kv_heads) * head_dim, hidden].
+    pub(super) qkv: Buffer<u8>,
+    /// [(heads + 2 * kv_heads) * head_dim], as activations, where the model has it.
+    pub(super) qkv_bias: Option<Buffer<u8>>,
+    /// `[head_dim]` each, where the model normalises heads.
+    pub(super) qk_norm: Option<(Buffer<f32>, Buffer<f32>)>,
+    /// [hidden, heads * head_dim].
+    pub(super) output: Buffer<u8>,
+    /// `[hidden]`, where the model has it.
+    pub(super) output_bias: Option<Buffer<f32>>,
+    /// `[hidden]`.
+    pub(super) mlp_norm: Buffer<f32>,
+    /// [2 * intermediate, hidden], the gate first.
+    pub(super) gate_up: Buffer<u8>,
+    /// [2 * intermediate], as activations, where the model has it.
+    pub(super) gate_up_bias: Option<Buffer<u8>>,
+    /// [hidden, intermediate].
+    pub(super) down: Buffer<u8>,
+    /// `[hidden]`, where the model has it.
+    pub(super) down_bias: Option<Buffer<f32>>,
+}
+
+/// Copies tensors to the GPU.
+struct Loader<'a> {
+    gpu: &'a Arc<Gpu>,
+    source: &'a dyn TensorSource,
+    precision: Precision,
+    fill_normal: Kernel,
+    /// Two pieces of pinned memory that take turns, and when each may be written again.
+    pieces: [(Pinned<u8>, Event); 2],
+    turn: usize,
+    bytes: usize,
+}
+
+impl Weights {
+    /// Reads all tensors of `config`. Fails if one is missing or damaged, or if the GPU has too little memory.
+    pub(super) fn load(
+        gpu: &Arc<Gpu>,
+        kernels: &Kernels,
+        precision: Precision,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+    ) -> Result<Self> {
+        let piece = || Ok((gpu.pinned(PIECE_BYTES)?, gpu.event()?));
+        let fill_normal = kernels.get("random", "fill_normal", 0)?;
+        let mut loader = Loader { gpu, source, precision, fill_normal, pieces: [piece()?, piece()?], turn: 0, bytes: 0 };
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let embedding = Arc::new(loader.matrix(&[("model.embed_tokens.weight".to_string(), vocabulary)], hidden)?);
+        let head = if config.tie_word_embeddings {
+            Arc::clone(&embedding)
+        } else {
+            Arc::new(loader.matrix(&[("lm_head.weight".to_string(), vocabulary)], hidden)?)
+        };
+        let layers = (0..config.layers).map(|layer| loader.layer(config, layer)).collect::<Result<_>>()?;
+        let final_norm = loader.vector("model.norm.weight", hidden)?;
+        gpu.synchronize()?;
+        Ok(Weights { embedding, layers, final_norm, head, bytes: loader.bytes })
+    }
+}
+
+impl Loader<'_> {
+    fn layer(&mut self, config: &ModelConfig, layer: usize) -> Result<LayerWeights> {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
+        let gate_up = [("mlp.gate_proj", inner), ("mlp.up_proj", inner)];
+        let weights = |parts: &[(&str, usize)]| {
+            parts.iter().map(|(part, rows)| (name(&format!("{part}.weight")), *rows)).collect::<Vec<_>>()
+        };
+        let biases = |parts: &[(&str, usize)]| {
+            parts.iter().map(|(part, rows)| (name(&format!("{part}.bias")), *rows)).collect::<Vec<_>>()
+        };
+        Ok(LayerWeights {
+            attention_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv: self.matrix(&weights(&qkv), hidden)?,
+            qkv_bias: config.qkv_bias.then(|| self.row(&biases(&qkv))).transpose()?,
+            qk_norm: if config.qk_norm {
+                let mut norm = |part: &str| self.vector(&name(part), config.head_dim);
+                Some((norm("self_attn.q_norm.weight")?, norm("self_attn.k_norm.weight")?))
+            } else {
+                None
+            },
+            output: self.matrix(&weights(&[("self_attn.o_proj", hidden)]), queries)?,
+            output_bias: config.output_bias.then(|| self.vector(&name("self_attn.o_proj.bias"), hidden)).transpose()?,
+            mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: self.matrix(&weights(&gate_up), hidden)?,
+            gate_up_bias: config.mlp_bias.then(|| self.row(&biases(&gate_up))).transpose()?,
+            down: self.matrix(&weights(&[("mlp.down_proj", hidden)]), inner)?,
+            down_bias: config.mlp_bias.then(|| self.vector(&name("mlp.down_proj.bias"), hidden)).transpose()?,
+        })
+    }
+
+    /// Reads a vector in single precision.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Buffer<f32>> {
+        let tensor = read(self.source, name, &[len])?;
+        let mut values = vec![0.0; len];
+        dequantize(tensor.dtype, &tensor.bytes, &mut values);
+        self.bytes += 4 * len;
+        self.gpu.upload(&values)
+    }
+
+    /// Reads vectors that lie behind each other, as activations are stored.
+    fn row(&mut self, parts: &[(String, usize)]) -> Result<Buffer<u8>> {
+        let mut bytes = Vec::new();
+        for (name, len) in parts {
+            let tensor = read(self.source, name, &[*len])?;
+            let from = bytes.len();
+            bytes.resize(from + len * self.precision.bytes(), 0);
+            convert(&tensor, *len, 0..1, self.precision, &mut bytes[from..]);
+        }
+        self.bytes += bytes.len();
+        self.gpu.upload(&bytes)
+    }
+
+    /// Reads matrices of equal width that lie below each other.
+    fn matrix(&mut self, parts: &[(String, usize)], width: usize) -> Result<Buffer<u8>> {
+        let row_bytes = width * self.precision.bytes();
+        let buffer = self.gpu.allocate::<u8>(parts.iter().map(|(_, rows)| rows * row_bytes).sum())?;
+        let mut first = 0;
+        for (name, rows) in parts {
+            match self.source.normal(name) {
+                Some(normal) => {
+                    let args: [Arg; 4] =
+                        [buffer.at(first).into(), (rows * width).into(), normal.std.into(), normal.seed.into()];
+                    // SAFETY: the kernel takes an address, a long, a float and an unsigned long, and writes `rows * width` values,
+                    // for which there is room from `first` on.
+                    unsafe { self.gpu.launch(self.fill_normal, Size::of(4096, 256), &args) }?;
+                }
+                None => {
+                    let tensor = read(self.source, name, &[*rows, width])?;
+                    for from in (0..*rows).step_by((PIECE_BYTES / row_bytes).max(1)) {
+                        let to = (from + (PIECE_BYTES / row_bytes).max(1)).min(*rows);
+                        self.copy(&tensor, width, from..to, &buffer, first + from * row_bytes)?;
+                    }
+                }
+            }
+            first += rows * row_bytes;
+        }
+        self.bytes += first;
+        Ok(buffer)
+    }
+
+    /// Converts some rows of a tensor and copies them to `at` bytes into `buffer`, without waiting for the copy.
+    fn copy(
+        &mut self,
+        tensor: &HostTensor,
+        width: usize,
+        rows: std::ops::Range<usize>,
+        buffer: &Buffer<u8>,
+        at: usize,
+    ) -> Result<()> {
+        let bytes = rows.len() * width * self.precision.bytes();
+        if bytes > PIECE_BYTES {
+            return Err(Error::Invalid(format!("a row of {width} weights is too long for a GPU")));
+        }
+        let (piece, free) = &mut self.pieces[self.turn];
+        self.turn = 1 - self.turn;
+        free.wait()?;
+        convert(tensor, width, rows, self.precision, &mut piece[..bytes]);
+        // SAFETY: the piece is not written before its event has passed.
+        unsafe { self.gpu.copy_in(piece, buffer, at, bytes) }?;
+        self.gpu.record(free)
+    }
+}
+
+/// Reads a tensor and checks that it holds what its shape says.
+fn read(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<HostTensor> {
+    let tensor = source.read(name, shape)?;
+    let width = *shape.last().expect("tensors have dimensions");
+    let expected = tensor.dtype.row_bytes(width).map(|bytes| bytes * shape[..shape.len() - 1].iter().product::<usize>());
+    if expected == Some(tensor.bytes.len()) {
+        return Ok(tensor);
+    }
+    let HostTensor { dtype, bytes, .. } = tensor;
+    Err(Error::Invalid(format!("tensor {name} of {shape:?} values as {dtype:?} cannot have {} bytes", bytes.len())))
+}
+
+/// Converts some rows of a tensor to the precision of activations, on all cores.
+fn convert(tensor: &HostTensor, width: usize, rows: std::ops::Range<usize>, precision: Precision, out: &mut [u8]) {
+    let row_bytes = tensor.dtype.row_bytes(width).expect("the tensor was checked");
+    let from = &tensor.bytes[rows.start * row_bytes..rows.end * row_bytes];
+    let to_bytes = width * precision.bytes();
+    let pairs = out.par_chunks_mut(to_bytes).zip(from.par_chunks(row_bytes));
+    match (tensor.dtype, precision) {
+        (DType::BF16, Precision::Bf16) | (DType::F32, Precision::F32) => {
+            pairs.for_each(|(to, from)| to.copy_from_slice(from))
+        }
+        (dtype, _) => pairs.for_each_init(
+            || vec![0.0f32; width],
+            |values, (to, from)| {
+                dequantize(dtype, from, values);
+                match precision {
+                    Precision::F32 => {
+                        to.chunks_exact_mut(4).zip(values).for_each(|(to, v)| to.copy_from_slice(&v.to_le_bytes()));
+                    }
+                    Precision::Bf16 => to
+                        .chunks_exact_mut(2)
+                        .zip(values)
+                        .for_each(|(to, v)| to.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),
+                }
+            },
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_converted_one_by_one() {
+        let values: Vec<f32> = (0..12).map(|i| i as f32 * 0.3 - 1.0).collect();
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let tensor = HostTensor { shape: vec![3, 4], dtype: DType::F32, bytes };
+        let mut out = vec![0; 16];
+        convert(&tensor, 4, 1..3, Precision::Bf16, &mut out);
+        let read: Vec<f32> = out.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+        for (read, value) in read.iter().zip(&values[4..]) {
+            assert!((read - value).abs() <= value.abs() / 256.0);
+        }
+        let mut exact = vec![0; 32];
+        convert(&tensor, 4, 0..2, Precision::F32, &mut exact);
+        assert_eq!(exact, tensor.bytes[..32]);
+    }
+}
