@@ -46,7 +46,7 @@ pub trait Constraint: Send + fmt::Debug {
 /// What may come next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Any token; an end token ends the answer.
+    /// Any token, and after it any token again; an end token ends the answer.
     Free,
     /// Nothing is left to decide: these tokens (maybe none) complete the answer. They need not be computed.
     Finish(Vec<TokenId>),

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::request::TokenId;
 use crate::step::{PageCopy, StepPlan, StepResult};
 
-/// Runs forward passes of one model over one pool of KV pages.
+/// Runs forward passes of one model over one pool of KV pages. A device that is dropped waits for its passes.
 pub trait Device: Send + fmt::Debug {
     /// Returns the size of the KV pool.
     fn pool(&self) -> PoolSpec;
@@ -65,7 +65,7 @@ pub trait Device: Send + fmt::Debug {
         Ok(())
     }
 
-    /// Gives the memory of a slab back. What its pages held is lost.
+    /// Gives the memory of a slab back. What its pages held is lost. No pass of the device runs.
     fn give_slab(&mut self, _slab: u32) {}
 }
 

@@ -57,6 +57,11 @@ impl Budget {
         }
     }
 
+    /// Returns whether any model waits for memory before others may admit rows.
+    pub(super) fn is_claimed(&self) -> bool {
+        !self.claims.is_empty()
+    }
+
     fn has(&self, bytes: usize) -> bool {
         bytes <= self.bytes - self.used
     }

@@ -1,6 +1,6 @@
 //! One model of an engine: its device, its scheduler, and the streams it answers on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::backend::Shared;
 use crate::backend::BatchId;
 use crate::bridge::Completions;
-use crate::device::Device;
+use crate::device::{Device, StepTicket};
 use crate::error::{Error, Result};
 use crate::request::{Answer, Batch, Completion, FinishReason, OutputShape, RowFailure, TokenId};
 use crate::scheduler::{
@@ -38,6 +38,8 @@ pub(super) struct Model {
     tokenizer: Arc<dyn Tokenizer>,
     compile: CompileShape,
     streams: BTreeMap<BatchId, Stream>,
+    /// Passes that were launched and not harvested, in the order of their launch.
+    launched: VecDeque<StepTicket>,
     result: StepResult,
 }
 
@@ -61,8 +63,8 @@ impl Model {
         let pool = KvPool::in_slabs(device.pool(), device.slab_pages());
         let scheduler = Scheduler::new(config, pool, tokenizer.end_tokens().to_vec())?;
         shared.bridge.publish(scheduler.stats());
-        let (streams, result) = (BTreeMap::new(), StepResult::default());
-        Ok(Model { id, device, scheduler, shared, served: 0, tokenizer, compile, streams, result })
+        let (streams, launched, result) = (BTreeMap::new(), VecDeque::new(), StepResult::default());
+        Ok(Model { id, device, scheduler, shared, served: 0, tokenizer, compile, streams, launched, result })
     }
 
     /// Takes a batch in; one that cannot run fails alone.
@@ -115,12 +117,20 @@ impl Model {
         }
     }
 
-    /// Runs a step to its end.
-    pub(super) fn run(&mut self, plan: &StepPlan, workers: &ThreadPool) -> Result<()> {
+    /// Starts a step.
+    pub(super) fn launch(&mut self, plan: &StepPlan) -> Result<()> {
         self.served += plan.tokens.len() as u64;
-        let ticket = self.device.launch(plan)?;
+        self.launched.push_back(self.device.launch(plan)?);
+        Ok(())
+    }
+
+    /// Waits for the end of the oldest step in flight, and answers the rows that end with it.
+    pub(super) fn harvest(&mut self, workers: &ThreadPool) -> Result<()> {
+        let Some(ticket) = self.launched.pop_front() else { return Ok(()) };
         self.device.wait(ticket, &mut self.result)?;
-        self.scheduler.harvest(&self.result, |decisions| decide(workers, decisions))
+        self.scheduler.harvest(&self.result, |decisions| decide(workers, decisions))?;
+        self.answer();
+        Ok(())
     }
 
     /// Answers the rows that have finished, and returns whether there are any.

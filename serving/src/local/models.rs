@@ -2,8 +2,14 @@
 //!
 //! Steps go to the most urgent model, by the priority and then the deadline of its batches; equals take turns by the tokens
 //! they have computed. A model that fails, by an error of its device or a panic, is removed, and the others go on.
+//!
+//! Where a model's device overlaps the host, its step is left in flight while the next one is planned, of whichever model's turn
+//! it is; once that is launched, the first is harvested. A model whose turn it is and that has to see its step's end first is
+//! waited for, and not overtaken. While a model [claims](super::memory) memory, every step is harvested at once, since no memory
+//! is given back while a step is in flight.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rayon::ThreadPool;
@@ -21,6 +27,8 @@ use crate::scheduler::Memory;
 pub(super) struct Models {
     models: Vec<Model>,
     budget: Budget,
+    /// The models of the steps in flight, in the order of their launch. One at most between rounds.
+    in_flight: VecDeque<ModelId>,
     /// Rounds in which no model could do anything.
     stalled: usize,
 }
@@ -28,7 +36,7 @@ pub(super) struct Models {
 impl Models {
     /// Starts without models, whose KV pages may take so many bytes together.
     pub(super) fn new(kv_bytes: usize) -> Self {
-        Models { models: Vec::new(), budget: Budget::new(kv_bytes), stalled: 0 }
+        Models { models: Vec::new(), budget: Budget::new(kv_bytes), in_flight: VecDeque::new(), stalled: 0 }
     }
 
     /// Takes a model in.
@@ -50,9 +58,9 @@ impl Models {
         model.submit(id, batch, completions);
     }
 
-    /// Returns whether no model has work.
+    /// Returns whether no model has work, and no step is in flight.
     pub(super) fn is_idle(&self) -> bool {
-        self.models.iter().all(|model| model.scheduler.is_idle())
+        self.in_flight.is_empty() && self.models.iter().all(|model| model.scheduler.is_idle())
     }
 
     /// Drops batches that were cancelled, and models whose backend was.
@@ -69,7 +77,7 @@ impl Models {
         }
     }
 
-    /// Lets the first model that can do something do a step of it.
+    /// Lets the first model that can do something do a step of it, or harvests a step.
     pub(super) fn step(&mut self, workers: &ThreadPool) {
         let models = &self.models;
         self.budget.keep_claims(|id| models.iter().any(|model| model.id == id && !model.scheduler.is_idle()));
@@ -78,18 +86,24 @@ impl Models {
             waiting.filter_map(|(index, model)| Some((model.scheduler.rank()?, model.served, index))).collect();
         order.sort_unstable();
         for &(.., index) in &order {
-            // A model that panicked is removed, so no one sees the state in which that left it.
-            let failure = match catch_unwind(AssertUnwindSafe(|| self.turn(index, order.len(), workers))) {
-                Ok(Ok(false)) => continue,
-                Ok(Ok(true)) => {
+            let id = self.models[index].id;
+            match self.guard(index, |models| models.turn(index, order.len())) {
+                Some(false) if self.in_flight.contains(&id) => break,
+                Some(false) => continue,
+                Some(true) => {
                     self.stalled = 0;
+                    let ahead = self.models[index].device.overlaps() && !self.budget.is_claimed();
+                    while self.in_flight.len() > usize::from(ahead) {
+                        self.harvest(workers);
+                    }
                     return;
                 }
-                Ok(Err(error)) => error,
-                Err(panic) => panicked(panic.as_ref()),
-            };
-            self.remove(index, &failure);
-            return;
+                None => return,
+            }
+        }
+        if !self.in_flight.is_empty() {
+            self.stalled = 0;
+            return self.harvest(workers);
         }
         // A claim takes effect in the round after it was entered, and the last row of another model may end in between.
         self.stalled += 1;
@@ -98,8 +112,26 @@ impl Models {
         }
     }
 
+    /// Does something with a model, which is removed if that fails or panics: no one sees the state in which that left it.
+    fn guard<T>(&mut self, index: usize, act: impl FnOnce(&mut Self) -> Result<T>) -> Option<T> {
+        let failure = match catch_unwind(AssertUnwindSafe(|| act(self))) {
+            Ok(Ok(done)) => return Some(done),
+            Ok(Err(error)) => error,
+            Err(panic) => panicked(panic.as_ref()),
+        };
+        self.remove(index, &failure);
+        None
+    }
+
+    /// Harvests the oldest step in flight.
+    fn harvest(&mut self, workers: &ThreadPool) {
+        let Some(id) = self.in_flight.pop_front() else { return };
+        let index = self.models.iter().position(|model| model.id == id).expect("a model's steps go with it");
+        self.guard(index, |models| models.models[index].harvest(workers));
+    }
+
     /// Gives one model its turn. Returns whether it did anything.
-    fn turn(&mut self, index: usize, active: usize, workers: &ThreadPool) -> Result<bool> {
+    fn turn(&mut self, index: usize, active: usize) -> Result<bool> {
         let Models { models, budget, .. } = self;
         let (before, rest) = models.split_at_mut(index);
         let (model, after) = rest.split_first_mut().expect("the order names models that are there");
@@ -116,7 +148,8 @@ impl Models {
         }
         let model = &mut self.models[index];
         if let Some(plan) = &plan {
-            model.run(plan, workers)?;
+            model.launch(plan)?;
+            self.in_flight.push_back(model.id);
         }
         Ok(model.answer() || plan.is_some())
     }
@@ -131,6 +164,7 @@ impl Models {
     /// Ends a model, its batches with an error, and frees what it holds.
     fn remove(&mut self, index: usize, error: &Error) {
         let model = self.models.remove(index);
+        self.in_flight.retain(|id| *id != model.id);
         self.budget.forget(&model);
         model.fail(error);
     }
@@ -176,7 +210,11 @@ mod tests {
 
         fn add(&mut self, id: u64, kv_bytes: usize, page_bytes: usize, slab_pages: u32, config: SchedulerConfig) {
             let pages = (kv_bytes / page_bytes) as u32;
-            let device = FakeDevice { page_bytes, slabs: Some((slab_pages, HashSet::new())), ..FakeDevice::new(pages) };
+            let slabs = Some((slab_pages, HashSet::new()));
+            self.add_device(id, FakeDevice { page_bytes, slabs, ..FakeDevice::new(pages) }, config);
+        }
+
+        fn add_device(&mut self, id: u64, device: FakeDevice, config: SchedulerConfig) {
             let shared = Arc::new(Shared::default());
             let model = Model::new(ModelId(id), Box::new(device), config, Digits::shared(), compile(), shared);
             self.models.add(model.unwrap());
@@ -194,6 +232,7 @@ mod tests {
             let Models { models, budget, .. } = &self.models;
             let held: usize = models.iter().map(|model| model.page_bytes(model.scheduler.pool().total())).sum();
             assert_eq!(held, budget.used());
+            assert!(self.models.in_flight.len() <= 1);
             models.iter().for_each(|model| model.scheduler.check());
         }
 
@@ -246,11 +285,16 @@ mod tests {
             slab_pages in prop::array::uniform2(1..5_u32),
             max_rows in 1..12_u32,
             step_tokens in 3..80_u32,
+            overlaps in prop::array::uniform2(any::<bool>()),
         ) {
             let config = SchedulerConfig { step_tokens, max_rows, max_context: 200 };
             let mut harness = Harness::new(kv_bytes);
-            harness.add(0, kv_bytes, 3, slab_pages[0], config);
-            harness.add(1, kv_bytes, 5, slab_pages[1], config);
+            for (id, page_bytes) in [(0, 3), (1, 5)] {
+                let slabs = Some((slab_pages[id], HashSet::new()));
+                let device = FakeDevice::new((kv_bytes / page_bytes) as u32);
+                let device = FakeDevice { page_bytes, slabs, overlaps: overlaps[id], ..device };
+                harness.add_device(id as u64, device, config);
+            }
             for (id, (model, batch, steps)) in (0..).zip(&batches) {
                 harness.submit(*model, id, batch.clone());
                 for _ in 0..*steps {

@@ -42,6 +42,10 @@ impl Device for GatedDevice {
         self.device.describe()
     }
 
+    fn overlaps(&self) -> bool {
+        self.device.overlaps()
+    }
+
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
         if let Some(launched) = &self.launched {
             let _ = launched.send(());
@@ -202,8 +206,10 @@ fn a_failing_device_fails_every_batch() {
         assert!(matches!(&later[..], [Err(Error::Device(reason))] if reason.contains(expected)), "{later:?}");
         assert_eq!((backend.stats().pending, backend.capabilities().prefix_granularity), (0, 1));
     };
-    check(FakeDevice { fail_at: Some(1), ..FakeDevice::new(100) }, "told to fail");
-    check(FakeDevice { panic_at: Some(1), ..FakeDevice::new(100) }, "told to panic");
+    for overlaps in [false, true] {
+        check(FakeDevice { fail_at: Some(1), overlaps, ..FakeDevice::new(100) }, "told to fail");
+        check(FakeDevice { panic_at: Some(1), overlaps, ..FakeDevice::new(100) }, "told to panic");
+    }
 }
 
 #[test]
@@ -257,8 +263,10 @@ fn models_of_one_engine_answer_as_they_do_alone() {
 #[test]
 fn one_model_fails_alone() {
     let engine = LocalEngine::start(EngineConfig::new(40)).unwrap();
-    for broken in [FakeDevice { fail_at: Some(2), ..in_slabs(40) }, FakeDevice { panic_at: Some(2), ..in_slabs(40) }] {
-        let (broken, sound) = (add(&engine, broken), add(&engine, in_slabs(40)));
+    let faults = [(Some(2), None), (None, Some(2))].map(|fault| [false, true].map(|overlaps| (fault, overlaps)));
+    for ((fail_at, panic_at), overlaps) in faults.into_iter().flatten() {
+        let broken = FakeDevice { fail_at, panic_at, overlaps, ..in_slabs(40) };
+        let (broken, sound) = (add(&engine, broken), add(&engine, FakeDevice { overlaps, ..in_slabs(40) }));
         let streams = [broken.submit(batch(5, OutputShape::Text, 40)), sound.submit(batch(30, OutputShape::Text, 40))];
         let [failed, answered] = streams.map(read);
         assert!(matches!(failed.last(), Some(Err(Error::Device(_)))), "{failed:?}");
@@ -270,13 +278,16 @@ fn one_model_fails_alone() {
 #[test]
 fn a_dropped_model_is_gone_and_others_stay() {
     let engine = LocalEngine::start(EngineConfig::new(usize::MAX)).unwrap();
-    let device = GatedDevice::new(100);
-    let alive = Arc::downgrade(&device.alive);
-    let (dropped, kept) = (add(&engine, device), add(&engine, in_slabs(40)));
-    let stream = dropped.submit(batch(3, choice(), 5));
-    drop(dropped);
-    assert!(alive.upgrade().is_none());
-    let answers = read(stream);
-    assert!(answers.len() == 3 || matches!(answers.last(), Some(Err(Error::Cancelled))), "{answers:?}");
-    assert_eq!(read(kept.submit(batch(3, choice(), 5))).len(), 3);
+    for overlaps in [false, true] {
+        let mut device = GatedDevice::new(100);
+        device.device.overlaps = overlaps;
+        let alive = Arc::downgrade(&device.alive);
+        let (dropped, kept) = (add(&engine, device), add(&engine, FakeDevice { overlaps, ..in_slabs(40) }));
+        let stream = dropped.submit(batch(3, OutputShape::Text, 1000));
+        drop(dropped);
+        assert!(alive.upgrade().is_none());
+        let answers = read(stream);
+        assert!(answers.len() == 3 || matches!(answers.last(), Some(Err(Error::Cancelled))), "{answers:?}");
+        assert_eq!(read(kept.submit(batch(3, choice(), 5))).len(), 3);
+    }
 }

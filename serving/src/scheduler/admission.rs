@@ -62,7 +62,7 @@ impl Scheduler {
             self.tree.evict(need, &mut self.pool);
             return true;
         }
-        if self.rows.is_empty() {
+        if self.rows.is_empty() && self.in_flight.is_empty() {
             // Nothing runs, so nothing will ever be freed: prefixes kept for waiting rows are in the way, this row's own among
             // them (a shared prefix takes more pages than a private one where its pages are split). Without them the row fits,
             // as soon as there is memory.
@@ -82,8 +82,13 @@ impl Scheduler {
 
     /// Removes up to `count` slabs from the pool, evicting cached prefixes as far as that takes, and returns them. Where no row
     /// runs, what is locked for waiting rows is evicted as well; it is computed again.
+    ///
+    /// None while a step is in flight, which may still write to pages that nobody holds any more.
     pub fn give_back(&mut self, count: usize) -> Vec<u32> {
-        if self.rows.is_empty() && self.in_flight.is_none() {
+        if !self.in_flight.is_empty() {
+            return Vec::new();
+        }
+        if self.rows.is_empty() {
             self.unlock_waiting();
         }
         let mut slabs = self.pool.shrink(count);
@@ -95,7 +100,7 @@ impl Scheduler {
 
     /// As [`give_back`](Self::give_back), without evicting anything.
     pub fn give_back_empty(&mut self, count: usize) -> Vec<u32> {
-        self.pool.shrink(count)
+        if self.in_flight.is_empty() { self.pool.shrink(count) } else { Vec::new() }
     }
 
     fn unlock_waiting(&mut self) {
@@ -163,7 +168,7 @@ impl Scheduler {
         self.stats.prompt_tokens += answer.prompt as u64;
         let id = self.next_row;
         self.next_row = RowId(id.0 + 1);
-        self.rows.insert(id, Row { batch: batch.id, slot, answer, leaf, tail, table, computed_prompt: 0 });
+        self.rows.insert(id, Row { batch: batch.id, slot, answer, leaf, tail, table, computed_prompt: 0, unseen: 0 });
         id
     }
 

@@ -2,14 +2,16 @@
 //!
 //! A place of a page stores the hash of the whole prefix that ends there. A token is sampled as a function of that hash, read
 //! through the row's page table, so a wrong page, a missing copy or an overwritten place changes the answer.
+//!
+//! A device that overlaps the host runs each pass as late as it may: when its result is asked for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::request::{TokenId, TokenLogprobs};
-use crate::step::{Allowed, PAGE_TOKENS, PageCopy, PageId, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
+use crate::step::{Allowed, PAGE_TOKENS, PageCopy, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens that the device samples from.
@@ -30,7 +32,11 @@ pub(crate) struct FakeDevice {
     pub(crate) pages: Vec<[Option<Place>; PAGE_TOKENS]>,
     pub(crate) results: HashMap<StepTicket, StepResult>,
     pub(crate) steps: u64,
-    /// Fails, or panics, at this step.
+    /// Whether passes wait in the queue until they are asked for.
+    pub(crate) overlaps: bool,
+    pub(crate) queue: VecDeque<(StepTicket, StepPlan)>,
+    pub(crate) slots: HashMap<RowSlot, TokenId>,
+    /// Fails, or panics, in this pass.
     pub(crate) fail_at: Option<u64>,
     pub(crate) panic_at: Option<u64>,
     pub(crate) page_bytes: usize,
@@ -41,13 +47,66 @@ pub(crate) struct FakeDevice {
 impl FakeDevice {
     pub(crate) fn new(pages: u32) -> Self {
         let pages = vec![[None; PAGE_TOKENS]; pages as usize];
-        FakeDevice { pages, results: HashMap::new(), steps: 0, fail_at: None, panic_at: None, page_bytes: 1, slabs: None }
+        FakeDevice {
+            pages,
+            results: HashMap::new(),
+            steps: 0,
+            overlaps: false,
+            queue: VecDeque::new(),
+            slots: HashMap::new(),
+            fail_at: None,
+            panic_at: None,
+            page_bytes: 1,
+            slabs: None,
+        }
     }
 
     /// Panics unless the page's memory is taken.
     fn check_taken(&self, page: PageId) {
         let taken = self.slabs.as_ref().is_none_or(|(pages, taken)| taken.contains(&(page.0 / pages)));
         assert!(taken, "{page:?} has no memory");
+    }
+
+    /// Runs a pass from its copies to its samples.
+    fn run(&mut self, ticket: StepTicket, plan: &StepPlan) -> Result<()> {
+        if self.fail_at == Some(ticket.0) {
+            return Err(Error::Device("it was told to fail".to_string()));
+        }
+        assert!(self.panic_at != Some(ticket.0), "it was told to panic");
+        assert_eq!(plan.positions.len(), plan.tokens.len());
+        plan.block_tables.iter().for_each(|page| self.check_taken(*page));
+        plan.writes.iter().for_each(|write| self.check_taken(write.page));
+        plan.copies.iter().flat_map(|copy| [copy.from, copy.to]).for_each(|page| self.check_taken(page));
+        self.apply(&plan.copies);
+        let mut places = HashSet::new();
+        for write in &plan.writes {
+            assert_eq!(write.offset as usize, plan.positions[write.token as usize] as usize % PAGE_TOKENS);
+            assert!(places.insert((write.page, write.offset)), "a place is written once in a step");
+        }
+        let mut hashes = Vec::new();
+        for row in &plan.rows {
+            assert_eq!(row.tokens.start as usize, hashes.len(), "rows cover the tokens in order");
+            self.row_pass(plan, row, &mut hashes);
+        }
+        assert_eq!(hashes.len(), plan.tokens.len());
+        for (index, place) in hashes.iter().enumerate() {
+            let mut writes = plan.writes.iter().filter(|write| write.token as usize == index);
+            assert!(writes.next().is_some(), "token {place:?} is written");
+        }
+        for row in &plan.rows {
+            self.check_context(plan, row, &hashes);
+        }
+        let sampled: Vec<TokenId> =
+            plan.sample.iter().map(|sample| choose_of(plan, sample, hashes[sample.token as usize].hash)).collect();
+        self.slots.extend(plan.sample.iter().zip(&sampled).map(|(sample, token)| (sample.slot, *token)));
+        let logprobs = plan.sample.iter().zip(&sampled).map(|(sample, token)| Some(logprobs_of(*token, sample.logprobs?)));
+        let (logprobs, top_logits) = (logprobs.collect(), vec![Vec::new(); plan.sample.len()]);
+        let hidden = plan.sample.iter().map(|sample| match sample.allowed {
+            Allowed::Hidden => state(hashes[sample.token as usize].hash),
+            _ => Vec::new(),
+        });
+        self.results.insert(ticket, StepResult { sampled, top_logits, logprobs, hidden: hidden.collect() });
+        Ok(())
     }
 
     fn row_pass(&mut self, plan: &StepPlan, row: &RowSpan, hashes: &mut Vec<Place>) {
@@ -65,7 +124,13 @@ impl FakeDevice {
         };
         for (position, index) in (first..).zip(row.tokens.clone()) {
             assert_eq!(plan.positions[index as usize] as usize, position, "positions are consecutive");
-            let TokenSource::Host(token) = plan.tokens[index as usize] else { panic!("all tokens are known to the host") };
+            let token = match plan.tokens[index as usize] {
+                TokenSource::Host(token) => token,
+                TokenSource::Device(slot) => {
+                    assert!(self.overlaps, "all tokens are known to the host");
+                    self.slots[&slot]
+                }
+            };
             let hash = extend(before, token);
             hashes.push(Place { before, hash, position });
             before = hash;
@@ -112,54 +177,34 @@ impl Device for FakeDevice {
         "fake".to_string()
     }
 
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
         self.steps += 1;
-        if self.fail_at == Some(self.steps) {
-            return Err(Error::Device("it was told to fail".to_string()));
-        }
-        assert!(self.panic_at != Some(self.steps), "it was told to panic");
-        assert_eq!(plan.positions.len(), plan.tokens.len());
-        plan.block_tables.iter().for_each(|page| self.check_taken(*page));
-        plan.writes.iter().for_each(|write| self.check_taken(write.page));
-        plan.copies.iter().flat_map(|copy| [copy.from, copy.to]).for_each(|page| self.check_taken(page));
-        self.apply(&plan.copies);
-        let mut places = HashSet::new();
-        for write in &plan.writes {
-            assert_eq!(write.offset as usize, plan.positions[write.token as usize] as usize % PAGE_TOKENS);
-            assert!(places.insert((write.page, write.offset)), "a place is written once in a step");
-        }
-        let mut hashes = Vec::new();
-        for row in &plan.rows {
-            assert_eq!(row.tokens.start as usize, hashes.len(), "rows cover the tokens in order");
-            self.row_pass(plan, row, &mut hashes);
-        }
-        assert_eq!(hashes.len(), plan.tokens.len());
-        for (index, place) in hashes.iter().enumerate() {
-            let mut writes = plan.writes.iter().filter(|write| write.token as usize == index);
-            assert!(writes.next().is_some(), "token {place:?} is written");
-        }
-        for row in &plan.rows {
-            self.check_context(plan, row, &hashes);
-        }
-        let sampled: Vec<TokenId> =
-            plan.sample.iter().map(|sample| choose_of(plan, sample, hashes[sample.token as usize].hash)).collect();
-        let logprobs = plan.sample.iter().zip(&sampled).map(|(sample, token)| Some(logprobs_of(*token, sample.logprobs?)));
-        let (logprobs, top_logits) = (logprobs.collect(), vec![Vec::new(); plan.sample.len()]);
         let ticket = StepTicket(self.steps);
-        let hidden = plan.sample.iter().map(|sample| match sample.allowed {
-            Allowed::Hidden => state(hashes[sample.token as usize].hash),
-            _ => Vec::new(),
-        });
-        self.results.insert(ticket, StepResult { sampled, top_logits, logprobs, hidden: hidden.collect() });
+        if self.overlaps {
+            assert!(self.queue.len() < 2, "two passes are in flight");
+            self.queue.push_back((ticket, plan.clone()));
+        } else {
+            self.run(ticket, plan)?;
+        }
         Ok(ticket)
     }
 
     fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool> {
-        *result = self.results.remove(&ticket).expect("a pass is asked for until it is done");
-        Ok(true)
+        if let Some(finished) = self.results.remove(&ticket) {
+            *result = finished;
+            return Ok(true);
+        }
+        let (oldest, plan) = self.queue.pop_front().expect("a pass is asked for until it is done");
+        self.run(oldest, &plan)?;
+        Ok(false)
     }
 
     fn copy(&mut self, copies: &[PageCopy]) -> Result<()> {
+        assert!(self.queue.is_empty(), "copies run in launch order");
         self.apply(copies);
         Ok(())
     }
@@ -176,6 +221,7 @@ impl Device for FakeDevice {
     }
 
     fn give_slab(&mut self, slab: u32) {
+        assert!(self.queue.is_empty(), "a pass still uses the memory");
         let Some((pages, taken)) = &mut self.slabs else { return };
         assert!(taken.remove(&slab), "a slab is given back once");
         let first = (slab * *pages) as usize;

@@ -11,7 +11,8 @@ use crate::request::{RequestId, Sampling, TokenId, TokenLogprobs, Usage};
 use crate::step::{PageId, RowSlot};
 
 /// A running row. Its *known* tokens are the prompt and the answer so far; the scheduler computes them up to the last one,
-/// which is then sampled from. Prefill, chunks, decode and forced tokens are all this one gap between computed and known.
+/// which is then sampled from. Prefill, chunks, decode and forced tokens are all this one gap between computed and known. A
+/// sample in flight may count as known before the host has seen it.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) batch: BatchId,
@@ -25,6 +26,8 @@ pub(super) struct Row {
     pub(super) table: Vec<PageId>,
     /// Prompt tokens computed by this row.
     pub(super) computed_prompt: usize,
+    /// Samples of steps in flight: tokens that the host has not seen. All known tokens are computed while there are any.
+    pub(super) unseen: usize,
 }
 
 impl Row {
@@ -36,6 +39,16 @@ impl Row {
     /// Returns whether the prompt is computed, so that only tokens of the answer are missing.
     pub(super) fn is_decoding(&self) -> bool {
         self.tail.start + self.tail.computed >= self.answer.prompt
+    }
+
+    /// Returns whether there is something to compute that does not depend on a token the host has not seen.
+    pub(super) fn is_ready(&self) -> bool {
+        self.unseen == 0 || (self.answer.allowed == Next::Free && self.answer.room() > self.unseen)
+    }
+
+    /// Returns whether the row's constraint has to see a sample in flight before the row goes on.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.unseen > 0 && !matches!(self.answer.allowed, Next::Free | Next::Hidden { .. })
     }
 
     /// Returns what the row has cost so far.
@@ -166,7 +179,8 @@ impl AnswerState {
         Outcome::Answer { tokens, rest, logprobs: self.logprobs, ending }
     }
 
-    fn room(&self) -> usize {
+    /// Returns how many more tokens the answer may have.
+    pub(super) fn room(&self) -> usize {
         self.limit - (self.tokens.len() - self.prompt)
     }
 

@@ -14,8 +14,18 @@
 //! keeps exactly what will be used again: two rows share no more than any two neighbours between them, so what a later row
 //! shares with any earlier row lies on the path that the *next* row shares with its predecessor, and that path is locked from
 //! the predecessor's admission on. In other orders answers are the same and less is shared.
+//!
+//! **One step ahead.** Where passes overlap the host, a step is planned while the one before it runs. What is handed to the
+//! device counts as computed, and a row of free text goes on from its sample in flight, by the slot that will hold it. Only the
+//! end of a text is learnt one step late: the token that was computed past it is thrown away. Other rows, whose constraint has to
+//! see the sample, wait for it. So that they are not left behind by one small step after another, a step without them is planned
+//! only as long as there is enough else to do: the step before must have been full.
+//!
+//! Pages and slots are given back, and may have a new holder, while a step in flight still writes to them for a row that has
+//! ended or was aborted: passes run in the order of their launch, and whatever the new holder reads, a later pass has written
+//! before. Memory itself is another matter: no slab is given back while a step is in flight.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use ahash::AHashMap;
 
@@ -31,11 +41,16 @@ use crate::constraint::Next;
 use crate::encoder::unit_vector;
 use crate::error::{Error, Result};
 use crate::request::{RequestId, TokenId, TokenLogprobs, Usage};
-use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult};
+use crate::step::{Allowed, PageCopy, PageId, RowSlot, SampleRow, StepPlan, StepResult, TokenSource};
+
+/// Steps that may be in flight at once. A row is never more than one sample ahead of the host when a step is planned, since its
+/// slot holds the last one only.
+const IN_FLIGHT_MAX: usize = 2;
 
 /// Turns batches into step plans and step results into answers. Knows neither device nor model nor threads.
 ///
-/// One step may be in flight: [`plan`](Self::plan), run it, [`harvest`](Self::harvest), and so on.
+/// [`plan`](Self::plan) a step, run it, [`harvest`](Self::harvest) it, and so on; a second step may be planned, and launched
+/// after the first, before the first is harvested.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(super) config: SchedulerConfig,
@@ -48,7 +63,10 @@ pub struct Scheduler {
     pub(super) rows: BTreeMap<RowId, Row>,
     pub(super) next_row: RowId,
     pub(super) slots: Vec<RowSlot>,
-    pub(super) in_flight: Option<InFlight>,
+    /// In the order of their plans.
+    pub(super) in_flight: VecDeque<InFlight>,
+    /// Whether the last step had as many tokens as a step may have.
+    full: bool,
     pub(super) finished: Vec<Finished>,
     /// Pages that the next row lacked in the last plan.
     pub(super) shortage: usize,
@@ -59,10 +77,10 @@ pub struct Scheduler {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct RowId(pub(super) u64);
 
-/// The step that was planned last.
+/// A step that was planned and not harvested.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// The rows that sampled, in the order of the plan. Some may have been aborted since.
+    /// The rows that sampled, in the order of the plan. Some may have ended since.
     samples: Vec<RowId>,
     /// The copies, whose sources are locked.
     copies: Vec<PageCopy>,
@@ -151,7 +169,8 @@ impl Scheduler {
             rows: BTreeMap::new(),
             next_row: RowId::default(),
             slots: (0..config.max_rows).rev().map(RowSlot).collect(),
-            in_flight: None,
+            in_flight: VecDeque::new(),
+            full: false,
             finished: Vec::new(),
             shortage: 0,
             stats: Stats::default(),
@@ -187,36 +206,42 @@ impl Scheduler {
         aborted
     }
 
-    /// Returns the next step, or `None` if no row needs one or can have its pages. The last step must have been harvested.
+    /// Returns the next step, or `None` if no row needs one, can have its pages, or should go on before the step in flight is
+    /// harvested. At most one may be.
     pub fn plan(&mut self, memory: &mut impl Memory) -> Option<StepPlan> {
+        debug_assert!(self.in_flight.len() < IN_FLIGHT_MAX, "the step before the last is harvested first");
         self.shortage = 0;
-        debug_assert!(self.in_flight.is_none(), "one step in flight");
+        if !self.full && self.rows.values().any(Row::is_held_up) {
+            return None;
+        }
         let mut builder = StepBuilder::new(self.config.step_tokens as usize);
         let mut samples = Vec::new();
-        let (decoding, prefilling): (Vec<RowId>, Vec<RowId>) =
-            self.rows.keys().partition(|id| self.rows.get(id).is_some_and(Row::is_decoding));
-        for id in decoding.into_iter().chain(prefilling) {
+        let ready = self.rows.iter().filter(|(_, row)| row.is_ready());
+        let (decoding, prefilling): (Vec<_>, Vec<_>) = ready.partition(|(_, row)| row.is_decoding());
+        let ready: Vec<RowId> = decoding.into_iter().chain(prefilling).map(|(id, _)| *id).collect();
+        for id in ready {
             self.schedule(id, &mut builder, &mut samples);
         }
         while builder.room() > 0 {
             let Some(id) = self.admit(memory) else { break };
             self.schedule(id, &mut builder, &mut samples);
         }
+        self.full = builder.room() == 0;
         let plan = builder.finish();
         if plan.is_empty() {
             return None;
         }
         self.stats.steps += 1;
         self.stats.computed_tokens += plan.tokens.len() as u64;
-        self.in_flight = Some(InFlight { samples, copies: plan.copies.clone() });
+        self.in_flight.push_back(InFlight { samples, copies: plan.copies.clone() });
         Some(plan)
     }
 
-    /// Takes the result of the step planned last, and lets `decide` [make](Decision::make) the decision of each sampled row.
+    /// Takes the result of the oldest step in flight, and lets `decide` [make](Decision::make) the decision of each sampled row.
     ///
     /// Fails if the device did not answer every sample of the plan.
     pub fn harvest(&mut self, result: &StepResult, decide: impl FnOnce(&mut [Decision<'_>])) -> Result<()> {
-        let Some(InFlight { samples, copies }) = self.in_flight.take() else { return Ok(()) };
+        let Some(InFlight { samples, copies }) = self.in_flight.pop_front() else { return Ok(()) };
         for copy in copies {
             self.pool.unlock(copy.from);
         }
@@ -230,6 +255,7 @@ impl Scheduler {
         let mut vectors = Vec::new();
         for (id, row) in &mut self.rows {
             let Some(&index) = samples.get(id) else { continue };
+            row.unseen -= 1;
             if let Next::Hidden { dimensions } = row.answer.allowed {
                 let Some(state) = result.hidden.get(index).filter(|state| !state.is_empty()) else {
                     return Err(Error::Device("the device gave no state where one was asked for".to_string()));
@@ -258,7 +284,7 @@ impl Scheduler {
         std::mem::take(&mut self.finished)
     }
 
-    /// Returns whether any row waits or runs.
+    /// Returns whether no row waits or runs. A step may still be in flight for rows that have ended.
     pub fn is_idle(&self) -> bool {
         self.batches.is_empty()
     }
@@ -300,18 +326,22 @@ impl Scheduler {
             return;
         }
         let row = self.rows.get_mut(&id).expect("only running rows are scheduled");
-        let known = row.answer.tokens.len();
+        debug_assert!(row.unseen < IN_FLIGHT_MAX, "the slot holds the only sample that is not known");
+        let known = row.answer.tokens.len() + row.unseen;
         let start = row.computed(&self.tree);
+        let (slot, tokens) = (row.slot, &row.answer.tokens);
+        let source =
+            |position: usize| tokens.get(position).map_or(TokenSource::Device(slot), |token| TokenSource::Host(*token));
         let end = known.min(start + builder.room());
         for node in self.tree.path_after(row.leaf, start) {
             let node_end = self.tree.end(node);
             let before = self.tree.parent(node);
             let copy_from = (self.tree.run(node).split_tokens() > 0).then(|| self.tree.run(before).last_page());
             let run = self.tree.run_mut(node);
-            compute_run(run, node_end.min(end), copy_from, &row.answer.tokens, builder, &mut self.pool);
+            compute_run(run, node_end.min(end), copy_from, source, builder, &mut self.pool);
         }
         let copy_from = (row.tail.split_tokens() > 0).then(|| self.tree.run(row.leaf).last_page());
-        compute_run(&mut row.tail, end, copy_from, &row.answer.tokens, builder, &mut self.pool);
+        compute_run(&mut row.tail, end, copy_from, source, builder, &mut self.pool);
         builder.end_row(&row.table, end - 1);
         row.computed_prompt += end.min(row.answer.prompt).saturating_sub(start);
         if end == known {
@@ -321,12 +351,13 @@ impl Scheduler {
                 slot: row.slot,
                 allowed: Allowed::All,
                 sampling,
-                draw: draws,
+                draw: draws + row.unseen as u32,
                 top_logits: 0,
                 logprobs: top_logprobs,
             };
             builder.sample(allowed, sample);
             samples.push(id);
+            row.unseen += 1;
         }
     }
 
@@ -372,7 +403,7 @@ fn compute_run(
     run: &mut Run,
     end: usize,
     copy_from: Option<PageId>,
-    tokens: &[TokenId],
+    source: impl Fn(usize) -> TokenSource,
     builder: &mut StepBuilder,
     pool: &mut KvPool,
 ) {
@@ -383,8 +414,8 @@ fn compute_run(
     if let Some(from) = copy_from {
         builder.split_page(from, run.pages[0], run.split_tokens(), pool);
     }
-    for (position, token) in (start..end).zip(&tokens[start..end]) {
-        builder.compute(*token, position, run.page_at(position));
+    for position in start..end {
+        builder.compute(source(position), position, run.page_at(position));
     }
     run.computed = end - run.start;
 }

@@ -4,7 +4,6 @@ use ahash::AHashMap;
 
 use super::pool::KvPool;
 use crate::constraint::Next;
-use crate::request::TokenId;
 use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageCopy, PageId, RowSpan, SampleRow, StepPlan, TokenSource};
 
 /// A step plan in the making.
@@ -32,9 +31,9 @@ impl StepBuilder {
     }
 
     /// Adds the next token of the current row, whose keys and values go to `page`.
-    pub(super) fn compute(&mut self, token: TokenId, position: usize, page: PageId) {
+    pub(super) fn compute(&mut self, token: TokenSource, position: usize, page: PageId) {
         let index = self.plan.tokens.len() as u32;
-        self.plan.tokens.push(TokenSource::Host(token));
+        self.plan.tokens.push(token);
         self.plan.positions.push(position as u32);
         self.write(index, page, position % PAGE_TOKENS);
     }
@@ -121,13 +120,13 @@ mod tests {
         let [a, b, c] = [0, 1, 2].map(PageId);
         let mut builder = StepBuilder::new(8);
         // Page `a` has two tokens of earlier steps, then one of this step; `b` splits after it and goes on; `c` splits from `b`.
-        builder.compute(7, 2, a);
+        builder.compute(TokenSource::Host(7), 2, a);
         builder.end_row(&[a], 2);
         builder.split_page(a, b, 3, &mut pool);
-        builder.compute(8, 3, b);
+        builder.compute(TokenSource::Host(8), 3, b);
         builder.end_row(&[b], 3);
         builder.split_page(b, c, 4, &mut pool);
-        builder.compute(9, 4, c);
+        builder.compute(TokenSource::Host(9), 4, c);
         builder.end_row(&[c], 4);
         let plan = builder.finish();
         let copy = |to| PageCopy { from: a, to, tokens: 2 };
@@ -141,8 +140,8 @@ mod tests {
     fn a_chunk_that_ends_before_a_split_reads_the_page_before_it() {
         let [first, before, after] = [0, 1, 2].map(PageId);
         let mut builder = StepBuilder::new(8);
-        builder.compute(1, 15, first);
-        builder.compute(1, 16, before);
+        builder.compute(TokenSource::Host(1), 15, first);
+        builder.compute(TokenSource::Host(1), 16, before);
         // The path splits at position 17, so its table has the page after the split.
         builder.end_row(&[first, after], 16);
         assert_eq!(builder.finish().block_tables, [first, before]);

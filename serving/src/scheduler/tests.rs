@@ -1,6 +1,6 @@
 //! Properties of the scheduler over random batches, budgets and pools, checked against answers worked out without it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -12,10 +12,10 @@ use super::test_constraints::{any_text, labels, vector};
 use super::*;
 use crate::backend::BatchId;
 use crate::constraint::Next;
-use crate::device::{Device, PoolSpec};
+use crate::device::{Device, PoolSpec, StepTicket};
 use crate::encoder::unit_vector;
 use crate::request::{OutputShape, Request, RequestId, Sampling, TokenId};
-use crate::step::{PAGE_TOKENS, PageId, StepPlan, StepResult};
+use crate::step::{PAGE_TOKENS, PageId, RowSlot, StepPlan, StepResult, TokenSource};
 
 const MAX_CONTEXT: usize = 96;
 
@@ -50,34 +50,56 @@ fn config() -> SchedulerConfig {
 struct Harness {
     scheduler: Scheduler,
     device: FakeDevice,
+    /// Of the steps in flight.
+    tickets: VecDeque<StepTicket>,
+    /// Steps after which none is left in flight: every one, every second one, and so on.
+    wait_every: u64,
     finished: BTreeMap<(BatchId, RequestId), Finished>,
 }
 
 impl Harness {
     fn new(config: SchedulerConfig, pages: u32) -> Self {
         let scheduler = Scheduler::new(config, KvPool::new(PoolSpec { pages, page_bytes: 1 }), vec![END]).unwrap();
-        Harness { scheduler, device: FakeDevice::new(pages), finished: BTreeMap::new() }
+        let (device, tickets, finished) = (FakeDevice::new(pages), VecDeque::new(), BTreeMap::new());
+        Harness { scheduler, device, tickets, wait_every: 1, finished }
+    }
+
+    /// With a device that overlaps the host, unless every step is waited for.
+    fn ahead(config: SchedulerConfig, pages: u32, wait_every: u64) -> Self {
+        let mut harness = Harness { wait_every, ..Harness::new(config, pages) };
+        harness.device.overlaps = wait_every > 1;
+        harness
     }
 
     fn run(&mut self) {
-        while self.step().is_some() {}
+        while !self.tickets.is_empty() | self.step().is_some() {}
         assert!(self.scheduler.is_idle(), "no step, and rows are waiting: {:?}", self.scheduler.stats());
     }
 
+    /// Plans a step, and harvests the one before; without a plan, or if it is time to wait, all that are in flight.
     fn step(&mut self) -> Option<StepPlan> {
+        let plan = self.launch();
+        let ahead = plan.is_some() && !self.device.steps.is_multiple_of(self.wait_every);
+        self.harvest(usize::from(ahead));
+        plan
+    }
+
+    /// Plans a step and leaves it in flight.
+    fn launch(&mut self) -> Option<StepPlan> {
         let plan = self.scheduler.plan(&mut Fixed);
-        if let Some(plan) = &plan {
-            self.execute(plan);
-        }
+        self.tickets.extend(plan.as_ref().map(|plan| self.device.launch(plan).unwrap()));
         self.collect();
         plan
     }
 
-    fn execute(&mut self, plan: &StepPlan) {
-        let mut result = StepResult::default();
-        let ticket = self.device.launch(plan).unwrap();
-        assert!(self.device.poll(ticket, &mut result).unwrap());
-        self.scheduler.harvest(&result, decide).unwrap();
+    /// Harvests all steps but so many.
+    fn harvest(&mut self, ahead: usize) {
+        while self.tickets.len() > ahead {
+            let mut result = StepResult::default();
+            self.device.wait(self.tickets.pop_front().unwrap(), &mut result).unwrap();
+            self.scheduler.harvest(&result, decide).unwrap();
+            self.collect();
+        }
     }
 
     fn collect(&mut self) {
@@ -220,15 +242,21 @@ fn case() -> impl Strategy<Value = Case> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever the budgets, the pool, the order and the company, each row has the answer that it has alone.
+    /// Whatever the budgets, the pool, the order and the company, and whether steps are planned ahead, each row has the answer
+    /// that it has alone, for the same price.
     #[test]
-    fn answers_do_not_depend_on_scheduling(Case { batches, config, pages } in case()) {
-        let mut harness = Harness::new(config, pages);
+    fn answers_do_not_depend_on_scheduling(Case { batches, config, pages } in case(), wait_every in 1..5_u64) {
+        let mut harness = Harness::ahead(config, pages, wait_every);
         for (id, work) in (0..).zip(&batches) {
             harness.scheduler.add(BatchId(id), work.clone()).unwrap();
         }
         harness.run();
         prop_assert_eq!(harness.answers(), expected(&batches, pages));
+        let stats = harness.scheduler.stats();
+        let output: u64 = harness.finished.values().map(|finished| u64::from(finished.usage.output)).sum();
+        prop_assert_eq!((stats.output_tokens, stats.pending), (output, 0));
+        let (pool, tree, _) = harness.scheduler.parts();
+        prop_assert_eq!(tree.evictable_pages(pool), pool.used());
     }
 
     /// With room for everything and rows in depth-first order, each distinct prefix token is computed once, and the last token
@@ -238,8 +266,9 @@ proptest! {
         // At least as many tokens as are forced before a first choice, so that each row needs the device.
         work in batch(true, 0..4, 3..20).prop_map(|work| Work { share_prefixes: true, ..work }),
         config in any_config().prop_map(|config| SchedulerConfig { max_context: 1000, ..config }),
+        wait_every in 1..5_u64,
     ) {
-        let mut harness = Harness::new(config, 1000);
+        let mut harness = Harness::ahead(config, 1000, wait_every);
         harness.scheduler.add(BatchId(0), work.clone()).unwrap();
         harness.run();
         let prompts: Vec<Vec<TokenId>> = work.jobs.iter().map(|job| job.request.prompt.concat()).collect();
@@ -255,8 +284,9 @@ proptest! {
     fn aborted_batches_leave_nothing_behind(
         Case { batches, config, pages } in case(),
         events in prop::collection::vec((any::<bool>(), 0..4_u64, 0..3_usize), 0..12),
+        wait_every in 1..5_u64,
     ) {
-        let mut harness = Harness::new(config, pages);
+        let mut harness = Harness::ahead(config, pages, wait_every);
         let mut waiting = (0..).map(BatchId).zip(batches.clone());
         let mut aborted = HashSet::new();
         for (in_flight, target, steps) in events {
@@ -264,14 +294,13 @@ proptest! {
                 harness.scheduler.add(id, work).unwrap();
             }
             (0..steps).for_each(|_| drop(harness.step()));
-            let plan = if in_flight { harness.scheduler.plan(&mut Fixed) } else { None };
+            if in_flight {
+                harness.launch();
+            }
             harness.scheduler.abort(BatchId(target));
             aborted.insert(BatchId(target));
             harness.collect();
-            if let Some(plan) = plan {
-                harness.execute(&plan);
-            }
-            harness.collect();
+            harness.harvest(usize::from(wait_every > 1));
         }
         for (id, work) in waiting {
             aborted.remove(&id);
@@ -387,4 +416,71 @@ fn without_sharing_each_prompt_is_computed_in_full() {
     harness.run();
     assert_eq!(harness.computed_prompt(), 4 * 24);
     assert_eq!(harness.scheduler.stats().pages_used, 0);
+}
+
+#[test]
+fn text_goes_on_from_its_sample_in_flight() {
+    let mut harness = Harness::ahead(config(), 100, 9);
+    let mut jobs = (0..).map(|id| job(4 * id, &[1 + id % 7; 20], 0, 3));
+    let goes_on = jobs.find(|job| reference(job, 100).contains("Length")).unwrap();
+    harness.scheduler.add(BatchId(0), work(vec![goes_on])).unwrap();
+    let first = harness.launch().unwrap();
+    assert_eq!((first.tokens.len(), first.sample[0].draw), (20, 0));
+    for draw in 1..3 {
+        let plan = harness.launch().unwrap();
+        assert_eq!((&plan.tokens[..], plan.sample[0].draw), (&[TokenSource::Device(RowSlot(0))][..], draw));
+        harness.harvest(1);
+    }
+    assert!(harness.launch().is_none(), "the answer has all of its tokens");
+    harness.run();
+    assert_eq!((harness.scheduler.stats().steps, harness.scheduler.stats().output_tokens), (3, 3));
+}
+
+#[test]
+fn a_token_computed_past_the_end_is_no_output() {
+    // Some of these answers end before their limit.
+    let jobs = || (0..40).map(|id| job(4 * id, &prompt(4, 1 + id % 7, 6 + id as usize), 0, 9)).collect::<Vec<_>>();
+    let run = |wait_every| {
+        let mut harness = Harness::ahead(SchedulerConfig { max_rows: 40, ..config() }, 100, wait_every);
+        harness.scheduler.add(BatchId(0), Work { share_prefixes: false, ..work(jobs()) }).unwrap();
+        harness.run();
+        (harness.scheduler.stats(), harness.answers())
+    };
+    let ((waited, answers), (ahead, same_answers)) = (run(1), run(1000));
+    assert_eq!(answers, same_answers);
+    assert_eq!((waited.output_tokens, waited.completed), (ahead.output_tokens, ahead.completed));
+    let ended = answers.iter().filter(|(.., answer)| answer.contains("Stop")).count() as u64;
+    assert!(0 < ended && waited.computed_tokens < ahead.computed_tokens);
+    assert!(ahead.computed_tokens <= waited.computed_tokens + ended, "one token for each row that ended early");
+}
+
+#[test]
+fn rows_that_must_see_their_sample_are_left_out_of_full_steps_only() {
+    let choices = |count: u32| (0..count).map(|id| job(id, &prompt(4, 2 + id, 20), 3, 9)).collect();
+    let mut harness = Harness::ahead(SchedulerConfig { step_tokens: 40, ..config() }, 100, 9);
+    harness.scheduler.add(BatchId(0), work(choices(2))).unwrap();
+    let first = harness.launch().unwrap();
+    assert_eq!((first.tokens.len(), first.sample.len()), (36, 2));
+    assert!(harness.launch().is_none(), "there is nothing else to do");
+    harness.harvest(0);
+    harness.scheduler.add(BatchId(1), work(choices(5))).unwrap();
+    let second = harness.launch().unwrap();
+    assert!(second.tokens.len() == 40 && !second.sample.is_empty());
+    let third = harness.launch().unwrap();
+    assert!(third.tokens.iter().all(|token| matches!(token, TokenSource::Host(_))));
+    assert!(third.sample.iter().all(|sample| second.sample.iter().all(|before| before.slot != sample.slot)));
+    harness.harvest(1);
+    harness.run();
+}
+
+#[test]
+fn no_memory_is_given_back_while_a_step_is_in_flight() {
+    let mut harness = Harness::ahead(config(), 100, 9);
+    harness.scheduler.add(BatchId(0), work(vec![job(0, &[1; 20], 1, 3)])).unwrap();
+    harness.launch();
+    harness.scheduler.abort(BatchId(0));
+    assert_eq!(harness.scheduler.stats().pages_used, 0);
+    assert!(harness.scheduler.give_back(1).is_empty() && harness.scheduler.give_back_empty(1).is_empty());
+    harness.harvest(0);
+    assert_eq!(harness.scheduler.give_back_empty(1), [0]);
 }
