@@ -9,8 +9,9 @@
 //!
 //! **Shared prefixes.** Rows that begin with the same pages read these once, as tiles over the tokens of all of them, without a
 //! mask (as Hydragen, Juravsky et al. 2024, and ChunkAttention, Ye et al. 2024). Rows stand in depth-first order of the prefix
-//! tree, so those that share are neighbours, and comparing neighbours' page tables finds the tree again. Which of its nodes are
-//! read once is decided from the root down by [`saving`]; a row has at most [`SHARED_LEVELS`] of them.
+//! tree, so those that share are neighbours, and comparing neighbours' page tables finds the tree again. Its nodes are looked at
+//! from the root down, and those whose [`saving`] is positive are read once, at most [`SHARED_LEVELS`] for a row; all of them or,
+//! where that does not make up for two more kernels, none.
 //!
 //! A token with several ranges of keys gets a partial result from each, and `merge_partials` puts them together.
 
@@ -21,13 +22,26 @@ use std::ops::Range;
 use crate::step::{PAGE_TOKENS, PageId, StepPlan};
 
 /// Matrix rows of an item of `attend_few`.
-const FEW_ROWS: u32 = 16;
+pub(super) const FEW_ROWS: u32 = 16;
 /// Matrix rows of an item of `attend_tile`.
 const TILE_ROWS: u32 = 128;
 /// Shared prefixes of a row. Each costs its tokens another partial result.
 const SHARED_LEVELS: u32 = 2;
 /// Rows of the pass with more tiles than this keep several multiprocessors busy without cuts.
 const CUT_TILES_MAX: u32 = 4;
+
+/// What sharing must save for two more kernels in a row to pay: bytes that are read from the L2 cache meanwhile (17 µs of 6.3 TB/s,
+/// measured on an H100 with 64 rows, where 512 shared keys of 4 KiB break even).
+const SHARING_BYTES: f64 = 107e6;
+
+/// What the model's attention is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Query heads of a KV head, at most [`FEW_ROWS`].
+    pub(super) group: u32,
+    /// Bytes of the keys and values of a token in one layer.
+    pub(super) kv_bytes: usize,
+}
 
 /// Keys of an item, where it is cut.
 #[derive(Clone, Copy, Debug)]
@@ -36,16 +50,18 @@ struct Cut {
     few: u32,
     /// Of more.
     tile: u32,
+    /// Of a shared prefix: there are few of them, whose time is that of one block.
+    shared: u32,
     /// Whether shared prefixes are read once.
     share: bool,
 }
 
 /// From the one wanted to one that needs no partial results.
 const CUTS: [Cut; 4] = [
-    Cut { few: 512, tile: 1024, share: true },
-    Cut { few: 4096, tile: 4096, share: true },
-    Cut { few: u32::MAX, tile: u32::MAX, share: true },
-    Cut { few: u32::MAX, tile: u32::MAX, share: false },
+    Cut { few: 512, tile: 1024, shared: 256, share: true },
+    Cut { few: 4096, tile: 4096, shared: 4096, share: true },
+    Cut { few: u32::MAX, tile: u32::MAX, shared: u32::MAX, share: true },
+    Cut { few: u32::MAX, tile: u32::MAX, shared: u32::MAX, share: false },
 ];
 
 /// What one block does for each KV head.
@@ -113,13 +129,15 @@ pub(super) struct Work {
 
 /// Lists the work of a checked plan in layers with `window`.
 ///
-/// `group` is the number of query heads of a KV head, at most [`FEW_ROWS`]. There will be no more than `partials_max` partial
-/// results; where they are too few, ranges of keys are cut less, and at last prefixes are not shared.
-pub(super) fn work(plan: &StepPlan, group: u32, window: Option<NonZeroUsize>, partials_max: usize) -> Work {
+/// There will be no more than `partials_max` partial results; where they are too few, ranges of keys are cut less, and at last
+/// prefixes are not shared.
+pub(super) fn work(plan: &StepPlan, shape: Shape, window: Option<NonZeroUsize>, partials_max: usize) -> Work {
+    let group = shape.group;
     let rows = rows_of(plan, group);
-    let common = common_pages(&rows);
+    // With a window, rows at different positions do not see the same keys.
+    let shared = if window.is_none() { shared_prefixes(&rows, shape) } else { Vec::new() };
     let fitting = CUTS.iter().find_map(|&cut| {
-        let work = Planner { rows: &rows, common: &common, group, window, cut, owed: Vec::new(), work: Work::default() }.plan();
+        let work = Planner { group, window, cut, owed: Vec::new(), work: Work::default() }.plan(&rows, &shared);
         (work.partials as usize <= partials_max).then_some(work)
     });
     fitting.expect("the last cut has no partial results")
@@ -162,9 +180,71 @@ fn common_pages(rows: &[Row<'_>]) -> Vec<u32> {
     std::iter::once(0).chain(rows.windows(2).map(equal)).take(rows.len()).collect()
 }
 
-struct Planner<'a> {
+/// A prefix that is read once for several rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shared {
+    rows: Range<usize>,
+    /// In the page table of each of the rows; what comes before is shared as well.
+    pages: Range<u32>,
+}
+
+/// Returns the prefixes to be read once, each before those of its subtrees.
+fn shared_prefixes(rows: &[Row<'_>], shape: Shape) -> Vec<Shared> {
+    let mut walk = TreeWalk { rows, common: common_pages(rows), group: shape.group, shared: Vec::new(), saved: 0.0 };
+    walk.visit(0..rows.len(), 0, SHARED_LEVELS);
+    if walk.saved * shape.kv_bytes as f64 > SHARING_BYTES { walk.shared } else { Vec::new() }
+}
+
+/// Finds the tree of prefixes in what neighbouring rows have in common.
+struct TreeWalk<'a> {
     rows: &'a [Row<'a>],
-    common: &'a [u32],
+    common: Vec<u32>,
+    group: u32,
+    shared: Vec<Shared>,
+    saved: f64,
+}
+
+impl TreeWalk<'_> {
+    /// Decides about the subtree of `rows`, of which the first `depth` pages are shared already, with `levels` more to go.
+    fn visit(&mut self, rows: Range<usize>, depth: u32, levels: u32) {
+        if rows.len() < 2 || levels == 0 {
+            return;
+        }
+        let common = self.common[rows.start + 1..rows.end].iter().copied().min().expect("there are two rows");
+        let pages = depth..common.max(depth);
+        let saved = saving(&self.rows[rows.clone()], (pages.len() * PAGE_TOKENS) as u32, self.group);
+        let (mut depth, mut levels) = (depth, levels);
+        if saved > 0.0 {
+            self.saved += saved;
+            (depth, levels) = (common, levels - 1);
+            self.shared.push(Shared { rows: rows.clone(), pages });
+        }
+        // Neighbours within a subtree share more.
+        let mut first = rows.start;
+        for end in rows.start + 1..=rows.end {
+            if end == rows.end || self.common[end] <= common {
+                self.visit(first..end, depth, levels);
+                first = end;
+            }
+        }
+    }
+}
+
+/// Returns what is saved by reading `keys` keys once for all of `rows`, in keys that are read once for one row. Measured on an
+/// H100.
+fn saving(rows: &[Row<'_>], keys: u32, group: u32) -> f64 {
+    /// The time in which a block of `attend_tile` goes past a key.
+    const TILE: f64 = 2.0;
+    /// To write and read a partial result, for each query head of a KV head.
+    const PARTIAL: f64 = 3.0;
+    let tokens: u32 = rows.iter().map(|row| row.tokens.len() as u32).sum();
+    let apart: f64 = rows.iter().map(|row| row.tiles.map_or(1.0, |tiles| f64::from(tiles) * TILE)).sum();
+    let together = f64::from(tokens.div_ceil(TILE_ROWS / group)) * TILE;
+    let partials = 1.0 + f64::from(keys) / f64::from(CUTS[0].shared);
+    (apart - together) * f64::from(keys) - partials * f64::from(tokens * group) * PARTIAL
+}
+
+struct Planner {
     group: u32,
     window: Option<NonZeroUsize>,
     cut: Cut,
@@ -173,14 +253,18 @@ struct Planner<'a> {
     work: Work,
 }
 
-impl Planner<'_> {
-    fn plan(mut self) -> Work {
-        let mut shared = vec![0; self.rows.len()];
-        // With a window, rows at different positions do not see the same keys.
-        if self.cut.share && self.window.is_none() {
-            self.share(0..self.rows.len(), 0, SHARED_LEVELS, &mut shared);
+impl Planner {
+    fn plan(mut self, rows: &[Row<'_>], shared: &[Shared]) -> Work {
+        let mut shared_pages = vec![0; rows.len()];
+        for shared in if self.cut.share { shared } else { &[] } {
+            let of = &rows[shared.rows.clone()];
+            let keys = shared.pages.start * PAGE_TOKENS as u32..shared.pages.end * PAGE_TOKENS as u32;
+            for queries in chunks(of[0].tokens.start..of[of.len() - 1].tokens.end, TILE_ROWS / self.group) {
+                self.add(queries, of[0].table, keys.clone(), None, self.cut.shared, true);
+            }
+            shared_pages[shared.rows.clone()].fill(shared.pages.end);
         }
-        for (row, shared) in self.rows.iter().zip(shared) {
+        for (row, shared) in rows.iter().zip(shared_pages) {
             self.add_row(row, shared);
         }
         let Planner { mut owed, mut work, .. } = self;
@@ -193,33 +277,6 @@ impl Planner<'_> {
             work.merges.push(Merge { token: of_token[0].0, slots: first..work.slots.len() as u32 });
         }
         work
-    }
-
-    /// Decides which pages after the first `depth` are read once for several of `rows`, and writes down for each row how many
-    /// leading pages it need not read itself.
-    fn share(&mut self, rows: Range<usize>, depth: u32, levels: u32, shared: &mut [u32]) {
-        if rows.len() < 2 || levels == 0 {
-            return;
-        }
-        let common = self.common[rows.start + 1..rows.end].iter().copied().min().expect("there are two rows");
-        let keys = depth * PAGE_TOKENS as u32..common.max(depth) * PAGE_TOKENS as u32;
-        let (mut depth, mut levels) = (depth, levels);
-        if saving(&self.rows[rows.clone()], keys.len() as u32, self.group) > 0.0 {
-            let tokens = self.rows[rows.start].tokens.start..self.rows[rows.end - 1].tokens.end;
-            for queries in chunks(tokens, TILE_ROWS / self.group) {
-                self.add(queries, self.rows[rows.start].table, keys.clone(), None, self.cut.tile, true);
-            }
-            shared[rows.clone()].fill(common);
-            (depth, levels) = (common, levels - 1);
-        }
-        // Subtrees: neighbours within them share more.
-        let mut first = rows.start;
-        for end in rows.start + 1..=rows.end {
-            if end == rows.end || self.common[end] <= common {
-                self.share(first..end, depth, levels, shared);
-                first = end;
-            }
-        }
     }
 
     /// Adds what a row reads itself: all but its first `shared` pages.
@@ -262,22 +319,6 @@ fn chunks(range: Range<u32>, size: u32) -> impl Iterator<Item = Range<u32>> {
     range.step_by(size as usize).map(move |first| first..(first + size).min(end))
 }
 
-/// Returns what is saved by reading `keys` keys once for all of `rows`, in units of the time in which a block of `attend_few`
-/// goes past a key. Constants are of an H100, measured.
-fn saving(rows: &[Row<'_>], keys: u32, group: u32) -> f64 {
-    /// The time in which a block of `attend_tile` goes past a key.
-    const TILE: f64 = 2.0;
-    /// To write and read the partial results that a token has more.
-    const PARTIAL: f64 = 40.0;
-    /// To launch `merge_partials`.
-    const MERGE: f64 = 2500.0;
-    let keys = f64::from(keys);
-    let tokens: u32 = rows.iter().map(|row| row.tokens.len() as u32).sum();
-    let apart: f64 = rows.iter().map(|row| row.tiles.map_or(1.0, |tiles| f64::from(tiles) * TILE)).sum();
-    let together = f64::from(tokens.div_ceil(TILE_ROWS / group)) * TILE;
-    (apart - together) * keys - f64::from(tokens) * PARTIAL - MERGE
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,7 +345,8 @@ mod tests {
     /// Checks that each token sees each of its keys once, by its own row's pages, and that partial results add up.
     #[track_caller]
     fn check(plan: &StepPlan, group: u32, window: Option<usize>, partials_max: usize) -> Work {
-        let work = work(plan, group, window.and_then(NonZeroUsize::new), partials_max);
+        let shape = Shape { group, kv_bytes: 4096 };
+        let work = work(plan, shape, window.and_then(NonZeroUsize::new), partials_max);
         assert!(work.partials as usize <= partials_max);
         let tokens = plan.positions.len();
         let longest = plan.positions.iter().max().map_or(0, |&position| position as usize + 1);
@@ -340,7 +382,7 @@ mod tests {
             let expected = (0..longest).map(|key| u32::from(key >= from && key <= position as usize));
             assert!(seen[token].iter().copied().eq(expected), "token {token} at {position}: {:?}", seen[token]);
         }
-        let mut merged = vec![Vec::new(); tokens];
+        let mut merged = vec![Vec::<u32>::new(); tokens];
         for merge in &work.merges {
             merged[merge.token as usize].extend(&work.slots[merge.slots.start as usize..merge.slots.end as usize]);
         }
@@ -359,7 +401,8 @@ mod tests {
     #[test]
     fn a_token_that_decodes_is_an_item_and_a_prompt_is_tiles() {
         let work = check(&plan(&[(&[], 419, 1), (&[], 0, 70)]), 4, None, 1000);
-        let item = |queries, table, keys, position| WorkItem { queries, table, keys, position: Some(position), partial: None };
+        let item =
+            |queries, table, keys, position| WorkItem { queries, table, keys, position: Some(position), partial: None };
         assert_eq!(work.few, [item(0..1, 0, 0..420, 419)]);
         assert_eq!(work.tiles, [item(65..71, 27, 0..70, 64), item(33..65, 27, 0..64, 32), item(1..33, 27, 0..32, 0)]);
         assert_eq!(work.few[0].words(), [0, 1, 0, 0, 420, 419, -1, 0]);
@@ -371,7 +414,7 @@ mod tests {
         let keys: Vec<_> = work.few.iter().map(|item| item.keys.clone()).collect();
         assert_eq!(keys, [0..701, 0..512, 512..1024, 1024..1536, 1536..2001]);
         assert_eq!(work.merges, [Merge { token: 0, slots: 0..4 }]);
-        assert_eq!(check(&plan(&[(&[], 2000, 1)]), 4, None, 3).merges, []);
+        assert!(check(&plan(&[(&[], 2000, 1)]), 4, None, 3).merges.is_empty());
     }
 
     #[test]
@@ -386,29 +429,31 @@ mod tests {
         let prefix: Vec<u32> = (0..64).collect();
         let rows: Vec<_> = (0..64).map(|i| (&prefix[..], 1024 + i % 40, 1)).collect();
         let work = check(&plan(&rows), 4, None, 1000);
-        assert_eq!(work.tiles.iter().map(|item| item.queries.clone()).collect::<Vec<_>>(), [0..32, 32..64]);
-        assert!(work.tiles.iter().all(|item| item.keys == (0..1024) && item.position.is_none()));
-        assert_eq!(work.partials, 128);
+        let items = work.tiles.iter().map(|item| (item.keys.clone(), item.queries.clone())).collect::<Vec<_>>();
+        assert_eq!(items, [0..32, 32..64].map(|queries| [0..256, 256..512, 512..768, 768..1024].map(|keys| (keys, queries.clone()))).concat());
+        assert!(work.tiles.iter().all(|item| item.position.is_none()));
+        assert_eq!(work.partials, 5 * 64);
+        assert_eq!(check(&plan(&rows), 4, None, 150).partials, 2 * 64);
         assert_eq!(check(&plan(&rows), 4, None, 100).partials, 0);
     }
 
     #[test]
     fn a_short_prefix_or_a_few_rows_are_read_apart() {
         let prefix: Vec<u32> = (0..64).collect();
-        let few: Vec<_> = (0..3).map(|_| (&prefix[..16], 300, 1)).collect();
-        assert_eq!(check(&plan(&few), 4, None, 1000).partials, 0);
-        let short: Vec<_> = (0..64).map(|_| (&prefix[..1], 300, 1)).collect();
-        assert_eq!(check(&plan(&short), 4, None, 1000).partials, 0);
+        let few: Vec<_> = (0..8).map(|_| (&prefix[..], 1030, 1)).collect();
+        assert!(check(&plan(&few), 4, None, 1000).tiles.is_empty());
+        let short: Vec<_> = (0..64).map(|_| (&prefix[..16], 300, 1)).collect();
+        assert!(check(&plan(&short), 4, None, 1000).tiles.is_empty());
     }
 
     #[test]
     fn levels_of_a_tree_are_read_once_each() {
-        let prefixes: Vec<Vec<u32>> = (0..4).map(|i| (0..64).chain(1000 * (i + 1)..1000 * (i + 1) + 64).collect()).collect();
-        let rows: Vec<_> = (0..128).map(|i| (&prefixes[i / 32][..], 2048 + 5, 1)).collect();
+        let prefixes: Vec<Vec<u32>> = (0..4).map(|i| (0..16).chain(1000 * (i + 1)..1000 * (i + 1) + 32).collect()).collect();
+        let rows: Vec<_> = (0..128).map(|i| (&prefixes[i / 32][..], 768 + 5, 1)).collect();
         let work = check(&plan(&rows), 4, None, 4000);
         let keys = |range: Range<u32>| work.tiles.iter().filter(|item| item.keys == range).count();
-        assert_eq!((keys(0..1024), keys(1024..2048)), (4, 4));
-        assert_eq!(work.partials, 3 * 128);
+        assert_eq!((keys(0..256), keys(256..512), keys(512..768)), (4, 4, 4));
+        assert_eq!(work.partials, 4 * 128);
     }
 
     #[test]
@@ -421,13 +466,22 @@ mod tests {
             let mut below = |n: u64| random.below(n) as u32;
             let count = 1 + below(70) as usize;
             let mut drawn: Vec<_> = (0..count)
-                .map(|_| (below(3) as usize, below(90) as usize, [0, 5, 300, 700, 1500][below(5) as usize], [0, 1, 1, 1, 3, 50][below(6) as usize]))
+                .map(|_| {
+                    (
+                        below(3) as usize,
+                        below(90) as usize,
+                        [0, 5, 300, 700, 1500][below(5) as usize],
+                        [0, 1, 1, 1, 3, 50][below(6) as usize],
+                    )
+                })
                 .collect();
             drawn.sort_unstable();
             let rows: Vec<_> = drawn
                 .iter()
                 // Pages that are shared are full of cached tokens.
-                .map(|&(tree, pages, cached, new)| (&prefixes[tree][..pages.min(cached as usize / PAGE_TOKENS)], cached, new))
+                .map(|&(tree, pages, cached, new)| {
+                    (&prefixes[tree][..pages.min(cached as usize / PAGE_TOKENS)], cached, new)
+                })
                 .collect();
             let group = [1, 2, 3, 4, 7, 16][below(6) as usize];
             let window = [None, None, Some(1), Some(64), Some(1000)][below(5) as usize];

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::attend::AttentionInputs;
 use super::driver::{Arg, Buffer, Event, Gpu, GpuFacts, Kernel, Size};
 use super::forward::{Decoder, PassInputs};
 use super::gemm::padded;
@@ -207,13 +206,7 @@ impl CudaDevice {
         let place =
             |write: &crate::step::KvWrite| [write.token as i32, (write.page.0 * PAGE_TOKENS as u32 + write.offset) as i32];
         let writes = metadata.extend(plan.writes.iter().flat_map(place));
-        let rows = metadata.extend(plan.rows.iter().flat_map(|row| {
-            let position = plan.positions.get(row.tokens.start as usize).copied().unwrap_or(0);
-            [row.tokens.start as i32, row.tokens.len() as i32, position as i32, row.pages.start as i32]
-        }));
-        let rows_of_tokens = (0..).zip(&plan.rows).flat_map(|(row, span)| std::iter::repeat_n(row, span.tokens.len()));
-        let row_of_token = metadata.extend(rows_of_tokens);
-        let block_tables = metadata.extend(plan.block_tables.iter().map(|page| page.0 as i32));
+        let attention = decoder.attention.describe(plan, positions, metadata);
         let copies = metadata.extend(plan.copies.iter().flat_map(copy_words));
         let mut live: Vec<i32> = plan.sample.iter().map(|sample| sample.token as i32).collect();
         live.sort_unstable();
@@ -241,14 +234,7 @@ impl CudaDevice {
                 write_list: metadata.at(writes),
                 live_tokens: metadata.at(live_tokens),
             };
-            let attention = AttentionInputs {
-                n: plan.tokens.len(),
-                rows: metadata.at(rows),
-                row_of_token: metadata.at(row_of_token),
-                positions: metadata.at(positions),
-                block_tables: metadata.at(block_tables),
-            };
-            decoder.run(inputs, &attention, pool.at(0), &mut pass.timing)?;
+            decoder.run(inputs, &attention, metadata, pool.at(0), &mut pass.timing)?;
             head.run(decoder, plan, &samples, metadata, slots, &mut pass.result)?;
             pass.timing.mark(gpu, Part::Head)
         }

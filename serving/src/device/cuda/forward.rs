@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::attend::{Attention, AttentionInputs};
+use super::attend::{Attention, AttentionPlaces};
 use super::driver::{Arg, Buffer, Gpu, Kernel, Size};
 use super::gemm::{Gemm, Product, padded};
 use super::kernels::{Kernels, Precision};
+use super::metadata::Metadata;
 use super::timing::{Part, Timing};
 use super::weights::{LayerWeights, Weights};
 use crate::device::cpu::rope::Rope;
@@ -124,7 +125,7 @@ impl Decoder {
             config: config.clone(),
             weights,
             gemm: Gemm::new(gpu, precision)?,
-            attention: Attention::new(kernels, precision, config)?,
+            attention: Attention::new(gpu, kernels, precision, config)?,
             gpu: Arc::clone(gpu),
             precision,
             functions,
@@ -138,11 +139,13 @@ impl Decoder {
     ///
     /// # Safety
     ///
-    /// `inputs` and `plan` must describe a checked plan and lie on the GPU, and `pool` must be the address of its pages.
+    /// `inputs` and `attention` must describe a checked plan, whose `metadata` is on the GPU, and `pool` must be the address of its
+    /// pages.
     pub(super) unsafe fn run(
         &mut self,
         inputs: PassInputs,
-        plan: &AttentionInputs,
+        attention: &AttentionPlaces,
+        metadata: &Metadata,
         pool: u64,
         timing: &mut Timing,
     ) -> Result<()> {
@@ -162,7 +165,7 @@ impl Decoder {
             timing.mark(&self.gpu, Part::Other)?;
             for layer in 0..self.config.layers {
                 let last = layer + 1 == self.config.layers;
-                self.attend(layer, inputs, plan, pool, timing)?;
+                self.attend(layer, inputs, attention, metadata, pool, timing)?;
                 if last {
                     let (queries, live) = (self.config.heads * self.config.head_dim, inputs.live);
                     let Buffers { x, live_x, attended, live_attended, .. } = &self.buffers;
@@ -191,7 +194,8 @@ impl Decoder {
         &mut self,
         layer: usize,
         inputs: PassInputs,
-        plan: &AttentionInputs,
+        places: &AttentionPlaces,
+        metadata: &Metadata,
         pool: u64,
         timing: &mut Timing,
     ) -> Result<()> {
@@ -240,7 +244,8 @@ impl Decoder {
             let blocks = Size::of(n + inputs.writes, ROPE_THREADS);
             self.gpu.launch(self.functions.rope_and_store, blocks, &args)?;
             timing.mark(&self.gpu, Part::Other)?;
-            self.attention.launch(&self.gpu, plan, layer, attention.window, [qkv.at(0), pool, attended.at(0)])?;
+            let addresses = [qkv.at(0), pool, attended.at(0)];
+            self.attention.launch(&self.gpu, places, metadata, layer, attention.window, addresses)?;
             timing.mark(&self.gpu, Part::Attention)
         }
     }

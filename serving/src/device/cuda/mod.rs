@@ -15,13 +15,15 @@
 //! | `weights` | tensors in the GPU's memory |
 //! | `gemm` | matrix products by cuBLASLt |
 //! | `forward` | the pass: layers in order |
-//! | `attend` | attention of a pass |
+//! | `attend` | attention of a pass: which kernels run |
+//! | `attention` | its work items |
 //! | `head` | logits where tokens are chosen, and the choice |
 //! | `metadata` | what describes a pass, in one copy |
 //! | `timing` | where the time of a pass goes |
 #![expect(unsafe_code, reason = "CUDA is called through its C interfaces")]
 
 mod attend;
+mod attention;
 mod device;
 mod driver;
 mod forward;

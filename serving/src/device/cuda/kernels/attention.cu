@@ -35,7 +35,7 @@ constexpr int TILE_KEYS = 64;
 constexpr int M = 16;
 constexpr int R = ATTENTION_ROWS / ATTENTION_WARPS / M;
 // Copies of pages that a warp of `attend_few` has room for.
-constexpr int STAGES = 3;
+constexpr int STAGES = 2;
 
 // What the host plans; see attention.rs.
 struct WorkItem {
@@ -181,10 +181,9 @@ struct Pages {
 struct Softmax {
     float maximum[2], sum[2];
 
-    // Takes in scores of N * 8 further keys: turns them to weights, and the running values to the new maximum.
-    template <int N, int V>
-    __device__ __forceinline__ void add(float (&scores)[N][4], float (&values)[V][4], float scale) {
-        float factor[2];
+    // Takes in scores of N * 8 further keys: turns them to weights, and gives the factor that takes values to the new maximum.
+    template <int N>
+    __device__ __forceinline__ void add(float (&scores)[N][4], float (&factor)[2], float scale) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             float largest = maximum[half];
@@ -209,13 +208,6 @@ struct Softmax {
             }
             sum[half] = sum[half] * factor[half] + total;
         }
-        if (__any_sync(ALL_LANES, factor[0] != 1 || factor[1] != 1)) {
-#pragma unroll
-            for (int v = 0; v < V; v++) {
-                values[v][0] *= factor[0], values[v][1] *= factor[0];
-                values[v][2] *= factor[1], values[v][3] *= factor[1];
-            }
-        }
     }
 
     // Adds up the sums of the quad.
@@ -227,6 +219,19 @@ struct Softmax {
         }
     }
 };
+
+// Takes the running values to a new maximum.
+template <int V>
+__device__ __forceinline__ void rescale(float (&values)[V][4], const float (&factor)[2]) {
+    // Most maxima stay once some keys have been seen.
+    if (__any_sync(ALL_LANES, factor[0] != 1 || factor[1] != 1)) {
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            values[v][0] *= factor[0], values[v][1] *= factor[0];
+            values[v][2] *= factor[1], values[v][3] *= factor[1];
+        }
+    }
+}
 
 // Which keys a query row sees.
 struct Sight {
@@ -251,6 +256,53 @@ __device__ __forceinline__ void hide(float (&scores)[N][4], int first, Sight upp
             if (!(i < 2 ? upper : lower).sees(key + 8 * n + i % 2)) {
                 scores[n][i] = -infinity();
             }
+        }
+    }
+}
+
+// Writes the results of a warp's 16 * N rows. Whole ones go through `staged`, [16 * N] rows that the warp alone uses, so that rows
+// are written in 16-byte chunks.
+template <int D, int N>
+__device__ __forceinline__ void write_rows(const WorkItem& item, const Launch& pass, int kv_head, const Group& group,
+                                           Softmax (&softmax)[N], const float (&values)[N][D / 8][4], unsigned char* staged) {
+    using Rows = Rows<D>;
+    const int lane = threadIdx.x % WARP, first = threadIdx.x / WARP * M * N, rows = item.queries * group.size;
+    __syncwarp();
+#pragma unroll
+    for (int r = 0; r < N; r++) {
+        softmax[r].close();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int of_warp = r * M + half * 8 + lane / 4, row = first + of_warp;
+            const float sum = softmax[r].sum[half], inverse = sum > 0 ? 1 / sum : 0;
+            const int token = group.token(row), head = kv_head * group.size + row - token * group.size;
+            const long long slot = (long long)(item.partial + token) * pass.heads + head;
+            if (item.partial >= 0 && row < rows && lane % 4 == 0) {
+                pass.partial_sums[slot] = softmax[r].maximum[half] * pass.scale + __log2f(sum);
+            }
+#pragma unroll
+            for (int v = 0; v < D / 8; v++) {
+                const float x = values[r][v][2 * half] * inverse, y = values[r][v][2 * half + 1] * inverse;
+                if (item.partial < 0) {
+                    *reinterpret_cast<unsigned*>(staged + Rows::offset(of_warp, v) + lane % 4 * 4) = pack_pair(x, y);
+                } else if (row < rows) {
+                    *reinterpret_cast<float2*>(pass.partial_values + slot * D + v * 8 + lane % 4 * 2) = make_float2(x, y);
+                }
+            }
+        }
+    }
+    if (item.partial >= 0) {
+        return;
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int i = 0; i < M * N * Rows::CHUNKS / WARP; i++) {
+        int chunk = i * WARP + lane, of_warp = chunk / Rows::CHUNKS, row = first + of_warp;
+        if (row < rows) {
+            int token = group.token(row), head = kv_head * group.size + row - token * group.size;
+            long long to = ((long long)(item.query + token) * pass.heads + head) * D + chunk % Rows::CHUNKS * 8;
+            *reinterpret_cast<uint4*>(pass.out + to) =
+                *reinterpret_cast<const uint4*>(staged + Rows::offset(of_warp, chunk % Rows::CHUNKS));
         }
     }
 }
@@ -379,7 +431,9 @@ __device__ __forceinline__ void attend_tile(const WorkItem& item, const Launch& 
         }
 #pragma unroll
         for (int r = 0; r < R; r++) {
-            softmax[r].add(scores[r], values[r], pass.scale);
+            float factor[2];
+            softmax[r].add(scores[r], factor, pass.scale);
+            rescale(values[r], factor);
         }
 #pragma unroll
         for (int k = 0; k < TILE_KEYS / 16; k++) {
@@ -404,46 +458,8 @@ __device__ __forceinline__ void attend_tile(const WorkItem& item, const Launch& 
         }
     }
 
-    // The result takes the place of the warp's queries, so that rows are written in 16-byte chunks.
-    unsigned char* staged = shared + warp * M * R * Rows::BYTES;
-    __syncwarp();
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-        softmax[r].close();
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int of_warp = r * M + half * 8 + lane / 4, row = warp * M * R + of_warp;
-            const float sum = softmax[r].sum[half], inverse = sum > 0 ? 1 / sum : 0;
-            const int token = group.token(row), head = kv_head * group.size + row - token * group.size;
-            const long long slot = (long long)(item.partial + token) * pass.heads + head;
-            if (item.partial >= 0 && row < rows && lane % 4 == 0) {
-                pass.partial_sums[slot] = softmax[r].maximum[half] * pass.scale + __log2f(sum);
-            }
-#pragma unroll
-            for (int v = 0; v < D / 8; v++) {
-                const float x = values[r][v][2 * half] * inverse, y = values[r][v][2 * half + 1] * inverse;
-                if (item.partial < 0) {
-                    *reinterpret_cast<unsigned*>(staged + Rows::offset(of_warp, v) + lane % 4 * 4) = pack_pair(x, y);
-                } else if (row < rows) {
-                    *reinterpret_cast<float2*>(pass.partial_values + slot * D + v * 8 + lane % 4 * 2) = make_float2(x, y);
-                }
-            }
-        }
-    }
-    if (item.partial >= 0) {
-        return;
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < M * R * Rows::CHUNKS / WARP; i++) {
-        int chunk = i * WARP + lane, of_warp = chunk / Rows::CHUNKS, row = warp * M * R + of_warp;
-        if (row < rows) {
-            int token = group.token(row), head = kv_head * group.size + row - token * group.size;
-            long long to = ((long long)(item.query + token) * pass.heads + head) * D + chunk % Rows::CHUNKS * 8;
-            *reinterpret_cast<uint4*>(pass.out + to) =
-                *reinterpret_cast<const uint4*>(staged + Rows::offset(of_warp, chunk % Rows::CHUNKS));
-        }
-    }
+    // The result takes the place of the warp's queries.
+    write_rows<D, R>(item, pass, kv_head, group, softmax, values, shared + warp * M * R * Rows::BYTES);
 }
 
 // Up to 16 rows.
@@ -526,7 +542,9 @@ __device__ __forceinline__ void attend_few(const WorkItem& item, const Launch& p
         if (first + PAGE_TOKENS > lowest.end || first < highest.from) {
             hide(scores, first, sight[0], sight[1]);
         }
-        softmax.add(scores, values, pass.scale);
+        float factor[2];
+        softmax.add(scores, factor, pass.scale);
+        rescale(values, factor);
         const unsigned weights[4] = {pack_pair(scores[0][0], scores[0][1]), pack_pair(scores[0][2], scores[0][3]),
                                      pack_pair(scores[1][0], scores[1][1]), pack_pair(scores[1][2], scores[1][3])};
 #pragma unroll
