@@ -253,32 +253,14 @@ impl WorkPlaces {
 mod tests {
     use half::bf16;
 
+    use super::super::bench::plan_of;
     use super::super::metadata::Uploader;
     use super::*;
     use crate::device::cpu::reference::{Random, tiny_config};
-    use crate::step::{PAGE_TOKENS, PageId, RowSpan, TokenSource};
+    use crate::step::PAGE_TOKENS;
 
     const LAYERS: usize = 2;
     const LAYER: usize = 1;
-
-    /// Rows of (cached, new) tokens; the first pages of each are those of row 0 so far as these are full and all tokens of the row
-    /// come after.
-    fn plan(rows: &[(u32, u32)], shared_pages: u32) -> StepPlan {
-        let mut plan = StepPlan::default();
-        let mut pages = 1;
-        for &(cached, new) in rows {
-            let (token, table) = (plan.positions.len() as u32, plan.block_tables.len() as u32);
-            plan.positions.extend(cached..cached + new);
-            let shared = if table == 0 { 0 } else { shared_pages.min(cached.min(rows[0].0) / PAGE_TOKENS as u32) };
-            let own = (cached + new).div_ceil(PAGE_TOKENS as u32) - shared;
-            plan.block_tables.extend_from_within(..shared as usize);
-            plan.block_tables.extend((pages..pages + own).map(PageId));
-            pages += own;
-            plan.rows.push(RowSpan { tokens: token..token + new, pages: table..table + shared + own });
-        }
-        plan.tokens = vec![TokenSource::Host(0); plan.positions.len()];
-        plan
-    }
 
     struct Case {
         config: ModelConfig,
@@ -391,11 +373,11 @@ mod tests {
         let mut random = Random::new(11);
         let decode: Vec<_> = (0..70).map(|i| (1030 + 7 * i % 50, 1 + i % 2)).collect();
         let plans = [
-            plan(&[(0, 1)], 0),
-            plan(&[(0, 67), (5, 1), (0, 16), (340, 60), (15, 1), (16, 3)], 0),
-            plan(&[(1500, 1), (1500, 33), (777, 1), (2047, 2), (0, 130)], 0),
-            plan(&decode, 64),
-            plan(&[(400, 1), (400, 40), (400, 1), (16, 5)], 25),
+            plan_of(&[(0, 1)], 0),
+            plan_of(&[(0, 67), (5, 1), (0, 16), (340, 60), (15, 1), (16, 3)], 0),
+            plan_of(&[(1500, 1), (1500, 33), (777, 1), (2047, 2), (0, 130)], 0),
+            plan_of(&decode, 64),
+            plan_of(&[(400, 1), (400, 40), (400, 1), (16, 5)], 25),
         ];
         for (heads, kv_heads) in [(2, 2), (6, 2), (8, 2), (7, 1), (16, 1)] {
             for (head_dim, window) in

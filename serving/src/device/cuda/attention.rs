@@ -430,7 +430,12 @@ mod tests {
         let rows: Vec<_> = (0..64).map(|i| (&prefix[..], 1024 + i % 40, 1)).collect();
         let work = check(&plan(&rows), 4, None, 1000);
         let items = work.tiles.iter().map(|item| (item.keys.clone(), item.queries.clone())).collect::<Vec<_>>();
-        assert_eq!(items, [0..32, 32..64].map(|queries| [0..256, 256..512, 512..768, 768..1024].map(|keys| (keys, queries.clone()))).concat());
+        assert_eq!(
+            items,
+            [0..32, 32..64]
+                .map(|queries| [0..256, 256..512, 512..768, 768..1024].map(|keys| (keys, queries.clone())))
+                .concat()
+        );
         assert!(work.tiles.iter().all(|item| item.position.is_none()));
         assert_eq!(work.partials, 5 * 64);
         assert_eq!(check(&plan(&rows), 4, None, 150).partials, 2 * 64);

@@ -20,10 +20,13 @@
 //! | `head` | logits where tokens are chosen, and the choice |
 //! | `metadata` | what describes a pass, in one copy |
 //! | `timing` | where the time of a pass goes |
+//! | `bench` | attention alone, for examples/cuda_attention_bench.rs |
 #![expect(unsafe_code, reason = "CUDA is called through its C interfaces")]
 
 mod attend;
 mod attention;
+#[doc(hidden)]
+pub mod bench;
 mod device;
 mod driver;
 mod forward;

@@ -1,6 +1,6 @@
 // Paged causal attention on tensor cores: out = softmax(scale * q K^T) V for each token and query head, over a list of work items.
 //
-// A work item is a run of query tokens, a range of keys and one KV head. The tokens' query heads of that KV head (GROUP of them,
+// A work item is a run of query tokens, a range of keys and one KV head. The tokens' query heads of that KV head (`group` of them,
 // token by token) are the rows of a matrix product with the keys, so that a key is read once for a whole group. A query at
 // position p sees the keys of the item at positions <= p, and > p - window where there is a window; an item without a position
 // shows all its keys to all its queries, which is how a prefix that many rows share is read once for all of them. Keys outside
@@ -19,10 +19,10 @@
 //  - `attend_few`: up to 16 rows, such as a token that decodes. Each warp walks over every fourth page with a ring of copies of
 //    its own, so that no warp waits for another; at the end the block merges its four results.
 //    256 * D * STAGES bytes of dynamic shared memory.
-// A query's operations and their order depend on its item's range of keys and way alone, not on what else is in the pass.
+// A query's operations and their order depend on its item's range of keys and on which kernel has it, not on its company.
 //
-// Reference: device/cpu, attention. Bound: tensor cores with many rows, 4 * D FLOPs for each row and key; the bandwidth of the
-// pool with few, 4 * D * sizeof(act) / 2 bytes for each item and key.
+// Reference: device/cpu, attention. Bound: tensor cores with many rows, 4 * D FLOPs for each row and key; bandwidth with few,
+// 2 * D * sizeof(act) bytes for each item and key.
 
 #ifndef ACT_F32
 
