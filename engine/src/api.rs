@@ -182,9 +182,9 @@ impl Refrain {
     /// Runs a statement of our own.
     async fn run_own(&self, statement: Statement) -> Result<Option<RecordBatch>> {
         match statement {
-            Statement::CreateModel { name, path, existing, options } => {
+            Statement::CreateModel { name, location, existing, options } => {
                 let options = LocalOptions::parse(&name, options)?;
-                self.models.create(&name, PathBuf::from(path), options, existing).await?;
+                self.models.create(&name, &location, options, existing).await?;
             }
             Statement::CreateExternalModel { name, existing, options } => {
                 let model = ExternalModel::parse(&name, options)?;

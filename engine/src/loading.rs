@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use refrain_serving::model::{HostTensor, TensorSource};
+use refrain_serving::model::{HostTensor, Normal, TensorSource};
 use refrain_serving::{Backend, Batch, BatchId, Capabilities, CompletionStream, Error, Result, Stats, Tokenizer};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
@@ -299,6 +299,10 @@ impl TensorSource for CountedWeights<'_> {
         let tensor = self.weights.read(name, shape)?;
         self.progress.done.fetch_add(tensor.bytes.len() as u64, Ordering::Relaxed);
         Ok(tensor)
+    }
+
+    fn normal(&self, name: &str) -> Option<Normal> {
+        self.weights.normal(name)
     }
 }
 

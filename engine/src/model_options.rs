@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
@@ -10,7 +11,7 @@ use refrain_serving::remote::{ApiFormat, RemoteConfig, StructuredOutput};
 use refrain_udf::options::{boolean, number, suggest, whole};
 
 /// Options of a model that is served in this process.
-const LOCAL: &[&str] = &["type", "max_context"];
+const LOCAL: &[&str] = &["type", "max_context", "tokenizer"];
 
 /// Options of a model behind an endpoint.
 const EXTERNAL: &[&str] = &[
@@ -69,19 +70,25 @@ impl fmt::Display for ModelType {
 }
 
 /// What was said of a model that is served in this process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalOptions {
     /// What it is for; what its files say if not set.
     pub model_type: Option<ModelType>,
     /// The longest prompt and answer together, in tokens; the model's own limit if not set.
     pub max_context: Option<usize>,
+    /// The tokenizer of a random model: a folder or a tokenizer.json.
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl LocalOptions {
     /// Reads the options of `CREATE MODEL`. Fails on an unknown one, one given twice, or a wrong value.
     pub fn parse(model: &str, options: Vec<(String, String)>) -> Result<Self> {
         let options = Options::new(model, options, LOCAL)?;
-        Ok(LocalOptions { model_type: options.model_type()?, max_context: options.whole("max_context")? })
+        Ok(LocalOptions {
+            model_type: options.model_type()?,
+            max_context: options.whole("max_context")?,
+            tokenizer: options.get("tokenizer").map(PathBuf::from),
+        })
     }
 }
 

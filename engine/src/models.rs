@@ -12,8 +12,9 @@ use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
 use refrain_serving::device::Device;
 use refrain_serving::device::cpu::CpuDevice;
-use refrain_serving::load::{self, LoadedModel};
+use refrain_serving::load::{self, LoadedModel, RandomShape};
 use refrain_serving::local::{EngineConfig, EngineResources, LocalConfig, LocalEngine};
+use refrain_serving::model::ModelConfig;
 use refrain_serving::open::{EmbeddingOptions, OpenedModel, is_embedding_folder, open_model};
 use refrain_serving::remote::{MessageTokenizer, RemoteBackend};
 use refrain_serving::{Backend, Error as ServingError, ModelKind, Tokenizer};
@@ -29,11 +30,21 @@ use crate::statement::Existing;
 /// pages are used.
 const KV_CACHE_BYTES: usize = 256 << 20;
 
+/// What decides the weights of random models.
+const RANDOM_SEED: u64 = 0;
+
 /// Where a model comes from.
 #[derive(Clone, Debug)]
 pub enum ModelSource {
     /// A folder as Hugging Face lays it out, or a GGUF file with `tokenizer.json` beside it.
     Path(PathBuf),
+    /// Weights that are drawn at random, in the shape of a real model: to measure with, for its answers are noise.
+    Random {
+        /// The shape.
+        shape: RandomShape,
+        /// A folder with tokenizer.json, or the file itself; the bundled model's tokenizer if not set.
+        tokenizer: Option<PathBuf>,
+    },
     /// A model that is compiled into the program.
     #[cfg(feature = "bundled-model")]
     Bundled(load::BundledModel),
@@ -49,10 +60,19 @@ impl ModelSource {
         ModelSource::Path(path.into())
     }
 
+    /// Reads what `CREATE MODEL name FROM` names: `random:SHAPE`, or a folder or a GGUF file. Fails if there is no such shape.
+    pub fn parse(location: &str) -> Result<Self> {
+        Ok(match location.strip_prefix("random:") {
+            Some(shape) => ModelSource::Random { shape: shape.parse().map_err(own)?, tokenizer: None },
+            None => ModelSource::path(location),
+        })
+    }
+
     /// Returns the word for it in `ai_models()`.
     fn kind(&self) -> &'static str {
         match self {
             ModelSource::Path(_) => "local",
+            ModelSource::Random { .. } => "random",
             #[cfg(feature = "bundled-model")]
             ModelSource::Bundled(_) => "bundled",
             ModelSource::External(_) => "external",
@@ -65,6 +85,7 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModelSource::Path(path) => write!(f, "{}", path.display()),
+            ModelSource::Random { shape, .. } => write!(f, "random:{shape}"),
             #[cfg(feature = "bundled-model")]
             ModelSource::Bundled(_) => f.write_str("bundled"),
             ModelSource::External(model) => f.write_str(&model.config.location),
@@ -78,7 +99,7 @@ impl fmt::Display for ModelSource {
 pub struct ModelInfo {
     /// The name used in SQL.
     pub name: String,
-    /// `local`, `bundled`, `external`, or `program` for a backend that the program has made.
+    /// `local`, `random`, `bundled`, `external`, or `program` for a backend that the program has made.
     pub kind: &'static str,
     /// What it is for.
     pub model_type: ModelType,
@@ -171,25 +192,37 @@ impl ModelCatalog {
         self.insert(Model::new(name, source, true));
     }
 
-    /// Adds a model from files. Reads its configuration and its tokenizer, and loads nothing.
-    pub async fn create(&self, name: &str, path: PathBuf, options: LocalOptions, existing: Existing) -> Result<()> {
+    /// Adds a model from files, or a random one; see [`ModelSource::parse`]. Reads its configuration and its tokenizer, and loads
+    /// nothing.
+    pub async fn create(&self, name: &str, location: &str, options: LocalOptions, existing: Existing) -> Result<()> {
         if !self.is_wanted(name, existing)? {
             return Ok(());
         }
-        check_path(name, &path)?;
-        let read = path.clone();
+        let source = match (ModelSource::parse(location)?, &options.tokenizer) {
+            (ModelSource::Random { shape, .. }, tokenizer) => ModelSource::Random { shape, tokenizer: tokenizer.clone() },
+            (_, Some(_)) => {
+                return plan_err!("model {name:?}: option tokenizer is for random models; {location} brings its own");
+            }
+            (source, None) => source,
+        };
+        if let ModelSource::Path(path) = &source {
+            check_path(name, path)?;
+        }
+        let read = source.clone();
         let reading = SpawnedTask::spawn_blocking(move || describe(&read));
         let reading = reading.join().await.map_err(|e| internal_datafusion_err!("reading a model failed: {e}"))?;
-        let (described, tokenizer) = reading.map_err(own)?;
+        let Some((described, tokenizer)) = reading.map_err(own)? else {
+            return plan_err!("model {name:?}: {location} is no model of this machine");
+        };
         let limit = described.max_context;
         let found = if described.dimensions.is_some() { ModelType::Embedding } else { ModelType::Completion };
         if let Some(wanted) = options.model_type.filter(|wanted| *wanted != found) {
-            return plan_err!("model {name:?}: option type is '{wanted}', and the folder holds a model of type '{found}'");
+            return plan_err!("model {name:?}: option type is '{wanted}', and {location} is a model of type '{found}'");
         }
         if let Some(wanted) = options.max_context.filter(|wanted| *wanted > limit) {
             return plan_err!("model {name:?}: option max_context = {wanted} is more than the model's own limit, {limit}");
         }
-        let mut model = Model::new(name, ModelSource::Path(path), false);
+        let mut model = Model::new(name, source, false);
         model.options = LocalOptions { model_type: Some(found), ..options };
         model.described = Some(Described { max_context: options.max_context.unwrap_or(limit), ..described });
         model.tokenizer = OnceLock::from(tokenizer);
@@ -309,7 +342,7 @@ impl ModelCatalog {
     pub async fn backend(&self, name: &str) -> Result<Arc<dyn Backend>> {
         let model = self.model(name)?;
         let device = *self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (source, options) = (model.source.clone(), model.options);
+        let (source, options) = (model.source.clone(), model.options.clone());
         let (engine, secrets) = (Arc::clone(&self.engine), Arc::clone(&self.secrets));
         let open = move |progress| start(source, options, device, &engine, &secrets, progress);
         model.backend.get(open).await.map_err(own)
@@ -344,7 +377,16 @@ impl ModelCatalog {
             (Some(known), _) => Some(known),
             #[cfg(feature = "bundled-model")]
             (None, ModelSource::Bundled(name)) => Some(load::bundled(*name).map_err(own)?.config.max_context),
+            (None, ModelSource::Random { shape, .. }) => Some(shape.config().max_context),
             (None, ModelSource::Backend(backend)) => Some(backend.capabilities().max_context),
+            _ => None,
+        })
+    }
+
+    /// Returns the sizes of a decoder of this machine, read from its files; `None` for any other model.
+    pub fn config(&self, name: &str) -> Result<Option<ModelConfig>> {
+        Ok(match open(&self.model(name)?.source).map_err(own)? {
+            Some(OpenedModel::Completion(model)) => Some(model.config),
             _ => None,
         })
     }
@@ -419,8 +461,7 @@ impl EmbeddingSource for ModelCatalog {
         if let Some(dimensions) = model.info().dimensions.or_else(|| model.dimensions.get().copied()) {
             return Ok(Some(dimensions));
         }
-        let ModelSource::Path(path) = &model.source else { return Ok(None) };
-        let (described, _) = describe(path).map_err(own)?;
+        let Some((described, _)) = describe(&model.source).map_err(own)? else { return Ok(None) };
         Ok(described.dimensions.map(|dimensions| *model.dimensions.get_or_init(|| dimensions)))
     }
 }
@@ -533,27 +574,40 @@ fn own(error: ServingError) -> DataFusionError {
     Error::from(error).into()
 }
 
-/// Reads what the files of a model say of it, and its tokenizer.
-fn describe(path: &Path) -> refrain_serving::Result<(Described, Arc<dyn Tokenizer>)> {
-    Ok(match open_model(path)? {
+/// Opens a model of this machine: its configuration and tokenizer are read, its weights tensor by tensor later. `None` for one
+/// that lies elsewhere, or is served already.
+fn open(source: &ModelSource) -> refrain_serving::Result<Option<OpenedModel>> {
+    Ok(Some(match source {
+        ModelSource::Path(path) => open_model(path)?,
+        ModelSource::Random { shape, tokenizer } => {
+            OpenedModel::Completion(load::random(*shape, RANDOM_SEED, tokenizer.as_deref())?)
+        }
+        #[cfg(feature = "bundled-model")]
+        ModelSource::Bundled(name) => OpenedModel::Completion(load::bundled(*name)?),
+        ModelSource::External(_) | ModelSource::Backend(_) => return Ok(None),
+    }))
+}
+
+/// Reads what the files of a model say of it, and its tokenizer; `None` for one that is not of this machine.
+fn describe(source: &ModelSource) -> refrain_serving::Result<Option<(Described, Arc<dyn Tokenizer>)>> {
+    Ok(open(source)?.map(|opened| match opened {
         OpenedModel::Completion(LoadedModel { config, tokenizer, digest, weights: _ }) => {
+            let tokenizer: Arc<dyn Tokenizer> = tokenizer;
             (Described { max_context: config.max_context, digest, dimensions: None }, tokenizer)
         }
         OpenedModel::Embedding(model) => {
             let (max_context, digest) = (model.max_tokens(), model.digest().to_owned());
             (Described { max_context, digest, dimensions: Some(model.dimensions()) }, model.tokenizer())
         }
-    })
+    }))
 }
 
-/// Reads a model's configuration and tokenizer; weights are read tensor by tensor later.
+/// Reads a model's tokenizer.
 fn load_tokenizer(source: &ModelSource) -> refrain_serving::Result<Arc<dyn Tokenizer>> {
-    Ok(match source {
-        ModelSource::Path(path) => describe(path)?.1,
-        #[cfg(feature = "bundled-model")]
-        ModelSource::Bundled(name) => load::bundled(*name)?.tokenizer,
-        ModelSource::External(_) => Arc::new(MessageTokenizer),
-        ModelSource::Backend(backend) => backend.tokenizer(),
+    Ok(match (source, describe(source)?) {
+        (_, Some((_, tokenizer))) => tokenizer,
+        (ModelSource::Backend(backend), None) => backend.tokenizer(),
+        (_, None) => Arc::new(MessageTokenizer),
     })
 }
 
@@ -566,27 +620,22 @@ fn start(
     secrets: &SecretStore,
     progress: Arc<LoadProgress>,
 ) -> refrain_serving::Result<Arc<dyn Backend>> {
-    let model = match source {
-        ModelSource::Path(path) => {
-            let bytes = weight_bytes(&path);
-            progress.total.store(bytes, Ordering::Relaxed);
-            match open_model(path)? {
-                OpenedModel::Completion(model) => model,
-                OpenedModel::Embedding(model) => {
-                    let backend = model.start(EmbeddingOptions {
-                        threads: device.threads,
-                        kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES),
-                        max_tokens: options.max_context,
-                    })?;
-                    progress.done.store(bytes, Ordering::Relaxed);
-                    return Ok(backend);
-                }
-            }
+    let bytes = weight_bytes(&source);
+    progress.total.store(bytes, Ordering::Relaxed);
+    let model = match (open(&source)?, source) {
+        (Some(OpenedModel::Completion(model)), _) => model,
+        (Some(OpenedModel::Embedding(model)), _) => {
+            let backend = model.start(EmbeddingOptions {
+                threads: device.threads,
+                kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES),
+                max_tokens: options.max_context,
+            })?;
+            progress.done.store(bytes, Ordering::Relaxed);
+            return Ok(backend);
         }
-        #[cfg(feature = "bundled-model")]
-        ModelSource::Bundled(name) => load::bundled(name)?,
-        ModelSource::External(model) => return connect(*model, secrets),
-        ModelSource::Backend(backend) => return Ok(backend),
+        (None, ModelSource::External(model)) => return connect(*model, secrets),
+        (None, ModelSource::Backend(backend)) => return Ok(backend),
+        (None, other) => return Err(ServingError::Invalid(format!("{other} is no model that can be started"))),
     };
     if options.model_type == Some(ModelType::Embedding) {
         let message = "the model writes text and makes no vectors; create it with type = 'completion'";
@@ -659,8 +708,13 @@ fn connect(model: ExternalModel, secrets: &SecretStore) -> refrain_serving::Resu
     Ok(Arc::new(RemoteBackend::new(config)?))
 }
 
-/// Returns the size of a model's weight files, for the progress of a load; 0 if they cannot be listed.
-fn weight_bytes(path: &Path) -> u64 {
+/// Returns the bytes of a model's weight files, for the progress of a load, or of weights that are drawn; 0 if that is not known.
+fn weight_bytes(source: &ModelSource) -> u64 {
+    let path = match source {
+        ModelSource::Path(path) => path,
+        ModelSource::Random { shape, .. } => return 2 * shape.config().parameters(),
+        _ => return 0,
+    };
     let is_weights = |path: &Path| path.extension().is_some_and(|end| end == "safetensors" || end == "gguf");
     let len = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     match fs::read_dir(path) {

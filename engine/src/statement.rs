@@ -36,8 +36,8 @@ pub enum Statement {
     CreateModel {
         /// The name.
         name: String,
-        /// A folder or file.
-        path: String,
+        /// A folder or file, or the shape of a random model.
+        location: String,
         /// What happens to a model of this name.
         existing: Existing,
         /// `WITH (key = value, …)`.
@@ -297,8 +297,8 @@ impl StatementParser<'_> {
                 if !self.words(&["FROM"]) {
                     return plan_err!("CREATE MODEL {name} needs FROM 'folder'");
                 }
-                let path = self.inner.parser.parse_literal_string()?;
-                Ok(Statement::CreateModel { path, existing, options: self.options(&name)?, name })
+                let location = self.inner.parser.parse_literal_string()?;
+                Ok(Statement::CreateModel { location, existing, options: self.options(&name)?, name })
             }
             Created::ExternalModel => Ok(Statement::CreateExternalModel { existing, options: self.options(&name)?, name }),
             Created::Secret { persistent } => {
@@ -541,7 +541,7 @@ mod tests {
 
     #[test]
     fn parses_statements_of_our_own() {
-        check("create model m from 'a/b'", r#"CreateModel { name: "m", path: "a/b", existing: Refuse, options: [] }"#);
+        check("create model m from 'a/b'", r#"CreateModel { name: "m", location: "a/b", existing: Refuse, options: [] }"#);
         check("CREATE OR REPLACE MODEL m FROM 'x' WITH (max_context = 512);", r#"options: [("max_context", "512")]"#);
         check("create model if not exists m from 'x'", "existing: Keep");
         check("create or replace model if not exists m from 'x'", "contradict each other");

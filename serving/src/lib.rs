@@ -37,6 +37,7 @@ pub mod open;
 pub mod remote;
 pub mod request;
 pub mod scheduler;
+mod split_mix;
 pub mod step;
 pub mod tokenizer;
 

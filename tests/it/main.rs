@@ -24,6 +24,7 @@ mod limits;
 mod passages;
 mod predicate_order;
 mod query_shapes;
+mod random_model;
 mod seams;
 mod sembench_movie;
 mod slt;

@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long)]
     pub(crate) strict_rows: bool,
 
-    /// Default model: a folder, a GGUF file, or the name of a model of the session
+    /// Default model: a folder, a GGUF file, random:SHAPE, or the name of a model of the session
     #[arg(long, value_name = "PATH_OR_NAME", env = "REFRAIN_MODEL", global = true)]
     pub(crate) model: Option<String>,
 

@@ -9,7 +9,7 @@ use super::error::{Outcome, complain};
 use super::history;
 use super::interrupt::Interrupts;
 use super::output::{self, Format, Layout, Sink};
-use crate::{ModelSource, QueryUsage, Refrain, RowError};
+use crate::{Error, ModelSource, QueryUsage, Refrain, RowError};
 
 /// Rows of a table shown at a prompt unless the user asks for another number.
 const ROWS_SHOWN: usize = 100;
@@ -72,7 +72,7 @@ pub(crate) struct Session {
 impl Session {
     /// Opens the session that the command line asks for.
     pub(crate) async fn open(args: &Args, interactive: bool, interrupts: Interrupts) -> Outcome<Self> {
-        let db = builder(args).build().await?;
+        let db = builder(args)?.build().await?;
         let sink = args.output.as_deref().map_or_else(|| Ok(Sink::stdout()), Sink::file)?;
         let view = View {
             format: args.format,
@@ -117,7 +117,7 @@ impl Session {
 }
 
 /// Translates the model options of the command line.
-fn builder(args: &Args) -> crate::Builder {
+fn builder(args: &Args) -> Outcome<crate::Builder> {
     let mut builder = Refrain::builder();
     if let Some(folder) = history::secrets_folder() {
         builder = builder.secrets_folder(folder);
@@ -129,28 +129,31 @@ fn builder(args: &Args) -> crate::Builder {
         builder = builder.setting("threads", threads.to_string());
     }
     if let Some(model) = &args.model {
-        let name = match model_path(model) {
-            Some((name, path)) => {
-                builder = builder.model(name.clone(), ModelSource::path(path));
+        let name = match model_name(model) {
+            Some(name) => {
+                builder = builder.model(name.clone(), ModelSource::parse(model).map_err(Error::from)?);
                 name
             }
             None => model.clone(),
         };
         builder = builder.setting("model", name);
     }
-    builder
+    Ok(builder)
 }
 
-/// Tells a path from a name: a path exists, or has a separator or the ending of a weight file. Returns the name that the model
-/// gets in SQL, and its path.
-fn model_path(model: &str) -> Option<(String, &Path)> {
+/// Tells a model to be made from the name of one: a path exists, or has a separator or the ending of a weight file; a random model
+/// says so. Returns the name that the model gets in SQL.
+fn model_name(model: &str) -> Option<String> {
+    if let Some(shape) = model.strip_prefix("random:") {
+        return Some(shape.to_owned());
+    }
     let path = Path::new(model);
     let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     if !(is_file || path.exists() || path.components().count() > 1) {
         return None;
     }
     let name = if is_file { path.file_stem() } else { path.file_name() };
-    Some((name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned()), path))
+    Some(name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned()))
 }
 
 #[cfg(test)]
@@ -159,9 +162,9 @@ mod tests {
 
     #[test]
     fn paths_are_told_from_names() {
-        let name = |model| model_path(model).map(|(name, _)| name);
-        assert_eq!(name("no_such_model"), None);
-        assert_eq!(name("models/qwen3-8b").as_deref(), Some("qwen3-8b"));
-        assert_eq!(name("tiny.Q4.gguf").as_deref(), Some("tiny.Q4"));
+        assert_eq!(model_name("no_such_model"), None);
+        assert_eq!(model_name("models/qwen3-8b").as_deref(), Some("qwen3-8b"));
+        assert_eq!(model_name("tiny.Q4.gguf").as_deref(), Some("tiny.Q4"));
+        assert_eq!(model_name("random:llama3-8b").as_deref(), Some("llama3-8b"));
     }
 }

@@ -3,13 +3,14 @@
 //! Temperature 0 takes the largest logit, ties to the smaller id. Otherwise `top_k` and then `top_p` restrict the softmax of
 //! `logits / temperature`, and one uniform number picks by inverse transform over the kept tokens in ascending id, so the
 //! choice depends on the set of allowed tokens and not on how it was given. The number is a function of the request's seed
-//! and the draw's number alone: two rounds of the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+//! and the draw's number alone.
 //!
 //! Logits that are not numbers are never chosen while another token is allowed.
 
 use std::cmp::Ordering;
 
 use crate::request::{Sampling, TokenId, TokenLogprobs};
+use crate::split_mix::bits;
 
 /// A token and its logit.
 pub(super) type Scored = (TokenId, f32);
@@ -85,16 +86,7 @@ fn descending(a: &Scored, b: &Scored) -> Ordering {
 
 /// Returns the uniform number in [0, 1) of a draw.
 fn uniform(seed: u64, draw: u32) -> f64 {
-    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
-    let bits = mix(mix(seed.wrapping_add(GOLDEN)) ^ (u64::from(draw) + 1).wrapping_mul(GOLDEN));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
-/// The finaliser of SplitMix64.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+    (bits(seed, draw.into()) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

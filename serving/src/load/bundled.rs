@@ -36,7 +36,7 @@ impl BundledModel {
 }
 
 // Both models have the same tokenizer; a test compares the files.
-const TOKENIZER: &str = include_str!("../../models/mini/tokenizer.json");
+pub(super) const TOKENIZER: &str = include_str!("../../models/mini/tokenizer.json");
 const TOKENIZER_CONFIG: &str = include_str!("../../models/mini/tokenizer_config.json");
 
 /// Loads a bundled model. Its files in memory are checked like any others, though a build without damage cannot fail here.

@@ -31,7 +31,7 @@ pub struct LoadedModel {
     /// Its tokenizer and chat template.
     pub tokenizer: Arc<HfTokenizer>,
     /// BLAKE3 digest of configuration, tokenizer and weight files, in hexadecimal digits. Files above 64 MiB enter with their
-    /// length, their header and 64 samples of 1 MiB spread through them.
+    /// length, their header and 64 samples of 1 MiB spread through them. Of a random model its shape, seed and tokenizer.
     pub digest: String,
 }
 

@@ -2,8 +2,9 @@
 //!
 //! [`load_folder`] takes a Hugging Face folder or a GGUF file, [`load_encoder`] the folder of an encoder and
 //! [`load_embedding_decoder`] that of a decoder which makes vectors; [`bundled`](bundled::bundled) takes what is compiled into the
-//! binary. All end in a configuration, weights that are read tensor by tensor, and a tokenizer. A file is foreign input: whatever
-//! is wrong with one is an [`Error::Weights`](crate::Error::Weights) that names the file and how to mend it.
+//! binary, and [`random()`] draws weights for the shape of a real model. All end in a configuration, weights that are read tensor
+//! by tensor, and a tokenizer. A file is foreign input: whatever is wrong with one is an [`Error::Weights`](crate::Error::Weights)
+//! that names the file and how to mend it.
 
 #[cfg(feature = "bundled-model")]
 pub mod bundled;
@@ -16,6 +17,7 @@ pub mod gguf;
 mod hf_config;
 mod hf_rope;
 mod kind;
+mod random;
 pub mod safetensors;
 mod sentence;
 mod storage;
@@ -32,5 +34,6 @@ pub use encoder::{LoadedEncoder, load_encoder};
 pub use folder::{LoadedModel, load_folder};
 pub use gguf::GgufFile;
 pub(crate) use kind::{FolderKind, folder_kind};
+pub use random::{RandomShape, random};
 pub use safetensors::SafetensorsFiles;
 pub use tokenizer::HfTokenizer;

@@ -1,8 +1,10 @@
 //! Weights as they lie in files, read tensor by tensor.
 
+use std::f32::consts::PI;
 use std::fmt;
 
 use crate::error::Result;
+use crate::split_mix;
 
 /// Where a device takes its weights from. Names are those of Hugging Face, such as `model.layers.0.self_attn.q_proj.weight`.
 pub trait TensorSource: Send + Sync + fmt::Debug {
@@ -25,6 +27,17 @@ pub struct Normal {
     pub seed: u64,
     /// The standard deviation.
     pub std: f32,
+}
+
+impl Normal {
+    /// Returns value number `index`, which depends on the seed and the index alone, by the transform of Box and Muller.
+    pub fn value(self, index: u64) -> f32 {
+        let bits = split_mix::bits(self.seed, index);
+        let uniform = |bits: u64| (bits & 0xFF_FFFF) as f32 / (1 << 24) as f32;
+        // Half a step above 0, whose logarithm is infinite.
+        let radius = (-2.0 * (uniform(bits >> 40) + 0.5 / (1 << 24) as f32).ln()).sqrt();
+        self.std * radius * (2.0 * PI * uniform(bits)).cos()
+    }
 }
 
 /// One tensor in host memory, row-major.

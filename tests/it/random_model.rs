@@ -1,0 +1,36 @@
+//! Random models in SQL: made by name, answering what needs no end.
+
+use refrain::{ModelSource, Refrain};
+
+use crate::support::rows;
+
+#[tokio::test]
+async fn a_random_model_answers_at_full_length() {
+    let db = Refrain::builder().build().await.unwrap();
+    rows(&db, "create model noise from 'random:mini' with (max_context = 256)").await.unwrap();
+    let described = "select kind, type, location, state, max_context, digest like 'random-mini-0-%' from ai_models() where name = 'noise'";
+    assert_eq!(rows(&db, described).await.unwrap(), ["random|completion|random:mini|not loaded|256|true"]);
+    let query = "select ai_complete('Go on', value, model => 'noise', max_tokens => 7), ai_filter('Is it?', value, model => 'noise') \
+        from (select 'row ' || value as value from generate_series(1, 3))";
+    let mut run = db.sql(query).await.unwrap().execute().await.unwrap();
+    run.fetch_all().await.unwrap();
+    let usage = run.usage();
+    assert_eq!((usage.calls, usage.failed_rows), (6, 0), "{usage:?}");
+    // Yes or no is one token or two.
+    assert!((3 * 7 + 3..=3 * 7 + 6).contains(&usage.output_tokens), "{usage:?}");
+    assert!(db.models().iter().any(|model| model.name == "noise" && model.state == "loaded"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_told() {
+    let db = Refrain::builder().model("noise", ModelSource::parse("random:mini").unwrap()).build().await.unwrap();
+    let fault = async |statement: &str| rows(&db, statement).await.unwrap_err().to_string();
+    let error = fault("create model m from 'random:llama9'").await;
+    assert!(error.contains("no random model \"llama9\"; there are llama3-8b"), "{error}");
+    let error = fault("create model m from 'random:mini' with (tokenizer = 'no/such/folder')").await;
+    assert!(error.contains("no/such/folder"), "{error}");
+    let error = fault("create model m from '.' with (tokenizer = 'a.json')").await;
+    assert!(error.contains("option tokenizer is for random models"), "{error}");
+    let error = fault("select ai_extract('Anna, 34', 'STRUCT(name VARCHAR, age INT)')").await;
+    assert!(error.contains("end token"), "{error}");
+}
