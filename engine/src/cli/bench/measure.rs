@@ -1,0 +1,333 @@
+//! One query under several settings.
+//!
+//! The query is the filter over the Movies table of "Optimizing LLM Queries in Relational Data Analytics Workloads" (arXiv 2403.05821,
+//! Appendix C, type T1): is the film suitable for kids, judged from all columns of the row. The table is a file that the user has.
+//! Another table can be asked another question, and the answer can be free text of a given length.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use datafusion::arrow::array::ArrayRef;
+use datafusion::arrow::compute::kernels::cmp::not_distinct;
+use refrain_serving::model::TokenCost;
+use refrain_serving::{Backend, Stats};
+
+use super::super::error::{Failure, Outcome};
+use super::super::execute::Collected;
+use super::super::session::Session;
+use super::limit::{Peaks, ideal_s};
+use super::prompts::write_prompts;
+use crate::{Error, ModelType, planner};
+
+/// Options of `refrain bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// The table: a Parquet, CSV or JSON file, with the columns of Movies unless --question says otherwise
+    #[arg(long, value_name = "FILE")]
+    table: PathBuf,
+
+    /// Read this many rows
+    #[arg(long, default_value_t = 1000)]
+    rows: usize,
+
+    /// What is asked of each row
+    #[arg(long, value_name = "TEXT", default_value = "Is the movie suitable for kids?")]
+    question: String,
+
+    /// Ask for free text of at most this many tokens instead of yes or no; a random model writes exactly so many
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<std::num::NonZeroU32>,
+
+    /// Tokens of one forward pass
+    #[arg(long, value_name = "N")]
+    step_tokens: Option<std::num::NonZeroU32>,
+
+    /// Settings to compare, by name; if left out all, or none where prompts are written
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    arms: Vec<String>,
+
+    /// What the device multiplies at most, in TFLOP/s, for the column `of limit`; known for some GPUs
+    #[arg(long, value_name = "N", value_parser = positive)]
+    peak_tflops: Option<f64>,
+
+    /// What the device reads at most, in GB/s
+    #[arg(long, value_name = "N", value_parser = positive)]
+    peak_gbs: Option<f64>,
+
+    /// Write the tokens of all prompts to this folder: `original` as stored, `refrain` distinct and in the order of the arm `auto`
+    #[arg(long, value_name = "DIR")]
+    write_prompts: Option<PathBuf>,
+}
+
+impl BenchArgs {
+    fn query(&self) -> String {
+        let quoted = |text: &str| text.replace('\'', "''");
+        let (table, question) = (quoted(&self.table.display().to_string()), quoted(&self.question));
+        let (function, length) = match self.max_tokens {
+            None => ("ai_filter", String::new()),
+            Some(tokens) => ("ai_complete", format!(", max_tokens => {tokens}")),
+        };
+        format!(
+            "SELECT {function}('{question}', t.*, mode => 'fields'{length}) FROM (SELECT * FROM '{table}' LIMIT {}) AS t",
+            self.rows
+        )
+    }
+
+    /// Returns the arms that are wanted. Fails if there is no arm of a name.
+    fn wanted(&self) -> Outcome<Vec<&'static Arm>> {
+        let unknown = self.arms.iter().find(|name| ARMS.iter().all(|arm| arm.name != name.as_str()));
+        if let Some(name) = unknown {
+            let names: Vec<&str> = ARMS.iter().map(|arm| arm.name).collect();
+            return Err(Failure::usage(format!("there is no arm {name:?}; the arms are {}", names.join(", "))));
+        }
+        let all = self.arms.is_empty() && self.write_prompts.is_none();
+        Ok(ARMS.iter().filter(|arm| all || self.arms.iter().any(|name| name == arm.name)).collect())
+    }
+}
+
+/// Reads a number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("expected a number above 0".to_owned()),
+    }
+}
+
+/// One combination of settings.
+struct Arm {
+    name: &'static str,
+    settings: &'static [(&'static str, &'static str)],
+}
+
+const ARMS: &[Arm] = &[
+    Arm { name: "naive", settings: &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false")] },
+    Arm { name: "none", settings: &[("reorder", "none"), ("dedup", "off")] },
+    Arm { name: "none+dedup", settings: &[("reorder", "none")] },
+    Arm { name: "rows", settings: &[("reorder", "rows")] },
+    Arm { name: "ggr", settings: &[("reorder", "ggr")] },
+    Arm { name: "search", settings: &[("reorder", "search"), ("dedup", "off")] },
+    Arm { name: "search+dedup", settings: &[("reorder", "search")] },
+    Arm { name: "auto", settings: &[] },
+];
+
+/// What an arm leaves at its default.
+const DEFAULTS: &[(&str, &str)] = &[("reorder", "auto"), ("dedup", "auto"), ("prefix_cache", "true")];
+
+/// A query that loads the model, so that the first arm does not pay for it.
+const WARM_UP: &str = "SELECT ai_filter('Is this a movie?', 'warm-up')";
+
+const HEADER: &str = "\
+| arm | wall s | rows/s | calls | prompt tokens | computed tokens | prefix hit | steps | tokens a step | ideal s | of limit | speed-up | same answers |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+";
+
+/// What one arm cost and answered.
+struct Measured {
+    name: &'static str,
+    cost: Collected,
+    answers: ArrayRef,
+    /// What the backend did in the meantime.
+    stats: Stats,
+    /// The least time for what was computed, where the model and the device are known.
+    ideal_s: Option<f64>,
+}
+
+/// The model that is measured.
+struct Subject {
+    backend: Arc<dyn Backend>,
+    cost: Option<TokenCost>,
+    peaks: Option<Peaks>,
+}
+
+/// Runs the arms one after the other and prints a Markdown table, a line as soon as its arm has run.
+pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> {
+    let (arms, query) = (args.wanted()?, args.query());
+    let settings = planner::settings(&session.db.context().state());
+    let catalog = Arc::clone(session.db.model_catalog());
+    let model = catalog.resolve(settings.model.as_deref(), ModelType::Completion).map_err(Error::from)?;
+    // Several readers of one file would hand its rows over in any order.
+    session.set("datafusion.optimizer.repartition_file_scans", "false").await?;
+    if let Some(tokens) = args.step_tokens {
+        session.set("step_tokens", &tokens.to_string()).await?;
+    }
+    if let Some(folder) = &args.write_prompts {
+        write_prompts(session, &model, &query, folder).await?;
+    }
+    if arms.is_empty() {
+        return Ok(());
+    }
+    session.collect(WARM_UP).await?;
+    let backend = catalog.backend(&model).await.map_err(Error::from)?;
+    let config = catalog.config(&model).map_err(Error::from)?;
+    let scale = |number: Option<f64>, unit: f64| number.map(|number| number * unit);
+    let device = backend.capabilities().device;
+    let peaks = Peaks::of(&device, scale(args.peak_tflops, 1e12), scale(args.peak_gbs, 1e9));
+    let subject = Subject { backend, cost: config.map(|config| config.token_cost()), peaks };
+    session.notice(&format!("model {model}, {device}"));
+    session.print(HEADER)?;
+    let mut measured = Vec::new();
+    for arm in arms {
+        measured.push(measure(session, &subject, arm, args, &query).await?);
+        session.print(&row(&measured)?)?;
+    }
+    Ok(())
+}
+
+async fn measure(session: &mut Session, subject: &Subject, arm: &Arm, args: &BenchArgs, query: &str) -> Outcome<Measured> {
+    session.set_defaults_and(arm.settings).await?;
+    let before = subject.backend.stats();
+    let cost = session.collect(query).await?;
+    let after = subject.backend.stats();
+    let stats = Stats {
+        steps: after.steps - before.steps,
+        computed_tokens: after.computed_tokens - before.computed_tokens,
+        ..after
+    };
+    let limits = subject.cost.as_ref().zip(subject.peaks);
+    let ideal_s = limits.map(|(token, peaks)| ideal_s(token, peaks, &cost.usage, args.max_tokens.is_some()));
+    Ok(Measured { name: arm.name, answers: Arc::clone(cost.rows.column(0)), cost, stats, ideal_s })
+}
+
+impl Session {
+    /// Gives the settings that arms differ in these values, and the others their defaults.
+    pub(super) async fn set_defaults_and(&self, settings: &[(&str, &str)]) -> Outcome<()> {
+        for (name, value) in DEFAULTS.iter().chain(settings) {
+            self.set(name, value).await?;
+        }
+        Ok(())
+    }
+}
+
+/// One line of the table; ratios are to the first arm that ran.
+fn row(measured: &[Measured]) -> Outcome<String> {
+    let (Some(first), Some(last)) = (measured.first(), measured.last()) else { return Ok(String::new()) };
+    let Measured { name, cost: Collected { usage, elapsed_s, .. }, answers, stats, ideal_s } = last;
+    let same = not_distinct(answers, &first.answers)?.true_count();
+    let share = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole * 100.0 };
+    let seconds = elapsed_s.max(f64::EPSILON);
+    let known = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
+    let per_step = (stats.steps > 0).then(|| format!("{:.0}", stats.computed_tokens as f64 / stats.steps as f64));
+    Ok(format!(
+        "| {name} | {elapsed_s:.1} | {:.1} | {} | {} | {} | {:.1} % | {} | {} | {} | {} | {:.2} × | {:.1} % |\n",
+        answers.len() as f64 / seconds,
+        usage.calls,
+        usage.prompt_tokens,
+        usage.prompt_tokens.saturating_sub(usage.cached_tokens),
+        share(usage.cached_tokens as f64, usage.prompt_tokens as f64),
+        known((stats.steps > 0).then(|| stats.steps.to_string())),
+        known(per_step),
+        known(ideal_s.map(|ideal| format!("{ideal:.2}"))),
+        known(ideal_s.map(|ideal| format!("{:.1} %", share(ideal, seconds)))),
+        first.cost.elapsed_s / seconds,
+        share(same as f64, answers.len() as f64),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use datafusion::arrow::array::BooleanArray;
+    use datafusion::arrow::datatypes::Schema;
+    use datafusion::arrow::record_batch::RecordBatch;
+
+    use super::super::super::interrupt::Interrupts;
+    use super::super::super::output::{Format, Sink};
+    use super::super::super::session::View;
+    use super::*;
+    use crate::{ModelSource, QueryUsage, Refrain};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    fn args(line: &[&str]) -> BenchArgs {
+        Line::try_parse_from(["bench"].iter().chain(line)).unwrap().args
+    }
+
+    #[test]
+    fn lines_compare_with_the_first_arm() {
+        let measured = |name, elapsed_s, cached_tokens, answers: Vec<Option<bool>>, ideal_s| {
+            let usage = QueryUsage { calls: 2, prompt_tokens: 100, cached_tokens, ..QueryUsage::default() };
+            let cost = Collected { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), usage, elapsed_s };
+            let stats = Stats { steps: 4, computed_tokens: 50, ..Stats::default() };
+            Measured { name, cost, answers: Arc::new(BooleanArray::from(answers)), stats, ideal_s }
+        };
+        let runs = [
+            measured("naive", 4.0, 0, vec![Some(true), None], None),
+            measured("rows", 1.0, 75, vec![Some(true), Some(false)], Some(0.25)),
+        ];
+        let expected = "| rows | 1.0 | 2.0 | 2 | 100 | 25 | 75.0 % | 4 | 12 | 0.25 | 25.0 % | 4.00 × | 50.0 % |\n";
+        assert_eq!(row(&runs).unwrap(), expected);
+        let expected = "| naive | 4.0 | 0.5 | 2 | 100 | 100 | 0.0 % | 4 | 12 | – | – | 1.00 × | 100.0 % |\n";
+        assert_eq!(row(&runs[..1]).unwrap(), expected);
+        assert_eq!(HEADER.lines().next().map(|line| line.matches('|').count()), Some(expected.matches('|').count()));
+    }
+
+    #[test]
+    fn arms_set_only_what_every_arm_resets() {
+        let reset: Vec<&str> = DEFAULTS.iter().map(|(name, _)| *name).collect();
+        assert!(ARMS.iter().flat_map(|arm| arm.settings).all(|(name, _)| reset.contains(name)));
+    }
+
+    #[test]
+    fn arms_are_chosen_by_name() {
+        let names = |line: &[&str]| args(line).wanted().map(|arms| arms.iter().map(|arm| arm.name).collect::<Vec<_>>());
+        assert_eq!(names(&["--table", "t", "--arms", "auto,none"]).unwrap(), ["none", "auto"]);
+        assert_eq!(names(&["--table", "t"]).unwrap().len(), ARMS.len());
+        assert!(names(&["--table", "t", "--write-prompts", "d"]).unwrap().is_empty());
+        assert!(names(&["--table", "t", "--arms", "best"]).unwrap_err().to_string().contains("there is no arm \"best\""));
+    }
+
+    /// Lengths of the prompts of a file.
+    fn lengths(path: &std::path::Path) -> Vec<usize> {
+        let bytes = std::fs::read(path.with_extension("offsets")).unwrap();
+        let offsets: Vec<u64> = bytes.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect();
+        let tokens = std::fs::metadata(path.with_extension("tokens")).unwrap().len() / 4;
+        assert_eq!((offsets.first(), offsets.last()), (Some(&0), Some(&tokens)));
+        offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).collect()
+    }
+
+    #[tokio::test]
+    async fn a_random_model_is_measured_and_its_prompts_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = folder.path().join("films.csv");
+        let rows: String = (0..12).map(|row| format!("film {},a long plot of film {}\n", row % 4, row % 4)).collect();
+        std::fs::write(&table, format!("title,plot\n{rows}")).unwrap();
+        let model = ModelSource::parse("random:mini").unwrap();
+        let db = Refrain::builder().model("mini", model).setting("model", "mini").build().await.unwrap();
+        let view = View {
+            format: Format::Table,
+            expanded: false,
+            timing: false,
+            max_rows: None,
+            null: None,
+            interactive: false,
+            quiet: true,
+            strict_rows: false,
+        };
+        let sink = Sink::file(&folder.path().join("out")).unwrap();
+        let (_interrupt, interrupts) = Interrupts::manual();
+        let mut session = Session { db, interrupts, sink, view, last: None };
+        let (table, prompts) = (table.to_str().unwrap(), folder.path().join("prompts"));
+        let flags = ["--max-tokens", "3", "--peak-tflops", "1", "--peak-gbs", "100", "--arms", "naive,auto"];
+        let line = [&["--table", table, "--write-prompts", prompts.to_str().unwrap()][..], &flags].concat();
+        run(&mut session, &args(&line)).await.unwrap();
+
+        let (original, distinct) = (lengths(&prompts.join("original")), lengths(&prompts.join("refrain")));
+        assert_eq!((original.len(), distinct.len()), (12, 4));
+        let out = std::fs::read_to_string(folder.path().join("out")).unwrap();
+        let cells: Vec<Vec<&str>> = out.lines().skip(2).map(|line| line.split(" | ").collect()).collect();
+        let column = |name: &str| out.lines().next().unwrap().split(" | ").position(|found| found == name).unwrap();
+        let cell = |arm: usize, name: &str| cells[arm][column(name)];
+        assert_eq!((cell(0, "calls"), cell(1, "calls")), ("12", "4"), "{out}");
+        let total = |lengths: &[usize]| lengths.iter().sum::<usize>().to_string();
+        assert_eq!((cell(0, "prompt tokens"), cell(1, "prompt tokens")), (&*total(&original), &*total(&distinct)));
+        assert_eq!(cell(0, "computed tokens"), total(&original), "nothing is shared");
+        assert_eq!(session.db.models().len(), 1, "the model that takes prompts down is gone");
+        // Nothing ends an answer but its length: the last token is chosen, and not run through the model.
+        let backend = session.db.model_catalog().backend("mini").await.unwrap();
+        assert!(backend.stats().output_tokens >= 3 * 16, "{:?}", backend.stats());
+    }
+}
