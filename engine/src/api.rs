@@ -1,6 +1,7 @@
 //! The embedded API: a session, its queries, and queries that run.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_str};
 use futures::future::{AbortHandle, Abortable};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use refrain_serving::device::FoundDevice;
 use refrain_udf::Settings;
 use tokio::sync::watch;
 
@@ -57,6 +59,7 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     config: SessionConfig,
     secrets_folder: Option<PathBuf>,
+    kernel_cache: Option<PathBuf>,
 }
 
 impl Builder {
@@ -78,6 +81,13 @@ impl Builder {
         self
     }
 
+    /// Names the folder where kernels are kept that were compiled for a GPU; without one they are compiled each time a model is
+    /// loaded, which takes seconds.
+    pub fn kernel_cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.kernel_cache = Some(folder.into());
+        self
+    }
+
     /// Replaces DataFusion's part of the configuration.
     pub fn config(mut self, config: SessionConfig) -> Self {
         self.config = config;
@@ -91,7 +101,7 @@ impl Builder {
             settings.set(key, value)?;
         }
         let secrets = Arc::new(SecretStore::new(self.secrets_folder));
-        let models = Arc::new(ModelCatalog::new(Arc::clone(&secrets)));
+        let models = Arc::new(ModelCatalog::new(Arc::clone(&secrets), self.kernel_cache));
         #[cfg(feature = "bundled-model")]
         models.add_fallback("mini", ModelSource::Bundled(refrain_serving::load::BundledModel::Mini));
         for (name, source) in self.models {
@@ -167,6 +177,16 @@ impl Refrain {
             }
             Ok(name) => format!("model {name}"),
             Err(error) => error.strip_backtrace(),
+        }
+    }
+
+    /// Says in one line where models run that are loaded from now on, and if that is not a GPU, why. Looks for a GPU, which may
+    /// take half a second.
+    pub fn device(&self) -> String {
+        let settings = self.settings();
+        match FoundDevice::find(settings.device, settings.threads.and_then(NonZeroUsize::new)) {
+            Ok(found) => format!("device: {found}"),
+            Err(error) => error.to_string(),
         }
     }
 

@@ -10,6 +10,7 @@
 //! | `session` | a DataFusion session with our functions, rules and planner |
 //! | [`statement`] | statements of our own |
 //! | [`models`], [`model_options`], `loading` | names, what may be said of a model, and backends made at the first call |
+//! | `devices` | one engine for each device, and how a model gets onto it |
 //! | [`secrets`], `redact` | keys of external models, and SQL text without them |
 //! | `queries`, `system_tables` | the queries of the session, and the tables that show them |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
@@ -22,6 +23,7 @@ pub mod answers;
 pub mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod devices;
 pub mod error;
 mod explain;
 mod lex;
@@ -43,6 +45,7 @@ mod without_answers;
 pub use answers::{AnswerCache, CacheStats, Tier};
 pub use api::{Builder, CancelHandle, Estimate, Query, Refrain, Run, register, sql};
 pub use datafusion;
+pub use devices::DeviceOptions;
 pub use error::{Error, Result};
 pub use loading::{LoadFacts, Loading};
 pub use model_options::ModelType;

@@ -3,17 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
-use refrain_serving::device::Device;
-use refrain_serving::device::cpu::CpuDevice;
 use refrain_serving::load::{self, LoadedModel, RandomShape};
-use refrain_serving::local::{EngineConfig, EngineResources, LocalConfig, LocalEngine};
 use refrain_serving::model::ModelConfig;
 use refrain_serving::open::{EmbeddingOptions, OpenedModel, is_embedding_folder, open_model};
 use refrain_serving::remote::{MessageTokenizer, RemoteBackend};
@@ -21,14 +17,11 @@ use refrain_serving::{Backend, Error as ServingError, ModelKind, Tokenizer};
 use refrain_udf::{EmbeddingSource, TokenizerSource};
 
 use crate::Error;
-use crate::loading::{CountedWeights, LazyBackend, LoadFacts, LoadProgress, Loading};
+use crate::devices::{CPU_KV_BYTES, DeviceOptions, Engines};
+use crate::loading::{LazyBackend, LoadFacts, LoadProgress, Loading};
 use crate::model_options::{ExternalModel, LocalOptions, ModelType};
 use crate::secrets::SecretStore;
 use crate::statement::Existing;
-
-/// Bytes of the KV pages of all models unless a setting says otherwise: 25,000 tokens of the bundled model. Memory is taken as
-/// pages are used.
-const KV_CACHE_BYTES: usize = 256 << 20;
 
 /// What decides the weights of random models.
 const RANDOM_SEED: u64 = 0;
@@ -126,23 +119,8 @@ pub struct ModelInfo {
 pub struct ModelCatalog {
     models: Mutex<BTreeMap<String, Arc<Model>>>,
     device: Mutex<DeviceOptions>,
-    engine: Arc<SharedEngine>,
+    engines: Arc<Engines>,
     secrets: Arc<SecretStore>,
-}
-
-/// The engine that serves the models of this process: one thread, one pool of KV pages.
-#[derive(Debug, Default)]
-struct SharedEngine(Mutex<Option<(EngineConfig, Arc<LocalEngine>)>>);
-
-/// How the embedded engine runs models that are loaded from now on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceOptions {
-    /// Threads of the CPU device; one for each core if not set.
-    pub threads: Option<NonZeroUsize>,
-    /// Bytes of the KV pages of all models together; the device's choice if not set.
-    pub kv_cache_bytes: Option<usize>,
-    /// Tokens in one step; the scheduler's choice if not set.
-    pub step_tokens: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -170,9 +148,10 @@ struct Described {
 }
 
 impl ModelCatalog {
-    /// Makes a catalog whose external models find their keys in `secrets`.
-    pub fn new(secrets: Arc<SecretStore>) -> Self {
-        ModelCatalog { secrets, ..ModelCatalog::default() }
+    /// Makes a catalog whose external models find their keys in `secrets`. Kernels that are compiled for a GPU are kept in
+    /// `kernel_cache`, if there is one.
+    pub fn new(secrets: Arc<SecretStore>, kernel_cache: Option<PathBuf>) -> Self {
+        ModelCatalog { secrets, engines: Arc::new(Engines::new(kernel_cache)), ..ModelCatalog::default() }
     }
 
     /// Adds a model. Fails if the name is taken, unless it is to be replaced; checks that a path exists, and loads nothing.
@@ -343,8 +322,8 @@ impl ModelCatalog {
         let model = self.model(name)?;
         let device = *self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let (source, options) = (model.source.clone(), model.options.clone());
-        let (engine, secrets) = (Arc::clone(&self.engine), Arc::clone(&self.secrets));
-        let open = move |progress| start(source, options, device, &engine, &secrets, progress);
+        let (engines, secrets) = (Arc::clone(&self.engines), Arc::clone(&self.secrets));
+        let open = move |progress| start(source, options, device, &engines, &secrets, progress);
         model.backend.get(open).await.map_err(own)
     }
 
@@ -616,18 +595,19 @@ fn start(
     source: ModelSource,
     options: LocalOptions,
     device: DeviceOptions,
-    engine: &SharedEngine,
+    engines: &Engines,
     secrets: &SecretStore,
     progress: Arc<LoadProgress>,
 ) -> refrain_serving::Result<Arc<dyn Backend>> {
     let bytes = weight_bytes(&source);
+    let drawn = if matches!(source, ModelSource::Random { .. }) { bytes } else { 0 };
     progress.total.store(bytes, Ordering::Relaxed);
     let model = match (open(&source)?, source) {
         (Some(OpenedModel::Completion(model)), _) => model,
         (Some(OpenedModel::Embedding(model)), _) => {
             let backend = model.start(EmbeddingOptions {
                 threads: device.threads,
-                kv_bytes: device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES),
+                kv_bytes: device.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),
                 max_tokens: options.max_context,
             })?;
             progress.done.store(bytes, Ordering::Relaxed);
@@ -641,62 +621,10 @@ fn start(
         let message = "the model writes text and makes no vectors; create it with type = 'completion'";
         return Err(ServingError::Invalid(message.to_owned()));
     }
-    start_on_cpu(model, options, device, engine, &progress)
-}
-
-impl SharedEngine {
-    /// Returns the engine that runs in this way. One that runs otherwise is left to the models that it has.
-    fn get(&self, config: EngineConfig) -> refrain_serving::Result<Arc<LocalEngine>> {
-        let mut current = self.lock();
-        match &*current {
-            Some((running, engine)) if *running == config => Ok(Arc::clone(engine)),
-            _ => {
-                let engine = Arc::new(LocalEngine::start(config)?);
-                *current = Some((config, Arc::clone(&engine)));
-                Ok(engine)
-            }
-        }
-    }
-
-    /// Leaves an engine that takes no more models, so that the next load starts another.
-    fn forget(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(EngineConfig, Arc<LocalEngine>)>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-/// Loads a model onto the CPU and hands it to the engine.
-fn start_on_cpu(
-    model: LoadedModel,
-    options: LocalOptions,
-    device: DeviceOptions,
-    engine: &SharedEngine,
-    progress: &LoadProgress,
-) -> refrain_serving::Result<Arc<dyn Backend>> {
-    let LoadedModel { config, weights, tokenizer, digest } = model;
-    let mut local = LocalConfig::new(options.max_context.unwrap_or(config.max_context), digest);
-    if let Some(tokens) = device.step_tokens {
-        local.scheduler.step_tokens = tokens;
-    }
-    let kv_bytes = device.kv_cache_bytes.unwrap_or(KV_CACHE_BYTES);
-    let running = engine.get(EngineConfig { threads: device.threads, ..EngineConfig::new(kv_bytes) })?;
-    let open = |resources: &EngineResources| {
-        let weights = CountedWeights { weights: weights.as_ref(), progress };
-        let threads = Arc::clone(&resources.threads);
-        Ok(Box::new(CpuDevice::shared(&config, &weights, threads, resources.kv_bytes)?) as Box<dyn Device>)
-    };
-    match running.add_model(open, tokenizer, local) {
-        Ok(backend) => Ok(Arc::new(backend)),
-        Err(error) => {
-            if matches!(error, ServingError::Device(_)) {
-                engine.forget();
-            }
-            Err(error)
-        }
-    }
+    let backend = engines.start(&model, options.max_context, device, &progress)?;
+    // What a device draws itself is not read.
+    progress.done.fetch_max(drawn, Ordering::Relaxed);
+    Ok(backend)
 }
 
 fn connect(model: ExternalModel, secrets: &SecretStore) -> refrain_serving::Result<Arc<dyn Backend>> {

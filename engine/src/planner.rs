@@ -30,8 +30,9 @@ use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, OnError, ResolvedOptions, Settings, Shape};
 
 use crate::answers::{AnswerCache, AnswerSettings};
+use crate::devices::DeviceOptions;
 use crate::model_options::ModelType;
-use crate::models::{DeviceOptions, ModelCatalog};
+use crate::models::ModelCatalog;
 use crate::operators::{
     AggregateEstimate, Budget, CallEstimate, CascadeCall, Context, InputRows, Limits, LlmAggregateExec, LlmExec,
     LlmJoinExec, PairColumn, PairFilter, PairPlan, PairStep, Pairing, PhysicalAggregate, PhysicalCall, QueryScope, Shared,
@@ -476,6 +477,7 @@ fn reorder_window<'a>(calls: impl IntoIterator<Item = &'a Arc<PhysicalCall>>) ->
 /// Settings that decide how a model is run; they take effect when it is loaded.
 pub(crate) fn device_options(settings: &Settings) -> DeviceOptions {
     DeviceOptions {
+        device: settings.device,
         threads: settings.threads.and_then(NonZeroUsize::new),
         kv_cache_bytes: settings.kv_cache_bytes,
         step_tokens: settings.step_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),

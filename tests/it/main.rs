@@ -13,6 +13,7 @@ mod cascades;
 mod chat_server;
 mod checkpoint;
 mod counted_once;
+mod devices;
 mod embeddings;
 mod estimates;
 mod explain;

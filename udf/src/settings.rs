@@ -3,7 +3,8 @@
 use std::any::Any;
 
 use datafusion::common::config::{ConfigEntry, ConfigExtension, ExtensionOptions};
-use datafusion::common::{Result, plan_err};
+use datafusion::common::{Result, plan_datafusion_err, plan_err};
+use refrain_serving::device::DeviceChoice;
 
 use crate::options::{
     Dedup, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, boolean, number, share, suggest, temperature, top_p,
@@ -172,19 +173,6 @@ impl Keyword for OptimizationMode {
         &[("exact", OptimizationMode::Exact), ("minimize_cost", OptimizationMode::MinimizeCost)];
 }
 
-/// Where models run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeviceChoice {
-    /// The best there is.
-    Auto,
-    /// The CPU.
-    Cpu,
-}
-
-impl Keyword for DeviceChoice {
-    const VALUES: &'static [(&'static str, DeviceChoice)] = &[("auto", DeviceChoice::Auto), ("cpu", DeviceChoice::Cpu)];
-}
-
 /// Whether prompts begin with the instruction or with the data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LayoutChoice {
@@ -241,7 +229,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("failure_probability", "probability with which a cascade may miss a target"),
     ("max_join_pairs", "pairs that a join on an LLM predicate may ask about; 0 is no limit"),
     ("disabled_rewrites", "rewrites of plans that are switched off, separated by commas; none or all"),
-    ("device", "where models run: auto or cpu"),
+    ("device", "where models run: auto, cpu, cuda or cuda:N"),
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
     ("step_tokens", "tokens of one forward pass"),
     ("threads", "threads of the CPU device"),
@@ -305,7 +293,7 @@ impl Settings {
             "failure_probability" => Some(self.failure_probability.to_string()),
             "max_join_pairs" => Some(self.max_join_pairs.to_string()),
             "disabled_rewrites" => Some(rewrites::shown(&self.disabled_rewrites)),
-            "device" => Some(self.device.name().into()),
+            "device" => Some(self.device.to_string()),
             "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
             "step_tokens" => self.step_tokens.map(|tokens| tokens.to_string()),
             "threads" => self.threads.map(|threads| threads.to_string()),
@@ -400,6 +388,11 @@ fn probability(subject: &str, text: &str) -> Result<f64> {
     if value > 0.0 && value < 1.0 { Ok(value) } else { plan_err!("{subject} must lie between 0 and 1, got {text}") }
 }
 
+/// Reads the name of a device.
+fn device(subject: &str, text: &str) -> Result<DeviceChoice> {
+    text.parse().map_err(|error| plan_datafusion_err!("{subject}: {error}"))
+}
+
 impl ConfigExtension for Settings {
     const PREFIX: &'static str = "refrain";
 }
@@ -458,7 +451,7 @@ impl ExtensionOptions for Settings {
             "failure_probability" => self.failure_probability = probability(&subject, value)?,
             "max_join_pairs" => self.max_join_pairs = whole(&subject, value, 0)?,
             "disabled_rewrites" => self.disabled_rewrites = rewrites::parse(&subject, value)?,
-            "device" => self.device = DeviceChoice::parse(&subject, value)?,
+            "device" => self.device = device(&subject, value)?,
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
             "step_tokens" => self.step_tokens = Some(whole(&subject, value, 1)?),
             "threads" => self.threads = Some(whole(&subject, value, 1)?),
@@ -504,6 +497,7 @@ mod tests {
         check("allowed_hosts", "a.com, b:80", Ok("a.com,b:80"));
         check("refrain.temperature", "0.5", Ok("0.5"));
         check("REFRAIN.Reorder", "GGR", Ok("ggr"));
+        check("device", "CUDA:1", Ok("cuda:1"));
         check("kv_cache_bytes", "4GB", Ok("4294967296"));
         check("kv_cache_bytes", "512 mb", Ok("536870912"));
         check("prefix_cache", "off", Ok("false"));

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand};
+use refrain_serving::device::DeviceChoice;
 
 use super::bench::BenchArgs;
 use super::output::Format;
@@ -51,9 +52,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH_OR_NAME", env = "REFRAIN_MODEL", global = true)]
     pub(crate) model: Option<String>,
 
-    /// Device that serves models
-    #[arg(long, value_enum, env = "REFRAIN_DEVICE", global = true)]
-    pub(crate) device: Option<Device>,
+    /// Device that serves models: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", env = "REFRAIN_DEVICE", global = true)]
+    pub(crate) device: Option<DeviceChoice>,
 
     /// Threads of the CPU device
     #[arg(long, value_name = "N", env = "REFRAIN_THREADS", global = true)]
@@ -94,25 +95,6 @@ pub(crate) struct DemoArgs {
     /// Seed of the generated table
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-}
-
-/// Devices to choose from.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Device {
-    /// The best that is found.
-    Auto,
-    /// The processor.
-    Cpu,
-}
-
-impl Device {
-    /// The value of the session setting `device`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Cpu => "cpu",
-        }
-    }
 }
 
 /// Parses `name=value`.
@@ -159,6 +141,7 @@ mod tests {
     fn the_demo_takes_the_model_options() {
         let args = parse("demo --seed 7 --device cpu").unwrap();
         assert!(matches!(args.command, Some(Command::Demo(DemoArgs { seed: 7 }))));
-        assert!(matches!(args.device, Some(Device::Cpu)));
+        assert_eq!(args.device, Some(DeviceChoice::Cpu));
+        assert_eq!(parse("demo --device cuda:1").unwrap().device, Some(DeviceChoice::Cuda(1)));
     }
 }

@@ -17,6 +17,11 @@ pub(crate) fn secrets_folder() -> Option<PathBuf> {
     user_file("XDG_DATA_HOME", ".local/share", "secrets")
 }
 
+/// The folder of kernels that were compiled for a GPU: `$XDG_CACHE_HOME/refrain/kernels`, by default under `~/.cache`.
+pub(crate) fn kernel_cache() -> Option<PathBuf> {
+    user_file("XDG_CACHE_HOME", ".cache", "kernels")
+}
+
 fn user_file(variable: &str, default: &str, name: &str) -> Option<PathBuf> {
     let chosen = std::env::var_os(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
     let folder = chosen.or_else(|| std::env::home_dir().map(|home| home.join(default)))?;

@@ -122,8 +122,11 @@ fn builder(args: &Args) -> Outcome<crate::Builder> {
     if let Some(folder) = history::secrets_folder() {
         builder = builder.secrets_folder(folder);
     }
+    if let Some(folder) = history::kernel_cache() {
+        builder = builder.kernel_cache(folder);
+    }
     if let Some(device) = args.device {
-        builder = builder.setting("device", device.name());
+        builder = builder.setting("device", device.to_string());
     }
     if let Some(threads) = args.threads {
         builder = builder.setting("threads", threads.to_string());

@@ -29,7 +29,8 @@ struct LineEditor {
 
 /// Runs the shell until the user leaves.
 pub(crate) async fn run(session: &mut Session) -> Outcome<()> {
-    session.notice(&format!("refrain {}  {}\n\\? for help, \\q to leave", version(), session.db.banner()));
+    let device = tokio::task::block_in_place(|| session.db.device());
+    session.notice(&format!("refrain {}  {}\n{device}\n\\? for help, \\q to leave", version(), session.db.banner()));
     let mut lines = LineEditor::open()?;
     loop {
         let vocabulary = Vocabulary::of(&session.db).await;

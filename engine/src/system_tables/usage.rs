@@ -46,7 +46,7 @@ fn columns(rows: &[Row]) -> Result<RecordBatch> {
         .count("output_tokens", |(_, node)| read(&node.output_tokens))
         .count("errors", |(_, node)| read(&node.failed_rows))
         .count("retries", |(_, node)| read(&node.retries))
-        // There is no GPU device yet, and no first token is seen apart from its answer.
+        // A GPU runs the rows of several operators in one pass, and no first token is seen apart from its answer.
         .number("gpu_seconds", |_| None)
         .number("wall_seconds", |(_, node)| Some(node.times().wall.as_secs_f64()))
         .number("ttft_ms_p50", |_| None)

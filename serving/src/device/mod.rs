@@ -1,9 +1,12 @@
 //! Devices run step plans. The CPU is one implementation; a GPU is another and nothing else changes.
 
 mod check;
+mod choice;
 pub mod cpu;
 pub mod cuda;
 mod sampler;
+
+pub use choice::{DeviceChoice, FoundDevice};
 
 use std::fmt;
 use std::thread;

@@ -23,6 +23,8 @@ pub struct LocalConfig {
     pub scheduler: SchedulerConfig,
     /// Digest of weights, tokenizer and configuration; see [`Capabilities::model_digest`].
     pub model_digest: String,
+    /// What is to be known of the device beside its description: why it is not another one.
+    pub device_remark: Option<String>,
     /// For a model that makes vectors of the last token's state: their length. It answers nothing else.
     pub embedding: Option<u32>,
 }
@@ -30,7 +32,12 @@ pub struct LocalConfig {
 impl LocalConfig {
     /// Returns the usual configuration for a model.
     pub fn new(max_context: usize, model_digest: impl Into<String>) -> Self {
-        LocalConfig { scheduler: SchedulerConfig::new(max_context), model_digest: model_digest.into(), embedding: None }
+        LocalConfig {
+            scheduler: SchedulerConfig::new(max_context),
+            model_digest: model_digest.into(),
+            device_remark: None,
+            embedding: None,
+        }
     }
 }
 
@@ -79,7 +86,10 @@ impl LocalBackend {
         config: LocalConfig,
     ) -> Self {
         let capabilities = Capabilities {
-            device,
+            device: match config.device_remark {
+                Some(remark) => format!("{device} ({remark})"),
+                None => device,
+            },
             // Of a vector nothing is written, which the scheduler leaves one place for.
             max_context: config.scheduler.max_context - usize::from(config.embedding.is_some()),
             prefix_granularity: 1,

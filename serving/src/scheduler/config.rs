@@ -23,6 +23,19 @@ impl SchedulerConfig {
         SchedulerConfig { step_tokens: 512, max_rows: 256, max_context }
     }
 
+    /// Returns the usual budgets on a GPU, for a model with this context and number of weights.
+    ///
+    /// Matrix products are near their best from 4096 tokens on where matrices are large, and gain up to 16384 where they are
+    /// small. A row costs a GPU little, and rows that answer leave most of such a step to prompts.
+    pub fn on_gpu(max_context: usize, parameters: u64) -> Self {
+        let step_tokens = match parameters {
+            4_000_000_000.. => 4096,
+            2_000_000_000.. => 8192,
+            _ => 16_384,
+        };
+        SchedulerConfig { step_tokens, max_rows: 4096, max_context }
+    }
+
     /// Fails if a budget is zero, since nothing could ever run.
     pub fn validate(&self) -> Result<()> {
         let SchedulerConfig { step_tokens, max_rows, max_context } = *self;

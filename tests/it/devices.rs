@@ -1,0 +1,32 @@
+//! Where models run: the choice, and what is said when it cannot be met.
+
+use refrain::Refrain;
+
+use crate::support::rows;
+
+const QUERY: &str = "select ai_sentiment('A wonderful film, moving and beautifully acted.', model => 'mini')";
+const DEVICE: &str = "select capabilities from ai_models() where name = 'mini'";
+
+#[tokio::test]
+async fn a_gpu_that_is_named_and_not_there_is_an_error_and_another_choice_mends_it() {
+    let db = Refrain::builder().setting("device", "cuda:4096").build().await.unwrap();
+    let error = rows(&db, QUERY).await.unwrap_err().to_string();
+    assert!(error.contains("device cuda:4096 cannot be used") && error.contains("no GPU"), "{error}");
+    assert!(db.device().contains("device cuda:4096 cannot be used"), "{}", db.device());
+    rows(&db, "set refrain.device = 'cpu'").await.unwrap();
+    assert_eq!(rows(&db, QUERY).await.unwrap(), ["positive"]);
+    let device = rows(&db, DEVICE).await.unwrap();
+    assert!(device[0].starts_with("cpu, ") && !device[0].contains("no GPU"), "{device:?}");
+    let error = rows(&db, "set refrain.device = 'tpu'").await.unwrap_err().to_string();
+    assert!(error.contains("refrain.device: a device is auto, cpu, cuda or cuda:1"), "{error}");
+}
+
+#[tokio::test]
+async fn without_a_gpu_the_cpu_says_why() {
+    let db = Refrain::builder().build().await.unwrap();
+    let expected = db.device();
+    assert!(rows(&db, QUERY).await.is_ok());
+    let device = rows(&db, DEVICE).await.unwrap();
+    assert_eq!(expected, format!("device: {}", device[0]));
+    assert!(device[0].starts_with("cuda:0, ") || device[0].contains("no GPU"), "{device:?}");
+}
