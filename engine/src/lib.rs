@@ -14,6 +14,7 @@
 //! | [`secrets`], `redact` | keys of external models, and SQL text without them |
 //! | `queries`, `system_tables` | the queries of the session, and the tables that show them |
 //! | [`planner`] | `LlmNode` to `LlmExec`, and estimates |
+//! | `join_planner` | `LlmJoinNode` to `LlmJoinExec` |
 //! | `sample`, `explain` | rows that estimates are made from, and how plans are shown |
 //! | [`operators`] | the operator and its parts |
 //! | [`answers`] | answers that outlive their query: cache and checkpoint |
@@ -26,6 +27,7 @@ pub mod cli;
 mod devices;
 pub mod error;
 mod explain;
+mod join_planner;
 mod lex;
 mod loading;
 pub mod model_options;

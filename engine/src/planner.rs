@@ -1,6 +1,5 @@
 //! From `LlmNode` to `LlmExec`: resolves models and options, and estimates costs where a plan is to be explained.
 
-use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -12,19 +11,17 @@ use datafusion::catalog::Session;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, JoinSide, Result, internal_datafusion_err, plan_err};
+use datafusion::common::{DFSchema, Result, internal_datafusion_err, plan_err};
 use datafusion::execution::context::QueryPlanner;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{
-    Aggregate, Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode, UserDefinedLogicalNodeCore,
-};
+use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, LogicalPlanBuilder, UserDefinedLogicalNode};
 use datafusion::physical_expr::{PhysicalExpr, expressions::Column};
 use datafusion::physical_plan::statistics::{StatisticsArgs, StatisticsContext};
 use datafusion::physical_plan::{ExecutionPlan, collect, execute_stream};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, ExtensionPlanner, PhysicalPlanner};
 use refrain_optimizer::cascade::Targets;
 use refrain_optimizer::statistics::SessionStatistics;
-use refrain_optimizer::{JoinCondition, JoinStep, LlmAggregateNode, LlmJoinNode, LlmNode, NodeAggregate, NodeCall};
+use refrain_optimizer::{LlmAggregateNode, LlmJoinNode, LlmNode, NodeAggregate, NodeCall};
 use refrain_serving::remote::MessageTokenizer;
 use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, OnError, ResolvedOptions, Settings, Shape};
@@ -35,8 +32,8 @@ use crate::model_options::ModelType;
 use crate::models::ModelCatalog;
 use crate::operators::{
     AggregateEstimate, Budget, CallEstimate, CascadeCall, Context, InputRows, Limits, LlmAggregateExec, LlmExec,
-    LlmJoinExec, PairColumn, PairFilter, PairPlan, PairStep, Pairing, PhysicalAggregate, PhysicalCall, QueryScope, Shared,
-    Until, call_key, estimate_aggregate, estimate_calls, output_schema, sample_answers,
+    LlmJoinExec, PhysicalAggregate, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate, estimate_calls,
+    output_schema, sample_answers,
 };
 use crate::sample::{self, SAMPLE_ROWS};
 use crate::without_answers::{asks, without_answers};
@@ -88,11 +85,13 @@ fn extension_planner_for(
     Arc::new(LlmPlanner { models, scope, estimates })
 }
 
+/// Plans the nodes of one query.
 #[derive(Debug)]
-struct LlmPlanner {
-    models: Arc<ModelCatalog>,
+pub(crate) struct LlmPlanner {
+    pub(crate) models: Arc<ModelCatalog>,
     scope: Arc<QueryScope>,
-    estimates: Option<EstimateCosts>,
+    /// Set where nodes are to carry estimates.
+    pub(crate) estimates: Option<EstimateCosts>,
 }
 
 #[async_trait]
@@ -147,22 +146,23 @@ impl ExtensionPlanner for LlmPlanner {
 }
 
 /// What planning a node needs to know.
-struct Planning<'a> {
+pub(crate) struct Planning<'a> {
     planner: &'a dyn PhysicalPlanner,
-    session: &'a dyn Session,
+    pub(crate) session: &'a dyn Session,
     context: &'a PhysicalPlanningContext,
-    settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 impl Planning<'_> {
-    fn physical(&self, expr: &Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
+    /// Plans an expression over columns of `schema`.
+    pub(crate) fn physical(&self, expr: &Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
         self.planner.create_physical_expr(expr, schema, self.session, self.context)
     }
 }
 
 impl LlmPlanner {
     /// Settles model and options of a call over columns of `schema`.
-    fn call(&self, node_call: &NodeCall, schema: &DFSchema, planning: &Planning<'_>) -> Result<PhysicalCall> {
+    pub(crate) fn call(&self, node_call: &NodeCall, schema: &DFSchema, planning: &Planning<'_>) -> Result<PhysicalCall> {
         let settings = &planning.settings;
         let mut options = node_call.call.options.resolve(settings);
         if node_call.call.function == Function::Embed {
@@ -213,7 +213,12 @@ impl LlmPlanner {
     }
 
     /// Returns what the operators of the query share.
-    fn shared(&self, settings: &Settings, reorder_window: Option<usize>, session: &dyn Session) -> Result<Shared> {
+    pub(crate) fn shared(
+        &self,
+        settings: &Settings,
+        reorder_window: Option<usize>,
+        session: &dyn Session,
+    ) -> Result<Shared> {
         Ok(Shared {
             models: Arc::clone(&self.models),
             scope: Arc::clone(&self.scope),
@@ -227,65 +232,6 @@ impl LlmPlanner {
             layout: settings.layout,
             statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
         })
-    }
-
-    /// Plans a join on a condition that asks about pairs. No proxy answers there: a sample of the first pairs is none of all pairs.
-    async fn plan_join(
-        &self,
-        node: &LlmJoinNode,
-        inputs: [&Arc<dyn ExecutionPlan>; 2],
-        planning: &Planning<'_>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let JoinCondition { on, null_equality, filter, steps } = &node.condition;
-        let key = |(left, right): &(Expr, Expr)| {
-            Ok((planning.physical(left, node.left.schema())?, planning.physical(right, node.right.schema())?))
-        };
-        let on = on.iter().map(key).collect::<Result<_>>()?;
-        let pair = node.pair_schema()?;
-        let filter = match filter {
-            Some(filter) => {
-                let read: BTreeSet<usize> =
-                    filter.column_refs().into_iter().filter_map(|column| pair.maybe_index_of_column(column)).collect();
-                let (columns, schema) = pair_columns(node, &pair, read)?;
-                let predicate = planning.physical(filter, &schema)?;
-                Some(PairFilter { predicate, columns, schema: Arc::clone(schema.inner()) })
-            }
-            None => None,
-        };
-        let (columns, mut schema) = pair_columns(node, &pair, node.columns_read()?)?;
-        let pair_schema = Arc::clone(schema.inner());
-        let mut physical_steps = vec![];
-        for step in steps {
-            physical_steps.push(match step {
-                JoinStep::Keep(predicate) => PairStep::Keep(planning.physical(predicate, &schema)?),
-                JoinStep::Ask(calls) => {
-                    let settled = calls.iter().map(|call| self.call(call, &schema, planning).map(Arc::new));
-                    let calls = settled.collect::<Result<Vec<_>>>()?;
-                    schema = with_answers(&schema, &output_schema(schema.as_arrow(), &calls))?;
-                    PairStep::Ask(calls)
-                }
-            });
-        }
-        let plan = PairPlan {
-            join_type: node.join_type,
-            pairing: Pairing { on, null_equality: *null_equality, filter },
-            columns,
-            pair_schema,
-            steps: physical_steps,
-            effort: node.effort,
-            max_pairs: Some(planning.settings.max_join_pairs).filter(|pairs| *pairs > 0).unwrap_or(u64::MAX),
-        };
-        let shared = self.shared(&planning.settings, reorder_window(plan.calls()), planning.session)?;
-        let estimates = match (self.estimates, steps.first(), plan.steps.first()) {
-            (Some(costs), Some(JoinStep::Ask(asked)), Some(PairStep::Ask(calls))) if !reads_subquery(asked)? => {
-                // As if the first step were asked of all pairs.
-                let pairs = LlmNode::try_new(project(node.candidates()?, &node.columns_read()?)?, asked.clone(), None)?;
-                Some(self.estimate(&pairs, calls, None, &shared, None, planning.session, costs).await?)
-            }
-            _ => None,
-        };
-        let schema = Arc::clone(UserDefinedLogicalNodeCore::schema(node).inner());
-        Ok(Arc::new(LlmJoinExec::new(inputs.map(Arc::clone), schema, plan, shared, estimates)))
     }
 
     /// Plans the aggregates of a node.
@@ -370,7 +316,7 @@ impl LlmPlanner {
     /// Draws rows of the input and plans prompts for them. What depends on answers of calls below is taken out of the input; a call
     /// that reads such an answer itself has no estimate. `physical` is the input where it is an operator of the query.
     #[expect(clippy::too_many_arguments, reason = "all of it is what the node has become so far")]
-    async fn estimate(
+    pub(crate) async fn estimate(
         &self,
         node: &LlmNode,
         calls: &[Arc<PhysicalCall>],
@@ -463,14 +409,14 @@ fn asks_a_model(plan: &LogicalPlan) -> Result<bool> {
 }
 
 /// Returns whether inputs or guards read a scalar subquery, which has a value only while the query runs.
-fn reads_subquery(calls: &[NodeCall]) -> Result<bool> {
+pub(crate) fn reads_subquery(calls: &[NodeCall]) -> Result<bool> {
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
     let exprs = calls.iter().flat_map(|call| call.call.inputs.iter().chain(&call.guard));
     exprs.into_iter().try_fold(false, |found, expr| Ok(found || expr.exists(is_subquery)?))
 }
 
 /// Returns the rows that calls want to be considered together.
-fn reorder_window<'a>(calls: impl IntoIterator<Item = &'a Arc<PhysicalCall>>) -> Option<usize> {
+pub(crate) fn reorder_window<'a>(calls: impl IntoIterator<Item = &'a Arc<PhysicalCall>>) -> Option<usize> {
     calls.into_iter().filter_map(|call| call.options.reorder_window).min()
 }
 
@@ -490,37 +436,11 @@ pub fn settings(session: &dyn Session) -> Settings {
 }
 
 /// The columns of a node's output: those of its input with their qualifiers, then the answers.
-fn with_answers(input: &DFSchema, output: &Schema) -> Result<DFSchema> {
+pub(crate) fn with_answers(input: &DFSchema, output: &Schema) -> Result<DFSchema> {
     let n_input = input.fields().len();
     let mut fields: Vec<_> = input.iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field))).collect();
     fields.extend(output.fields().iter().skip(n_input).map(|field| (None, Arc::clone(field))));
     DFSchema::new_with_metadata(fields, output.metadata().clone())
-}
-
-/// Returns where the columns of a pair at `positions` come from, and their schema.
-fn pair_columns(
-    node: &LlmJoinNode,
-    pair: &DFSchema,
-    positions: impl IntoIterator<Item = usize>,
-) -> Result<(Vec<PairColumn>, DFSchema)> {
-    let n_left = node.left.schema().fields().len();
-    let (mut columns, mut fields) = (vec![], vec![]);
-    for position in positions {
-        columns.push(match position.checked_sub(n_left) {
-            None => PairColumn { index: position, side: JoinSide::Left },
-            Some(index) => PairColumn { index, side: JoinSide::Right },
-        });
-        let (qualifier, field) = pair.qualified_field(position);
-        fields.push((qualifier.cloned(), Arc::clone(field)));
-    }
-    Ok((columns, DFSchema::new_with_metadata(fields, HashMap::new())?))
-}
-
-/// Projects a plan to some of its columns.
-fn project(plan: LogicalPlan, positions: &[usize]) -> Result<LogicalPlan> {
-    let schema = Arc::clone(plan.schema());
-    let columns = positions.iter().map(|position| Expr::from(schema.qualified_field(*position)));
-    LogicalPlanBuilder::from(plan).project(columns.collect::<Vec<_>>())?.build()
 }
 
 /// Returns what a plan asks in words, top first, each call with its estimate if it has one.

@@ -55,6 +55,8 @@ pub struct JoinEffort {
     pub stops_at_match: bool,
     /// Rows that a limit above wants.
     pub wanted: Option<usize>,
+    /// Whether rows may be asked which values of the other input match, instead of asking about each pair.
+    pub may_classify: bool,
 }
 
 /// Joins `left` and `right` on a condition that asks a model.
@@ -280,12 +282,15 @@ impl UserDefinedLogicalNodeCore for LlmJoinNode {
 
 impl fmt::Display for JoinEffort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let JoinEffort { stops_at_match, wanted } = self;
+        let JoinEffort { stops_at_match, wanted, may_classify } = self;
         if *stops_at_match {
             f.write_str(", stops at the first match")?;
         }
         if let Some(wanted) = wanted {
             write!(f, ", fetch={wanted}")?;
+        }
+        if *may_classify {
+            f.write_str(", may classify")?;
         }
         Ok(())
     }

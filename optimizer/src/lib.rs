@@ -5,6 +5,7 @@
 //! | [`node`] | `LlmNode`, the operator that LLM calls become |
 //! | [`aggregate_node`] | `LlmAggregateNode`, the operator that LLM aggregates become |
 //! | [`join_node`] | `LlmJoinNode`, a join on a condition that asks about pairs |
+//! | [`classify_join`] | which of these may ask about rows instead |
 //! | [`logical`] | rules over logical plans |
 //! | [`cascade`] | when a cheap proxy may answer for the model; knows no plans and no models |
 //! | [`rules`] | the list of all rules in order |
@@ -24,6 +25,7 @@
 
 pub mod aggregate_node;
 pub mod cascade;
+pub mod classify_join;
 pub mod cost;
 pub mod filter_order;
 pub mod join_node;

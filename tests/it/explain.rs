@@ -73,7 +73,11 @@ fn normalized(plan: &[String]) -> String {
 }
 
 async fn check_plan(name: &str, sql: &str) {
-    let (db, oracle) = session(&[]).await;
+    check_plan_with(&[], name, sql).await;
+}
+
+async fn check_plan_with(settings: &[(&str, &str)], name: &str, sql: &str) {
+    let (db, oracle) = session(settings).await;
     rows(&db, "create table t(i int, s varchar)").await.unwrap();
     rows(&db, "create table u(j int, w varchar)").await.unwrap();
     rows(&db, "set datafusion.explain.logical_plan_only = true").await.unwrap();
@@ -109,6 +113,12 @@ async fn plans() {
     check_plan(
         "stop_join_at_match",
         "select i from t where exists (select 1 from u where u.j = t.i and ai_filter('a', t.s, u.w))",
+    )
+    .await;
+    check_plan_with(
+        &[("optimization_mode", "minimize_cost")],
+        "classify_join",
+        "select t.i from t join u on t.i = u.j and ai_filter('a', t.s, u.w)",
     )
     .await;
     check_plan("not_in_as_not_exists", "select i from t where i not in (select j from u where ai_filter('a', t.s, u.w))")

@@ -12,6 +12,7 @@ mod cancellation;
 mod cascades;
 mod chat_server;
 mod checkpoint;
+mod classify_join;
 mod counted_once;
 mod devices;
 mod embeddings;

@@ -13,6 +13,7 @@
 //! | `similarity`, `embeddings` | the cosine of vectors, and where their lengths come from |
 //! | [`name_inputs`] | labels are kept as the user wrote them |
 //! | [`call`] | one call, everything constant checked |
+//! | `pair_labels` | a question about pairs as one about their halves |
 //! | [`options`], [`settings`] | what may be said in a call, and in a session |
 //! | `scalar` | what each function asks |
 //! | [`aggregate`] | what the aggregates ask, and in which steps a group becomes one value |
@@ -31,6 +32,7 @@ mod function;
 mod inputs;
 pub mod name_inputs;
 pub mod options;
+mod pair_labels;
 mod placeholder;
 pub mod prompt;
 pub mod render;

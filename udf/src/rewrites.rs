@@ -1,6 +1,7 @@
 //! The rewrites of plans that a session may switch off: `SET refrain.disabled_rewrites = 'defer_llm_past_topk, …'`.
 //!
-//! A rewrite changes what a query costs, never what it answers. Their names are listed here, beside the settings, so that a
+//! A rewrite changes what a query costs, never what it answers; `classify_join`, which may change answers, needs
+//! `optimization_mode = 'minimize_cost'` as well. Their names are listed here, beside the settings, so that a
 //! misspelt name is refused when it is set; the rewrites themselves are rules of the optimizer.
 
 use datafusion::common::{Result, plan_err};
@@ -17,6 +18,7 @@ pub const REWRITES: &[(&str, &str)] = &[
     ("stop_llm_filter_at_limit", "an LLM filter below a LIMIT asks until the limit is met"),
     ("ask_above_join", "a predicate over one side of an inner join is asked of the rows that the join leaves"),
     ("stop_join_at_match", "EXISTS, IN and their like ask about a row until it has one match"),
+    ("classify_join", "with weaker answers allowed, a join with few values on one side asks once for each row of the other"),
 ];
 
 /// Returns whether the session leaves a rewrite switched on.

@@ -237,9 +237,14 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 impl Settings {
+    /// Returns whether plans may give answers that the plain plan would not.
+    pub fn allows_approximate_plans(&self) -> bool {
+        self.optimization_mode == OptimizationMode::MinimizeCost
+    }
+
     /// Returns whether a proxy may answer for the model.
     pub fn allows_cascades(&self) -> bool {
-        self.optimization_mode == OptimizationMode::MinimizeCost && self.proxy_model.is_some()
+        self.allows_approximate_plans() && self.proxy_model.is_some()
     }
 
     /// Returns name (without `refrain.`) and meaning of every setting.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use refrain_optimizer::JoinEffort;
+use refrain_optimizer::classify_join::CLASSIFY_JOIN;
 use refrain_optimizer::cost::Interval;
 use serde_json::{Map, Value, json};
 
@@ -59,6 +60,11 @@ impl LlmJoinExec {
         // The first step is asked of all pairs, which can be counted.
         let unknown = self.is_estimated().then_some("which pairs it is asked about depends on answers");
         let mut lines = lines_of_calls(self.calls(), self.estimates(), unknown, &self.ran());
+        match self.classification() {
+            Some(Ok(asked)) => lines.insert(0, format!("asks {asked}")),
+            Some(Err(reason)) => lines.push(format!("refused: {CLASSIFY_JOIN} ({reason})")),
+            None => {}
+        }
         let rewrites = self.rewrites();
         if self.is_estimated() && !rewrites.is_empty() {
             lines.push(format!("rewrites: {}", rewrites.join(", ")));
@@ -68,10 +74,12 @@ impl LlmJoinExec {
 
     /// Returns the rewrites that made the operator what it is.
     fn rewrites(&self) -> Vec<&'static str> {
-        let JoinEffort { stops_at_match, wanted } = self.effort();
+        let JoinEffort { stops_at_match, wanted, may_classify: _ } = self.effort();
+        let classifies = matches!(self.classification(), Some(Ok(_)));
         let rewrites = [
             (has_duplicates(self.estimates()), "dedup"),
-            (stops_at_match, "stop_join_at_match"),
+            (classifies, CLASSIFY_JOIN),
+            (stops_at_match && !classifies, "stop_join_at_match"),
             (wanted.is_some(), "stop_llm_filter_at_limit"),
         ];
         rewrites.into_iter().filter(|(applies, _)| *applies).map(|(_, name)| name).collect()
@@ -79,7 +87,14 @@ impl LlmJoinExec {
 
     /// Returns all that is known of the operator, under names that stay.
     pub(crate) fn to_json(&self) -> Value {
+        let (asked, refused) = match self.classification() {
+            Some(Ok(asked)) => (Some(asked), None),
+            Some(Err(reason)) => (None, Some(reason)),
+            None => (None, None),
+        };
         json!({
+            "classification": asked,
+            "classification_refused": refused,
             "operator": "LlmJoinExec",
             "join_type": self.join_type().to_string(),
             "max_pairs": self.max_pairs(),

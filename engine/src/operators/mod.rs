@@ -35,7 +35,7 @@ pub use budget::{Budget, Ledger, Limits, Spent};
 pub use call::{CascadeCall, PhysicalCall};
 pub use estimate::{Basis, CallEstimate, Selectivity};
 pub(crate) use estimate::{InputRows, estimate_calls};
-pub(crate) use join::PairPlan;
+pub(crate) use join::{Classification, Half, PairHalves, PairPlan, is_worth_classifying};
 pub use join::{LlmJoinExec, PairColumn, PairFilter, PairStep, Pairing};
 pub(crate) use llm_exec::DETAIL;
 pub(crate) use llm_exec::call_key;

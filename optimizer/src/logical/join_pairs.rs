@@ -13,16 +13,18 @@
 //!
 //! What asks nobody decides first which pairs there are. Each further conjunct is a stage of its own, so that the next one is asked
 //! about the survivors. For semi, anti and mark joins the rewrite `stop_join_at_match` lets the operator end with a row at its first
-//! match; without it every candidate is asked about.
+//! match; without it every candidate is asked about. With `classify_join` the operator may ask a row which values of the other input
+//! match ([`halves`](crate::classify_join::halves)).
 
 use std::sync::Arc;
 
 use datafusion::common::{DFSchema, JoinType, Result, internal_err, not_impl_err};
 use datafusion::logical_expr::{EmptyRelation, Expr, Filter, Join, LogicalPlan};
 use datafusion::optimizer::OptimizerConfig;
-use refrain_udf::rewrite_enabled;
+use refrain_udf::{Settings, rewrite_enabled};
 
 use super::lower::lower;
+use crate::classify_join::{CLASSIFY_JOIN, halves};
 use crate::join_node::{JoinCondition, JoinEffort, JoinStep, LlmJoinNode};
 use crate::node::LlmNode;
 
@@ -42,7 +44,11 @@ pub(super) fn join_pairs(join: Join, asking: Vec<Expr>, config: &dyn OptimizerCo
     };
     let condition = JoinCondition { on: join.on, null_equality: join.null_equality, filter: join.filter, steps };
     let (left, right) = (Arc::unwrap_or_clone(join.left), Arc::unwrap_or_clone(join.right));
-    Ok(LlmJoinNode::try_new(left, right, join.join_type, condition, effort)?.into_plan())
+    let mut node = LlmJoinNode::try_new(left, right, join.join_type, condition, effort)?;
+    let settings = config.options().extensions.get::<Settings>().cloned().unwrap_or_default();
+    let is_allowed = settings.allows_approximate_plans() && rewrite_enabled(&config.options(), CLASSIFY_JOIN);
+    node.effort.may_classify = is_allowed && halves(&node)?.is_ok();
+    Ok(node.into_plan())
 }
 
 fn needs_one_match(join_type: JoinType) -> bool {

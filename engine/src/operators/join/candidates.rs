@@ -80,6 +80,11 @@ impl Candidates {
         }
     }
 
+    /// Returns the number of rows in front that have a pair.
+    pub(super) fn n_paired(&self) -> u64 {
+        (0..self.n_outer()).filter(|outer| self.n_of(*outer) > 0).count() as u64
+    }
+
     /// Returns the number of pairs of a row.
     pub(super) fn n_of(&self, outer: usize) -> usize {
         match self {

@@ -25,9 +25,10 @@ use refrain_optimizer::JoinEffort;
 use crate::operators::call::PhysicalCall;
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
-use crate::operators::job::{Blocks, Job};
+use crate::operators::job::Job;
 use crate::operators::join::candidates::Pairing;
-use crate::operators::join::pairs::{PairJob, Step};
+use crate::operators::join::classification::PairHalves;
+use crate::operators::join::pairs::{PairJob, StepJob};
 use crate::operators::llm_exec::{DETAIL, Shared, output_schema};
 use crate::operators::scope::{NodeStats, lock};
 use crate::operators::window::RowStore;
@@ -55,6 +56,8 @@ pub(crate) struct PairPlan {
     /// Their fields.
     pub(crate) pair_schema: SchemaRef,
     pub(crate) steps: Vec<PairStep>,
+    /// The question of the only step, where rows may be asked instead of pairs.
+    pub(crate) halves: Option<PairHalves>,
     pub(crate) effort: JoinEffort,
     /// Pairs that may be asked about.
     pub(crate) max_pairs: u64,
@@ -78,6 +81,8 @@ pub struct LlmJoinExec {
     plan: PairPlan,
     shared: Shared,
     estimates: Option<Vec<CallEstimate>>,
+    /// What rows are or will be asked instead of pairs, or why not; `None` where nobody has asked.
+    classification: Arc<Mutex<Option<Result<String, String>>>>,
     /// The counters of the last execution, one for each call.
     ran: Arc<Mutex<Vec<Arc<NodeStats>>>>,
     properties: Arc<PlanProperties>,
@@ -86,20 +91,23 @@ pub struct LlmJoinExec {
 
 impl LlmJoinExec {
     /// Builds the operator. `schema` is that of the output; `estimates` are those of the calls of the first step, for
-    /// a plan that is to be explained, and empty where nothing can be said.
+    /// a plan that is to be explained, and empty where nothing can be said. So is `classification`: what rows are expected to be asked
+    /// instead of pairs, or why not.
     pub(crate) fn new(
         [left, right]: [Arc<dyn ExecutionPlan>; 2],
         schema: SchemaRef,
         plan: PairPlan,
         shared: Shared,
         estimates: Option<Vec<CallEstimate>>,
+        classification: Option<Result<String, String>>,
     ) -> Self {
         let equivalences = EquivalenceProperties::new(schema);
         let partitioning = Partitioning::UnknownPartitioning(1);
         let properties =
             Arc::new(PlanProperties::new(equivalences, partitioning, EmissionType::Incremental, Boundedness::Bounded));
         let (ran, metrics) = (Arc::default(), ExecutionPlanMetricsSet::new());
-        LlmJoinExec { left, right, plan, shared, estimates, ran, properties, metrics }
+        let classification = Arc::new(Mutex::new(classification));
+        LlmJoinExec { left, right, plan, shared, estimates, classification, ran, properties, metrics }
     }
 
     /// Returns the calls of all steps.
@@ -122,6 +130,11 @@ impl LlmJoinExec {
         lock(&self.ran).clone()
     }
 
+    /// Returns what rows are or will be asked instead of pairs, or why not; `None` where that was not looked at.
+    pub(in crate::operators) fn classification(&self) -> Option<Result<String, String>> {
+        lock(&self.classification).clone()
+    }
+
     /// Returns what becomes of rows with and without a match.
     pub(in crate::operators) fn join_type(&self) -> JoinType {
         self.plan.join_type
@@ -138,13 +151,13 @@ impl LlmJoinExec {
     }
 
     /// Prepares the steps to run.
-    fn steps(&self, partition: usize, context: &Arc<TaskContext>) -> Vec<Step> {
+    fn steps(&self, partition: usize, context: &Arc<TaskContext>) -> Vec<StepJob> {
         let mut schema = Arc::clone(&self.plan.pair_schema);
         let mut steps = vec![];
         let mut ran = vec![];
         for step in &self.plan.steps {
             steps.push(match step {
-                PairStep::Keep(predicate) => Step::Keep(Arc::clone(predicate)),
+                PairStep::Keep(predicate) => StepJob::Keep(Arc::clone(predicate)),
                 PairStep::Ask(calls) => {
                     let output = output_schema(&schema, calls);
                     let spills = SpillMetrics::new(&self.metrics, partition);
@@ -164,7 +177,7 @@ impl LlmJoinExec {
                         order: Arc::default(),
                     };
                     schema = output;
-                    Step::Ask(Blocks::new(job))
+                    StepJob::Ask(Box::new(job))
                 }
             });
         }
@@ -258,8 +271,9 @@ impl ExecutionPlan for LlmJoinExec {
         _options: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let Ok(children) = <[_; 2]>::try_from(children) else { return internal_err!("LlmJoinExec takes two inputs") };
+        let classification = self.classification();
         let LlmJoinExec { plan, shared, estimates, .. } = Self::clone(&self);
-        Ok(Arc::new(LlmJoinExec::new(children, self.schema(), plan, shared, estimates)))
+        Ok(Arc::new(LlmJoinExec::new(children, self.schema(), plan, shared, estimates, classification)))
     }
 
     fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
@@ -279,6 +293,8 @@ impl ExecutionPlan for LlmJoinExec {
             memory: [memory("left"), memory("right"), memory("pairs")],
             plan: self.plan.clone(),
             steps: self.steps(partition, &context),
+            spills: SpillMetrics::new(&self.metrics, partition),
+            classification: Arc::clone(&self.classification),
             candidates: MetricBuilder::new(&self.metrics).counter("candidates", partition),
             pairs: MetricBuilder::new(&self.metrics).counter("pairs", partition),
             baseline: BaselineMetrics::new(&self.metrics, partition),

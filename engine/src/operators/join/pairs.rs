@@ -2,36 +2,58 @@
 //!
 //! A row stands in front of its candidates, so that the prompts of one block share it. In inner and outer joins the row with the
 //! longer text does; every candidate is asked about. In semi, anti and mark joins the row that is looked for a match does, and rounds
-//! of 1, 1, 2, 4 … candidates for each row that has none yet ask at most twice what a candidate at a time would.
+//! of 1, 1, 2, 4 … candidates for each row that has none yet ask at most twice what a candidate at a time would. Where rows are asked
+//! which values match, they stand in front, each is asked once, and its candidates with such a value match.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, new_null_array};
 use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::cast::as_boolean_array;
-use datafusion::common::{DataFusionError, JoinSide, JoinType, Result};
+use datafusion::common::{DataFusionError, JoinSide, JoinType, Result, internal_err};
 use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::metrics::{BaselineMetrics, Count, RecordOutput};
+use datafusion::physical_plan::metrics::{BaselineMetrics, Count, RecordOutput, SpillMetrics};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, TryStreamExt, stream};
 
 use crate::operators::call::without_nulls;
-use crate::operators::job::Blocks;
+use crate::operators::job::{Blocks, Job};
 use crate::operators::join::candidates::{Candidates, too_many_pairs};
+use crate::operators::join::classification::{Classification, is_worth_classifying};
 use crate::operators::join::llm_join_exec::{PairColumn, PairPlan};
 use crate::operators::join::side::Side;
+use crate::operators::llm_exec::output_schema;
 use crate::operators::morsels::next_morsel;
+use crate::operators::scope::lock;
+use crate::operators::window::RowStore;
 
 /// Pairs that are asked about together: enough to share prefixes and to keep a device busy, few enough to hold their text.
 const BLOCK_PAIRS: usize = 32_768;
 
+/// A step that is ready to run.
+pub(super) enum StepJob {
+    /// Asks about each pair.
+    Ask(Box<Job>),
+    /// Keeps the pairs for which this is TRUE.
+    Keep(Arc<dyn PhysicalExpr>),
+}
+
+impl StepJob {
+    fn start(self) -> Step {
+        match self {
+            StepJob::Ask(job) => Step::Ask(Blocks::new(*job)),
+            StepJob::Keep(predicate) => Step::Keep(predicate),
+        }
+    }
+}
+
 /// A step that runs.
-pub(super) enum Step {
+enum Step {
     /// Asks about each pair.
     Ask(Blocks),
     /// Keeps the pairs for which this is TRUE.
@@ -45,7 +67,10 @@ pub(super) struct PairJob {
     /// Charged with the left input, the right input, and the numbers of the candidates.
     pub(super) memory: [MemoryReservation; 3],
     pub(super) plan: PairPlan,
-    pub(super) steps: Vec<Step>,
+    pub(super) steps: Vec<StepJob>,
+    pub(super) spills: SpillMetrics,
+    /// Takes what rows are asked instead of pairs, or why not.
+    pub(super) classification: Arc<Mutex<Option<Result<String, String>>>>,
     pub(super) context: Arc<TaskContext>,
     /// Counts the pairs that pass what asks nobody.
     pub(super) candidates: Count,
@@ -82,6 +107,8 @@ struct Matching {
     /// The input whose rows stand in front.
     outer: JoinSide,
     steps: Vec<Step>,
+    /// Set where rows are asked which values match, by the only step.
+    classification: Option<Classification>,
     batch_rows: usize,
     /// The next row in front, and the next of its candidates.
     next: (usize, usize),
@@ -117,18 +144,41 @@ impl PairJob {
 
     /// Gathers the inputs and finds the candidates. An input that cannot matter is not run.
     async fn start(self) -> Result<Matching> {
-        let PairJob { schema, inputs: [left, right], memory, plan, steps, context, candidates, pairs, baseline } = self;
-        let [left_memory, right_memory, pairs_memory] = memory;
+        let PairJob { schema, inputs, memory, plan, steps, spills, classification, context, candidates, pairs, baseline } =
+            self;
+        let ([left, right], [left_memory, right_memory, pairs_memory]) = (inputs, memory);
         let left = Side::gather(left.execute(0, Arc::clone(&context))?, left_memory).await?;
         let right = match left.n_rows() == 0 && !keeps_right(plan.join_type) {
             true => Side::empty(right.schema(), right_memory),
             false => Side::gather(right.execute(0, Arc::clone(&context))?, right_memory).await?,
         };
-        let outer = outer_side(&plan, &left, &right);
+        let decision = classified(&plan, &steps, [&left, &right])?;
+        let outer = match &decision {
+            Some(Ok(classification)) => classification.asked,
+            _ => outer_side(&plan, &left, &right),
+        };
         let asks_all = !plan.effort.stops_at_match && plan.effort.wanted.is_none();
-        let max_listed = if asks_all { plan.max_pairs } else { u64::MAX };
+        let asks_pairs = !matches!(decision, Some(Ok(_)));
+        let max_listed = if asks_all && asks_pairs { plan.max_pairs } else { u64::MAX };
         let found = plan.pairing.candidates([&left, &right], outer, max_listed, &pairs_memory, &context).await?;
         candidates.add(usize::try_from(found.len()).unwrap_or(usize::MAX));
+        let decision = decision
+            .map(|decision| decision.and_then(|row| is_worth_classifying(found.n_paired(), found.len()).map(|()| row)));
+        if asks_all && !matches!(decision, Some(Ok(_))) && found.len() > plan.max_pairs {
+            return Err(too_many_pairs(Some(found.len()), plan.max_pairs));
+        }
+        if let Some(decision) = &decision {
+            *lock(&classification) = Some(decision.as_ref().map(ToString::to_string).map_err(String::clone));
+        }
+        let classification = decision.and_then(Result::ok);
+        let steps = match &classification {
+            None => steps.into_iter().map(StepJob::start).collect(),
+            Some(classification) => {
+                let rows = if outer == JoinSide::Right { right.schema() } else { left.schema() };
+                let store = RowStore::new(&context, 0, Arc::clone(rows), spills);
+                vec![asking_rows(steps, classification, store)?]
+            }
+        };
         let (columns, pair_schema) = (plan.columns.clone(), Arc::clone(&plan.pair_schema));
         Ok(Matching {
             schema,
@@ -139,6 +189,7 @@ impl PairJob {
             candidates: found,
             outer,
             steps,
+            classification,
             batch_rows: context.session_config().batch_size(),
             next: (0, 0),
             ready: VecDeque::new(),
@@ -150,6 +201,27 @@ impl PairJob {
             baseline,
         })
     }
+}
+
+/// Decides whether rows are asked instead of pairs. `None` if that is out of the question.
+fn classified(
+    plan: &PairPlan,
+    steps: &[StepJob],
+    [left, right]: [&Side; 2],
+) -> Result<Option<Result<Classification, String>>> {
+    let (Some(halves), Some(StepJob::Ask(job))) = (&plan.halves, steps.first()) else { return Ok(None) };
+    let tokenizer = job.shared.models.tokenizer_of(&halves.call.model)?;
+    halves.classification(plan.join_type, [left.batches(), right.batches()], tokenizer.as_ref()).map(Some)
+}
+
+/// Returns the step that asks rows instead of pairs, under the counters of the one that would have asked pairs.
+fn asking_rows(steps: Vec<StepJob>, classification: &Classification, store: RowStore) -> Result<Step> {
+    let Some(StepJob::Ask(of_pairs)) = steps.into_iter().next() else {
+        return internal_err!("a join that asks rows has no step that asks");
+    };
+    let calls = vec![Arc::clone(&classification.call)];
+    let schema = output_schema(store.schema(), &calls);
+    Ok(Step::Ask(Blocks::new(Job { schema, calls, store, ..*of_pairs })))
 }
 
 /// Returns whether rows of the right input come out of a join without a match.
@@ -189,6 +261,7 @@ impl Matching {
                 return Ok(None);
             }
             match self.plan.join_type {
+                _ if self.classification.is_some() => self.classify_next_rows().await?,
                 JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => self.ask_next_pairs().await?,
                 _ => self.ask_next_rows().await?,
             }
@@ -232,10 +305,7 @@ impl Matching {
         }
         self.asked += block.len();
         let matches = self.ask(block).await?;
-        for rows in matches.chunks(self.batch_rows) {
-            let (left, right) = rows.iter().copied().unzip();
-            self.ready.push_back(RowNumbers { left: Some(left), right: Some(right), marks: None });
-        }
+        self.ready_pairs(&matches);
         if self.next.0 == self.candidates.n_outer() {
             self.all_asked = true;
             self.ready_unmatched();
@@ -287,6 +357,62 @@ impl Matching {
         self.all_asked = end == self.candidates.n_outer();
         self.ready_rows(start, end);
         Ok(())
+    }
+
+    /// Asks the next rows in front which values match.
+    async fn classify_next_rows(&mut self) -> Result<()> {
+        let start = self.next.0;
+        let end = self.candidates.n_outer().min(start.saturating_add(self.morsel()));
+        let open: Vec<usize> = (start..end).filter(|row| self.candidates.n_of(*row) > 0).collect();
+        self.asked += open.len();
+        let (Some(classification), [Step::Ask(blocks)]) = (&self.classification, self.steps.as_mut_slice()) else {
+            return internal_err!("a join that asks rows has one step");
+        };
+        let sides = Arc::clone(&self.sides);
+        let (outer, rows) = (self.outer, open.iter().map(|row| *row as u32).collect::<Vec<_>>());
+        let side = move |sides: &Sides, rows: &[u32]| match outer {
+            JoinSide::Right => sides.right.rows(rows),
+            _ => sides.left.rows(rows),
+        };
+        let schema = if outer == JoinSide::Right { sides.right.schema() } else { sides.left.schema() };
+        let chunks: Vec<Vec<u32>> = rows.chunks(self.batch_rows).map(<[u32]>::to_vec).collect();
+        let (schema, of_sides) = (Arc::clone(schema), Arc::clone(&sides));
+        let batches = stream::iter(chunks.into_iter().map(move |rows| side(&of_sides, &rows)));
+        let answered = blocks.ask(Box::pin(RecordBatchStreamAdapter::new(schema, batches))).await?;
+        let named = classification.named(&answered)?;
+        let mut matches = vec![];
+        for (row, named) in open.into_iter().zip(named) {
+            let paired = (0..self.candidates.n_of(row)).map(|nth| (nth, self.candidates.inner(row, nth)));
+            let matching = paired.filter(|(_, inner)| classification.matches(&named, *inner));
+            matches.extend(matching.map(|(nth, _)| self.pair(row, nth)));
+        }
+        self.note_matches(&matches);
+        self.next.0 = end;
+        self.all_asked = end == self.candidates.n_outer();
+        match self.plan.join_type {
+            JoinType::LeftSemi | JoinType::RightSemi => self.ready_rows(start, end),
+            _ => {
+                self.ready_pairs(&matches);
+                if self.all_asked {
+                    self.ready_unmatched();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ready_pairs(&mut self, matches: &[Pair]) {
+        for rows in matches.chunks(self.batch_rows) {
+            let (left, right) = rows.iter().copied().unzip();
+            self.ready.push_back(RowNumbers { left: Some(left), right: Some(right), marks: None });
+        }
+    }
+
+    fn note_matches(&mut self, matches: &[Pair]) {
+        for (left, right) in matches {
+            self.left_matched[*left as usize] = true;
+            self.right_matched[*right as usize] = true;
+        }
     }
 
     fn ready_rows(&mut self, start: usize, end: usize) {
@@ -349,10 +475,7 @@ impl Matching {
             let Some(first) = batches.first() else { return Ok(vec![]) };
             rows = Box::pin(RecordBatchStreamAdapter::new(first.schema(), stream::iter(batches.into_iter().map(Ok))));
         }
-        for (left, right) in &pairs {
-            self.left_matched[*left as usize] = true;
-            self.right_matched[*right as usize] = true;
-        }
+        self.note_matches(&pairs);
         Ok(pairs)
     }
 

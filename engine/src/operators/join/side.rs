@@ -1,6 +1,8 @@
 //! One input of a join, gathered: its rows by number.
 
-use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, new_empty_array};
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, new_empty_array};
 use datafusion::arrow::compute::interleave;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::{DataFusionError, Result};
@@ -71,6 +73,13 @@ impl Side {
             columns.clone().map(|column| batch.column(column).to_data().get_slice_memory_size().unwrap_or(0)).sum()
         };
         self.batches.iter().map(bytes).sum::<usize>() / self.n_rows.max(1)
+    }
+
+    /// Returns some rows of all columns, in the order of their numbers in `rows`.
+    pub(super) fn rows(&self, rows: &[u32]) -> Result<RecordBatch> {
+        let columns = (0..self.schema.fields().len()).map(|column| self.take(column, rows)).collect::<Result<_>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
     }
 
     /// Returns some rows of one column, in the order of their numbers in `rows`.
