@@ -167,7 +167,12 @@ impl LlmPlanner {
             _ => (&node.left, join.inputs[0]),
         };
         let call = &classification.call;
-        let asked = NodeCall { call: call.call.as_ref().clone(), guard: None, output: Arc::clone(&call.output) };
+        let asked = NodeCall {
+            call: call.call.as_ref().clone(),
+            guard: None,
+            output: Arc::clone(&call.output),
+            notes: call.notes.clone(),
+        };
         let rows = LlmNode::try_new(rows.clone(), vec![asked], None)?;
         let calls = [Arc::clone(call)];
         let of_rows =

@@ -186,6 +186,7 @@ impl LlmPlanner {
             call: Arc::new(node_call.call.clone()),
             options,
             cascade: None,
+            notes: node_call.notes.clone(),
         })
     }
 
@@ -246,7 +247,7 @@ impl LlmPlanner {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let settings = settings(session);
         let mut aggregates = vec![];
-        for NodeAggregate { aggregate, list, order, output } in &node.aggregates {
+        for NodeAggregate { aggregate, list, order, output, notes } in &node.aggregates {
             let options = aggregate.options.resolve(&settings);
             let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
             self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
@@ -262,6 +263,7 @@ impl LlmPlanner {
                     call: Arc::new(call.clone()),
                     options: options.clone(),
                     cascade: None,
+                    notes: notes.clone(),
                 }))
             };
             let sort = |(asc, nulls_first): &(bool, bool)| SortOptions { descending: !asc, nulls_first: *nulls_first };

@@ -24,6 +24,8 @@ use datafusion::logical_expr::{
 };
 use refrain_udf::{LlmAggregate, contains_llm_call};
 
+use crate::rewrite_notes::RewriteNotes;
+
 /// One aggregate of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeAggregate {
@@ -35,6 +37,8 @@ pub struct NodeAggregate {
     pub order: Vec<(bool, bool)>,
     /// The column that holds the values.
     pub output: FieldRef,
+    /// What rules did to the aggregate.
+    pub notes: RewriteNotes,
 }
 
 /// Replaces the lists of its input by the values of its aggregates: columns are those of `input` that are no list, then the values.

@@ -42,7 +42,7 @@ pub fn halves(join: &LlmJoinNode) -> Result<Result<Halves, &'static str>> {
     let [JoinStep::Ask(calls), JoinStep::Keep(Expr::Column(kept))] = join.condition.steps.as_slice() else {
         return Ok(Err("the condition is more than one AI predicate"));
     };
-    let [NodeCall { call, guard: None, output }] = calls.as_slice() else {
+    let [NodeCall { call, guard: None, output, .. }] = calls.as_slice() else {
         return Ok(Err("the condition is more than one AI predicate"));
     };
     if call.task.shape != Shape::Boolean || kept.name != *output.name() {

@@ -214,10 +214,10 @@ impl UserDefinedLogicalNodeCore for LlmJoinNode {
         let JoinCondition { on, null_equality, filter, steps } = &self.condition;
         let on = on.iter().map(|_| Ok((next()?, next()?))).collect::<Result<_>>()?;
         let filter = filter.as_ref().map(|_| next()).transpose()?;
-        let mut call = |NodeCall { call, guard, output }: &NodeCall| {
+        let mut call = |NodeCall { call, guard, output, notes }: &NodeCall| {
             let inputs = call.inputs.iter().map(|_| next()).collect::<Result<_>>()?;
             let guard = guard.as_ref().map(|_| next()).transpose()?;
-            Ok(NodeCall { call: call.clone().with_inputs(inputs), guard, output: Arc::clone(output) })
+            Ok(NodeCall { call: call.clone().with_inputs(inputs), guard, output: Arc::clone(output), notes: notes.clone() })
         };
         let step = |step: &JoinStep| match step {
             JoinStep::Ask(calls) => Ok(JoinStep::Ask(calls.iter().map(&mut call).collect::<Result<_>>()?)),
@@ -266,7 +266,7 @@ impl UserDefinedLogicalNodeCore for LlmJoinNode {
         for step in steps {
             match step {
                 JoinStep::Ask(calls) => {
-                    for NodeCall { call, guard, output } in calls {
+                    for NodeCall { call, guard, output, .. } in calls {
                         write!(f, ", ask {} AS {}", call.describe(), output.name())?;
                         if let Some(guard) = guard {
                             write!(f, " IF {guard}")?;

@@ -12,6 +12,7 @@
 //! | [`cost`] | distinct values behind a sample, intervals, seconds of tokens |
 //! | [`filter_order`] | orders the predicates of an AND by what has been seen of them |
 //! | [`statistics`] | what earlier runs of a call have shown |
+//! | [`rewrite_notes`] | what rules did to a call, for EXPLAIN |
 //! | [`reorder`] | orders rows and fields so that prompts share prefixes; knows no plans and no Arrow |
 //!
 //! | rule | effect | needs |
@@ -32,9 +33,11 @@ pub mod join_node;
 pub mod logical;
 pub mod node;
 pub mod reorder;
+pub mod rewrite_notes;
 pub mod rules;
 pub mod statistics;
 
 pub use aggregate_node::{LlmAggregateNode, NodeAggregate};
 pub use join_node::{JoinCondition, JoinEffort, JoinStep, LlmJoinNode};
 pub use node::{FilterUntil, LlmNode, NodeCall};
+pub use rewrite_notes::RewriteNotes;

@@ -23,6 +23,8 @@ use datafusion::logical_expr::{
 };
 use refrain_udf::{LlmCall, contains_llm_call};
 
+use crate::rewrite_notes::RewriteNotes;
+
 /// One call of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeCall {
@@ -32,6 +34,8 @@ pub struct NodeCall {
     pub guard: Option<Expr>,
     /// The column that holds the answers.
     pub output: FieldRef,
+    /// What rules did to the call.
+    pub notes: RewriteNotes,
 }
 
 /// A filter over the answers, and how many of its rows somebody wants.
@@ -134,10 +138,15 @@ impl UserDefinedLogicalNodeCore for LlmNode {
         let mut exprs = exprs.into_iter().map(|expr| expr.unalias_nested().data);
         let mut next = || exprs.next().ok_or_else(|| internal_datafusion_err!("LlmNode got too few expressions"));
         let mut calls = Vec::with_capacity(self.calls.len());
-        for NodeCall { call, guard, output } in &self.calls {
+        for NodeCall { call, guard, output, notes } in &self.calls {
             let inputs = call.inputs.iter().map(|_| next()).collect::<Result<_>>()?;
             let guard = guard.as_ref().map(|_| next()).transpose()?;
-            calls.push(NodeCall { call: call.clone().with_inputs(inputs), guard, output: Arc::clone(output) });
+            calls.push(NodeCall {
+                call: call.clone().with_inputs(inputs),
+                guard,
+                output: Arc::clone(output),
+                notes: notes.clone(),
+            });
         }
         Self::try_new(input, calls, self.until.clone())
     }
@@ -178,7 +187,7 @@ impl UserDefinedLogicalNodeCore for LlmNode {
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("LlmNode: ")?;
-        for (idx, NodeCall { call, guard, output }) in self.calls.iter().enumerate() {
+        for (idx, NodeCall { call, guard, output, .. }) in self.calls.iter().enumerate() {
             if idx > 0 {
                 f.write_str(", ")?;
             }

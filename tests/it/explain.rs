@@ -242,6 +242,83 @@ async fn what_is_refused_is_said_with_its_reason() {
     assert!(pair.contains("refused: data first for calls over the same rows (computes "), "{pair}");
 }
 
+/// Two tables of 60 rows, of which every second row of `r` has a partner in `s`.
+async fn with_partners(settings: &[(&str, &str)]) -> refrain::Refrain {
+    let (db, _) = session(settings).await;
+    rows(&db, "create table r as select value as i, 'review ' || value as review from generate_series(1, 60) t(value)")
+        .await
+        .unwrap();
+    rows(&db, "create table s as select value * 2 as j, value % 3 as kind from generate_series(1, 60) t(value)")
+        .await
+        .unwrap();
+    db
+}
+
+#[tokio::test]
+async fn every_rewrite_is_named() {
+    let db = with_partners(&[]).await;
+    for (query, rewrites) in [
+        ("select i from r, s where i = j and ai_filter('1', review)", "ask_above_join"),
+        (
+            "select review from r group by review having count(*) > 0 and ai_filter('1', review)",
+            "pull_llm_filter_above_aggregate",
+        ),
+        ("select i, ai_complete('p', review) from r order by i limit 3", "defer_llm_past_topk"),
+        ("select i, ai_agg(review, 'p') from r group by i order by i limit 3", "defer_llm_past_topk"),
+        ("select i from r where ai_filter('1', review) limit 3", "stop_llm_filter_at_limit"),
+        ("select i from r where ai_filter('1', review) and ai_filter('2', review)", "order_llm_filters"),
+        (
+            "select i from r, s where i = j and ai_filter('1', review) and ai_filter('2', review) limit 3",
+            "ask_above_join, order_llm_filters, stop_llm_filter_at_limit",
+        ),
+        ("select kind, ai_complete('p', kind) from s", "dedup"),
+        (
+            "select i from r where exists (select 1 from s where i = j and ai_filter('1', review, kind))",
+            "stop_join_at_match",
+        ),
+    ] {
+        let plan = rows(&db, &format!("explain {query}")).await.unwrap().join("\n");
+        assert!(plan.contains(&format!("rewrites: {rewrites}\n")) || plan.ends_with(rewrites), "no {rewrites} in\n{plan}");
+        let json = json(&db, &format!("explain format json {query}")).await.to_string();
+        assert!(rewrites.split(", ").all(|rewrite| json.contains(&format!("\"{rewrite}\""))), "no {rewrites} in\n{json}");
+    }
+    rows(&db, "set refrain.disabled_rewrites = 'all'").await.unwrap();
+    let plan =
+        rows(&db, "explain select i from r, s where i = j and ai_filter('1', review) limit 3").await.unwrap().join("\n");
+    assert!(!plan.contains("rewrites:"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_rewrite_that_does_not_fit_is_refused_with_its_reason() {
+    let db = with_partners(&[]).await;
+    for (query, refused) in [
+        (
+            "select i, j from r left join s on i = j where ai_filter('1', review)",
+            "ask_above_join (the join is not inner but Left)",
+        ),
+        (
+            "select i, j from r join s on i < j where ai_filter('1', review)",
+            "ask_above_join (the join has no equal keys and may multiply rows)",
+        ),
+        (
+            "select i from r where ai_filter('1', review) order by i limit 3",
+            "stop_llm_filter_at_limit (the sort above it needs every row)",
+        ),
+        (
+            "select kind, count(*) from s where ai_filter('1', kind, j) group by kind limit 3",
+            "stop_llm_filter_at_limit (the aggregate above it needs every row)",
+        ),
+    ] {
+        let plan = rows(&db, &format!("explain {query}")).await.unwrap().join("\n");
+        assert_eq!(plan.matches("refused: ").count(), 1, "{plan}");
+        assert!(plan.contains(&format!("refused: {refused}\n")) || plan.ends_with(refused), "no {refused} in\n{plan}");
+    }
+    let db = with_partners(&[("optimization_mode", "minimize_cost"), ("proxy_model", "mock")]).await;
+    let two = "explain select i from r where ai_filter('1', review) and ai_filter('2', review)";
+    let plan = rows(&db, two).await.unwrap().join("\n");
+    assert!(plan.contains("refused: order_llm_filters (a proxy answers for each predicate on its own)"), "{plan}");
+}
+
 #[tokio::test]
 async fn distinct_questions_of_a_long_table_are_not_scaled_with_its_rows() {
     let (db, _) = silent().await;

@@ -9,6 +9,7 @@ use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::cast::as_boolean_array;
 use datafusion::common::{DataFusionError, Result, ScalarValue, exec_datafusion_err};
 use datafusion::physical_expr::{PhysicalExpr, split_conjunction};
+use refrain_optimizer::RewriteNotes;
 use refrain_optimizer::cascade::Targets;
 use refrain_udf::{LlmCall, ResolvedOptions};
 
@@ -31,6 +32,8 @@ pub struct PhysicalCall {
     pub options: ResolvedOptions,
     /// Set where a proxy may answer first.
     pub cascade: Option<CascadeCall>,
+    /// What rules did to the call.
+    pub notes: RewriteNotes,
 }
 
 /// How a proxy may answer a call first.

@@ -31,6 +31,7 @@ impl LlmExec {
     fn rewrites(&self) -> Vec<&'static str> {
         let mut rewrites = vec![];
         rewrites.extend(has_duplicates(self.estimates()).then_some("dedup"));
+        rewrites.extend(applied(self.calls()));
         if self.orders_predicates() {
             rewrites.push("order_llm_filters");
         }
@@ -104,6 +105,17 @@ impl LlmJoinExec {
     }
 }
 
+/// Returns the names of the rewrites that put calls where they are, each once.
+pub(super) fn applied<'a>(calls: impl IntoIterator<Item = &'a Arc<PhysicalCall>>) -> Vec<&'static str> {
+    let mut names = vec![];
+    for name in calls.into_iter().flat_map(|call| &call.notes.applied) {
+        if !names.contains(name) {
+            names.push(*name);
+        }
+    }
+    names
+}
+
 /// Whether equal questions are expected.
 fn has_duplicates(estimates: &[CallEstimate]) -> bool {
     estimates.iter().any(|estimate| estimate.distinct < estimate.rows)
@@ -129,6 +141,9 @@ fn lines_of_calls<'a>(
         } else if let Some(unknown) = unknown {
             of_call.push(format!("not estimated: {unknown}"));
         }
+        if estimate.is_some() || unknown.is_some() {
+            of_call.extend(call.notes.refused.iter().map(|what| format!("refused: {what}")));
+        }
         of_call.extend(ran.get(idx).into_iter().flat_map(|stats| actual_lines(stats, estimate)));
         if calls.len() > 1 && !of_call.is_empty() {
             lines.push(format!("{}:", call.output.name()));
@@ -152,6 +167,7 @@ fn json_of_calls<'a>(
             "output": call.output.name(),
             "model": call.model,
             "guard": call.guard.as_ref().map(ToString::to_string),
+            "rewrites_refused": call.notes.refused,
             "estimate": estimates.get(idx).map(CallEstimate::to_json),
             "actual": ran.get(idx).map(actual_json),
         })

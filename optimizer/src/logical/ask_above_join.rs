@@ -25,7 +25,10 @@ use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::{contains_llm_call, rewrite_enabled};
 
 use super::lower::is_volatile_apart_from_calls;
+use super::note::note_filters;
 use super::restore::restore;
+
+const NAME: &str = "ask_above_join";
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub struct AskAboveJoin;
 
 impl OptimizerRule for AskAboveJoin {
     fn name(&self) -> &str {
-        "ask_above_join"
+        NAME
     }
 
     fn apply_order(&self) -> Option<ApplyOrder> {
@@ -45,8 +48,17 @@ impl OptimizerRule for AskAboveJoin {
         let is_enabled = rewrite_enabled(&config.options(), self.name());
         // Pairs are many, so what is asked about one side is asked before them.
         let asks_itself = join.filter.as_ref().is_some_and(contains_llm_call);
-        if !is_enabled || join.join_type != JoinType::Inner || join.on.is_empty() || asks_itself {
+        if !is_enabled || asks_itself {
             return Ok(Transformed::no(plan));
+        }
+        let reason = match join.join_type {
+            JoinType::Inner if join.on.is_empty() => Some("the join has no equal keys and may multiply rows".to_owned()),
+            JoinType::Inner => None,
+            other => Some(format!("the join is not inner but {other}")),
+        };
+        if let Some(reason) = reason {
+            // Noted in the round after the calls have become nodes.
+            return plan.map_children(|side| note_filters(side, &|notes| notes.refuse(NAME, &reason)));
         }
         // Columns that were dropped below may bear the name of one of the other side; then the plan stays as it is.
         match with_predicates_above(join) {
@@ -54,6 +66,16 @@ impl OptimizerRule for AskAboveJoin {
             Ok(None) | Err(_) => Ok(Transformed::no(plan)),
         }
     }
+}
+
+/// Returns the name of the rule if it has put a predicate of a filter there: over one side of the join right below it, where nothing else
+/// leaves it.
+pub(super) fn asked_above_join(predicate: &Expr, input: &LogicalPlan) -> Option<&'static str> {
+    let LogicalPlan::Join(join) = input else { return None };
+    let columns = predicate.column_refs();
+    let reads_only = |side: &LogicalPlan| columns.iter().all(|column| side.schema().has_column(column));
+    let is_one_sided = !columns.is_empty() && (reads_only(&join.left) || reads_only(&join.right));
+    (join.join_type == JoinType::Inner && !join.on.is_empty() && is_one_sided).then_some(NAME)
 }
 
 /// Returns the plan that asks above the join; `None` if its sides ask nobody.

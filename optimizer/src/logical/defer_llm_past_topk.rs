@@ -20,8 +20,11 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
 
+use super::note::note_calls;
 use crate::aggregate_node::LlmAggregateNode;
 use crate::node::LlmNode;
+
+const NAME: &str = "defer_llm_past_topk";
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ pub struct DeferLlmPastTopK;
 
 impl OptimizerRule for DeferLlmPastTopK {
     fn name(&self) -> &str {
-        "defer_llm_past_topk"
+        NAME
     }
 
     fn apply_order(&self) -> Option<ApplyOrder> {
@@ -79,7 +82,19 @@ fn below(keys: &[SortExpr], fetch: Option<usize>, plan: &LogicalPlan) -> Result<
         return Ok(None);
     }
     let sorted = LogicalPlan::Sort(Sort { expr: keys.to_vec(), input: Arc::new(input.clone()), fetch });
-    plan.with_new_exprs(plan.expressions(), vec![sorted]).map(Some)
+    noted(plan.with_new_exprs(plan.expressions(), vec![sorted])?).map(Some)
+}
+
+/// Notes the rewrite for the operator that adds answers.
+fn noted(plan: LogicalPlan) -> Result<LogicalPlan> {
+    let Some(node) = LlmAggregateNode::from_plan(&plan) else {
+        return Ok(note_calls(plan, &|notes| notes.apply(NAME))?.data);
+    };
+    let mut aggregates = node.aggregates.clone();
+    for aggregate in &mut aggregates {
+        aggregate.notes.apply(NAME);
+    }
+    Ok(LlmAggregateNode::try_new(node.input.clone(), aggregates)?.into_plan())
 }
 
 /// Writes keys over what their columns stand for.

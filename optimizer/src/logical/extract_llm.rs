@@ -29,9 +29,12 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::{Settings, contains_llm_call, is_llm_call, rewrite_enabled};
 
+use super::ask_above_join::asked_above_join;
 use super::join_pairs::join_pairs;
 use super::lower::lower;
+use super::note::note_calls;
 use super::order_llm_filters::{OrderLlmFilters, may_move};
+use super::pull_llm_filter_above_aggregate::asked_of_groups;
 use super::restore::{restore, restore_at};
 
 /// See the module documentation.
@@ -75,6 +78,7 @@ fn extract_from_projection(projection: Projection, config: &dyn OptimizerConfig)
 /// Conjuncts without a call go below; each conjunct with one becomes a stage, so that the next sees only its survivors.
 fn extract_from_filter(filter: Filter, config: &dyn OptimizerConfig) -> Result<LogicalPlan> {
     let schema = Arc::clone(filter.input.schema());
+    let below = Arc::clone(&filter.input);
     let mut input = Arc::unwrap_or_clone(filter.input);
     let (mut asking, cheap): (Vec<_>, Vec<_>) =
         split_conjunction_owned(filter.predicate).into_iter().partition(contains_llm_call);
@@ -87,7 +91,11 @@ fn extract_from_filter(filter: Filter, config: &dyn OptimizerConfig) -> Result<L
         input = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input))?);
     }
     for conjunct in asking {
-        let (mut lowered, with_answers) = lower(vec![conjunct], input, config)?;
+        let placed_by = asked_above_join(&conjunct, &below).or_else(|| asked_of_groups(&conjunct, &below));
+        let (mut lowered, mut with_answers) = lower(vec![conjunct], input, config)?;
+        if let Some(rule) = placed_by {
+            with_answers = note_calls(with_answers, &|notes| notes.apply(rule))?.data;
+        }
         let predicate = lowered.remove(0);
         input = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(with_answers))?);
     }

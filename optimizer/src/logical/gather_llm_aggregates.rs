@@ -28,6 +28,7 @@ use refrain_udf::{LlmAggregate, contains_llm_call};
 use super::lower::ANSWER_COLUMN;
 use super::restore::restore_at;
 use crate::aggregate_node::{LlmAggregateNode, NodeAggregate};
+use crate::rewrite_notes::RewriteNotes;
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -95,6 +96,7 @@ fn gather(aggregate: Aggregate, config: &dyn OptimizerConfig) -> Result<LogicalP
             aggregate: call,
             order: gathered.order_by.iter().map(|key| (key.asc, key.nulls_first)).collect(),
             list: lists.column(list(gathered), config),
+            notes: RewriteNotes::default(),
         });
     }
     let n_ordinary = ordinary.len();

@@ -20,6 +20,7 @@ use datafusion::optimizer::OptimizerConfig;
 use refrain_udf::{LlmCall, contains_llm_call, is_llm_call};
 
 use crate::node::{LlmNode, NodeCall};
+use crate::rewrite_notes::RewriteNotes;
 
 /// Calls may be nested this deep: `ai_complete('…', ai_complete('…', x))` is two.
 const MAX_DEPTH: usize = 32;
@@ -114,7 +115,7 @@ impl Round<'_> {
         }
         let name = self.config.alias_generator().next(ANSWER_COLUMN);
         let output = Arc::new(Field::new(&name, call.output_type(), true));
-        self.calls.push(NodeCall { call, guard, output });
+        self.calls.push(NodeCall { call, guard, output, notes: RewriteNotes::default() });
         Ok(Expr::Column(Column::new_unqualified(name)))
     }
 

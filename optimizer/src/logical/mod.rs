@@ -7,6 +7,7 @@ mod gather_llm_aggregates;
 mod join_pairs;
 mod lower;
 mod not_in_as_not_exists;
+mod note;
 mod order_llm_filters;
 mod pull_llm_filter_above_aggregate;
 mod restore;

@@ -24,6 +24,7 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::{Function, LlmCall, OnError, Settings, is_llm_call, rewrite_enabled};
 
+use super::note::note_filters;
 use crate::filter_order::PREDICATES_MAX;
 use crate::node::{FilterUntil, LlmNode, NodeCall};
 
@@ -50,11 +51,12 @@ impl OptimizerRule for OrderLlmFilters {
             return Ok(Transformed::no(plan));
         }
         let settings = config.options().extensions.get::<Settings>().cloned().unwrap_or_default();
-        if settings.allows_cascades() {
+        let merged = merged(&plan, &settings)?;
+        if settings.allows_cascades() && merged.is_some() {
             // A cascade proves its thresholds on the rows of a whole stage.
-            return Ok(Transformed::no(plan));
+            return note_filters(plan, &|notes| notes.refuse(self.name(), "a proxy answers for each predicate on its own"));
         }
-        match merged(&plan, &settings)? {
+        match merged {
             Some(merged) => Ok(Transformed::yes(merged)),
             None => Ok(Transformed::no(plan)),
         }

@@ -22,13 +22,15 @@ use refrain_udf::{contains_llm_call, rewrite_enabled};
 
 use super::lower::is_volatile_apart_from_calls;
 
+const NAME: &str = "pull_llm_filter_above_aggregate";
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct PullLlmFilterAboveAggregate;
 
 impl OptimizerRule for PullLlmFilterAboveAggregate {
     fn name(&self) -> &str {
-        "pull_llm_filter_above_aggregate"
+        NAME
     }
 
     fn apply_order(&self) -> Option<ApplyOrder> {
@@ -59,6 +61,13 @@ impl OptimizerRule for PullLlmFilterAboveAggregate {
         let filter = Filter::try_new(above, Arc::new(LogicalPlan::Aggregate(aggregate)))?;
         Ok(Transformed::yes(LogicalPlan::Filter(filter)))
     }
+}
+
+/// Returns the name of the rule if it has put a predicate of a filter there: over the keys of the groups right below it, where nothing
+/// else leaves it.
+pub(super) fn asked_of_groups(predicate: &Expr, input: &LogicalPlan) -> Option<&'static str> {
+    let LogicalPlan::Aggregate(aggregate) = input else { return None };
+    reads_groups_only(predicate, &aggregate.group_expr).then_some(NAME)
 }
 
 /// Without group keys an aggregate yields a row even for no input, so a filter must stay below it; grouping sets hide keys.

@@ -21,8 +21,11 @@ use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
 
+use super::note::note_filters;
 use crate::join_node::{JoinEffort, LlmJoinNode};
 use crate::node::{FilterUntil, LlmNode};
+
+const NAME: &str = "stop_llm_filter_at_limit";
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub struct StopLlmFilterAtLimit;
 
 impl OptimizerRule for StopLlmFilterAtLimit {
     fn name(&self) -> &str {
-        "stop_llm_filter_at_limit"
+        NAME
     }
 
     fn apply_order(&self) -> Option<ApplyOrder> {
@@ -40,6 +43,9 @@ impl OptimizerRule for StopLlmFilterAtLimit {
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
         if !rewrite_enabled(&config.options(), self.name()) {
             return Ok(Transformed::no(plan));
+        }
+        if matches!(&plan, LogicalPlan::Sort(sort) if sort.fetch.is_some()) {
+            return refused_below(plan, "sort");
         }
         let LogicalPlan::Limit(limit) = plan else { return Ok(Transformed::no(plan)) };
         let (SkipType::Literal(skip), FetchType::Literal(Some(fetch))) = (limit.get_skip_type()?, limit.get_fetch_type()?)
@@ -76,8 +82,16 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
             // A filter of another kind: the filters below it still need not look at every row.
             None => plan.map_children(|child| stop_at(child, wanted, false)),
         },
+        LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) => refused_below(plan, "aggregate"),
+        LogicalPlan::Window(_) => refused_below(plan, "window"),
         _ => Ok(Transformed::no(plan)),
     }
+}
+
+/// Notes that the filters below an operator ask about every row, whatever the limit above it.
+fn refused_below(plan: LogicalPlan, operator: &str) -> Result<Transformed<LogicalPlan>> {
+    let reason = format!("the {operator} above it needs every row");
+    plan.map_children(|child| note_filters(child, &|notes| notes.refuse(NAME, &reason)))
 }
 
 /// Tells a join that asks about pairs how many of its rows are wanted.

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::estimate::AggregateEstimate;
 use super::run::AggregateRun;
 use crate::operators::call::PhysicalCall;
-use crate::operators::describe::{actual_json, actual_lines};
+use crate::operators::describe::{actual_json, actual_lines, applied};
 use crate::operators::llm_exec::{DETAIL, Shared};
 use crate::operators::scope::NodeStats;
 
@@ -108,6 +108,7 @@ impl LlmAggregateExec {
                 "function": aggregate.aggregate.function.name(),
                 "call": aggregate.aggregate.describe(),
                 "output": aggregate.output.name(),
+                "rewrites": applied(&aggregate.stages),
                 "model": aggregate.model,
                 "estimate": self.estimates.get(idx).map(AggregateEstimate::to_json),
                 "actual": ran.get(idx).map(actual_json),
@@ -151,6 +152,10 @@ impl DisplayAs for LlmAggregateExec {
             let name = if self.aggregates.len() > 1 { format!("{}: ", aggregate.output.name()) } else { String::new() };
             if let Some(estimate) = self.estimates.get(idx) {
                 write!(f, "\n{DETAIL}{name}{estimate}")?;
+            }
+            let rewrites = applied(&aggregate.stages);
+            if self.estimates.get(idx).is_some() && !rewrites.is_empty() {
+                write!(f, "\n{DETAIL}{name}rewrites: {}", rewrites.join(", "))?;
             }
             for line in ran.get(idx).into_iter().flat_map(|stats| actual_lines(stats, None)) {
                 write!(f, "\n{DETAIL}{name}{line}")?;

@@ -115,6 +115,7 @@ impl PairHalves {
             model: self.call.model.clone(),
             options: self.call.options.clone(),
             cascade: None,
+            notes: self.call.notes.clone(),
         };
         Ok(Ok(Classification { asked, call: Arc::new(call), values }))
     }
