@@ -28,6 +28,39 @@ async fn dropping_the_rows_cancels_the_calls() {
     assert_eq!(oracle.0.in_flight(), 0);
 }
 
+/// A limit takes the first rows that pass, and once these are known nobody waits for the others of their morsel.
+#[tokio::test]
+async fn a_limit_that_is_met_cancels_what_still_runs() {
+    let gate = Gate::new();
+    let held = gate.clone();
+    let mock = MockBackend::new(1).answer(move |prompt| {
+        let number = prompt.rsplit_once("{\"i\": ")?.1.split_once('}')?.0.parse::<usize>().ok()?;
+        let reply = MockReply::text(if number == 3 { "No" } else { "Yes" });
+        Some(if number > 6 { reply.after(&held) } else { reply })
+    });
+    let (db, oracle) = session_with(&[], mock).await;
+    for (query, taken, asked) in [
+        ("ai_filter('p', i) limit 5", vec!["1", "2", "4", "5", "6"], 10),
+        ("not ai_filter('q', i) limit 1", vec!["3"], 4),
+        ("ai_filter('r', i) limit 2 offset 2", vec!["4", "5"], 8),
+    ] {
+        let before = oracle.calls();
+        let query = format!("select i from (select value as i from generate_series(1, 4000)) where {query}");
+        assert_eq!(rows(&db, &query).await.unwrap(), taken, "{query}");
+        // The morsel was submitted; nothing more was, and nothing of it runs any longer.
+        oracle.0.wait_until_idle().await;
+        assert_eq!((oracle.0.in_flight(), oracle.calls() - before), (0, asked), "{query}");
+    }
+    // What was cancelled may be asked again, also by the same session.
+    gate.open();
+    assert_eq!(
+        rows(&db, "select count(*) from (select value as i from generate_series(1, 20)) where ai_filter('p', i)")
+            .await
+            .unwrap(),
+        ["19"]
+    );
+}
+
 #[tokio::test]
 async fn the_handle_cancels_and_the_session_lives() {
     let gate = Gate::new();

@@ -17,6 +17,7 @@ use crate::operators::budget::{Account, Budget};
 use crate::operators::call::PhysicalCall;
 use crate::operators::cascade::Proxy;
 use crate::operators::distinct::Questions;
+use crate::operators::enough::Enough;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
 use crate::operators::prompts::{Edge, PlannedRequests, Planner, with_other_tail};
 use crate::operators::scope::{NodeStats, QueryScope, lock};
@@ -80,13 +81,32 @@ pub(super) fn spawn_asking(
 ) -> SpawnedTask<Result<Vec<Vec<Outcome>>>> {
     SpawnedTask::spawn(async move {
         let Some(first) = askers.first() else { return Ok(vec![]) };
-        let (scope, budget) = (Arc::clone(&first.scope), first.budget.clone());
-        tokio::select! {
-            outcomes = ask(&askers, &questions, &wanted) => outcomes,
-            error = budget.time_is_up() => Err(error),
-            () = scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
-        }
+        within_the_query(first, ask(&askers, &questions, &wanted)).await
     })
+}
+
+/// As [`spawn_asking`] asks all questions of one call, but for those that need no answer once enough rows pass: they are cancelled if they
+/// run, and left to whoever else wants them.
+pub(super) fn spawn_asking_until(
+    asker: Asker,
+    questions: Arc<Questions>,
+    enough: Enough,
+) -> SpawnedTask<Result<Vec<Option<Outcome>>>> {
+    SpawnedTask::spawn(async move {
+        let all: Vec<u32> = (0..questions.len() as u32).collect();
+        let mut members = vec![Member::new(&asker, &questions, &all)];
+        within_the_query(&asker, ask_members(&mut members, &questions, Some(enough))).await?;
+        Ok(members.swap_remove(0).into_outcomes())
+    })
+}
+
+/// Waits for answers as long as the query may take and nobody cancels it.
+async fn within_the_query<T>(asker: &Asker, asking: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        answered = asking => answered,
+        error = asker.budget.time_is_up() => Err(error),
+        () = asker.scope.cancelled() => Err(DataFusionError::External(Box::new(crate::Error::Cancelled))),
+    }
 }
 
 /// Lets the proxy of a call that asks alone answer first, if it has one.
@@ -104,18 +124,34 @@ async fn ask(askers: &[Asker], questions: &Arc<Questions>, wanted: &[u32]) -> Re
 /// the requests.
 pub(super) async fn ask_together(askers: &[Asker], questions: &Arc<Questions>, wanted: &[u32]) -> Result<Vec<Vec<Outcome>>> {
     let mut members: Vec<Member> = askers.iter().map(|asker| Member::new(asker, questions, wanted)).collect();
+    ask_members(&mut members, questions, None).await?;
+    members.into_iter().map(|member| member.finish(wanted)).collect()
+}
+
+/// Asks until every question is settled, or those of the only member settle a limit.
+async fn ask_members(members: &mut [Member<'_>], questions: &Arc<Questions>, mut enough: Option<Enough>) -> Result<()> {
     // A question that another operator gave up on is claimed again in a further round.
     while members.iter().any(|member| !member.open.is_empty()) {
-        for member in &mut members {
+        for member in &mut *members {
             member.claim();
             member.recall().await?;
         }
-        ask_model(&mut members, questions).await?;
-        for member in &mut members {
+        if is_enough(&mut enough, members)? || ask_model(members, questions, &mut enough).await? {
+            return Ok(());
+        }
+        for member in &mut *members {
             member.wait().await;
         }
     }
-    members.into_iter().map(|member| member.finish(wanted)).collect()
+    Ok(())
+}
+
+/// Returns whether what is settled by now is all that a limit needs.
+fn is_enough(enough: &mut Option<Enough>, members: &[Member<'_>]) -> Result<bool> {
+    match (enough, members) {
+        (Some(enough), [only]) => enough.is_met(&only.outcomes),
+        _ => Ok(false),
+    }
 }
 
 /// One of the calls that ask together, and how far it is.
@@ -182,6 +218,12 @@ impl<'a> Member<'a> {
         self.outcomes[question as usize] = Some(outcome);
     }
 
+    /// Returns the outcomes by question; `None` where there is none.
+    fn into_outcomes(self) -> Vec<Option<Outcome>> {
+        self.asker.stats.finished(self.started.elapsed());
+        self.outcomes
+    }
+
     fn finish(mut self, wanted: &[u32]) -> Result<Vec<Outcome>> {
         self.asker.stats.finished(self.started.elapsed());
         let answered = wanted.iter().map(|question| self.outcomes[*question as usize].take());
@@ -198,11 +240,11 @@ struct Plan {
     planned: PlannedRequests,
 }
 
-/// Asks the model what each member has claimed.
-async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>) -> Result<()> {
+/// Asks the model what each member has claimed. Returns whether a limit was met before all of it was answered; what runs then is cancelled.
+async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enough: &mut Option<Enough>) -> Result<bool> {
     let mine: Vec<Vec<u32>> = members.iter_mut().map(|member| std::mem::take(&mut member.mine)).collect();
     if mine.iter().all(Vec::is_empty) {
-        return Ok(());
+        return Ok(false);
     }
     let askers: Vec<Asker> = members.iter().map(|member| member.asker.clone()).collect();
     let Plan { requests, origin, planned } = plan(askers, Arc::clone(questions), mine).await?;
@@ -227,7 +269,7 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>) -> Re
                     "the backend ended without answering every request".into(),
                 )));
             }
-            let Some(next) = requests.waiting.peek() else { return Ok(()) };
+            let Some(next) = requests.waiting.peek() else { return Ok(false) };
             let (member, _) = origin[next.id.0 as usize];
             requests.accounts[member].room(members[member].asker.tokens(next)).await?;
             continue;
@@ -250,6 +292,9 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>) -> Re
         if let Some(kept) = kept {
             let key = keys.kept[question as usize];
             asker.kept.write(key, &provenances[member], kept, asker.is_drawn()).await?;
+        }
+        if is_enough(enough, members)? {
+            return Ok(true);
         }
     }
 }

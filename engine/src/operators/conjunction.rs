@@ -65,22 +65,28 @@ pub(super) fn conjuncts(
     }
     let mut found: Vec<Conjunct> = Vec::with_capacity(parts.len());
     for part in parts {
-        let columns = collect_columns(part);
-        let [Some(call)] = columns.iter().map(|column| column.index().checked_sub(n_inputs)).collect::<Vec<_>>()[..] else {
-            return Ok(None);
-        };
-        if found.iter().any(|other| other.call == call) || calls[call].guard.is_some() {
+        let Some(conjunct) = over_answer(part, n_inputs)? else { return Ok(None) };
+        if found.iter().any(|other| other.call == conjunct.call) || calls[conjunct.call].guard.is_some() {
             return Ok(None);
         }
-        let over_answer = Arc::clone(part).transform_up(|expr| {
-            Ok(match expr.downcast_ref::<Column>() {
-                Some(_) => Transformed::yes(Arc::new(Column::new("answer", 0)) as Arc<dyn PhysicalExpr>),
-                None => Transformed::no(expr),
-            })
-        })?;
-        found.push(Conjunct { call, predicate: over_answer.data });
+        found.push(conjunct);
     }
     Ok(Some(found.into()))
+}
+
+/// Returns a predicate as one over a single answer; `None` if it reads anything else. Answers stand behind `n_inputs` input columns.
+pub(super) fn over_answer(predicate: &Arc<dyn PhysicalExpr>, n_inputs: usize) -> Result<Option<Conjunct>> {
+    let columns = collect_columns(predicate);
+    let [Some(call)] = columns.iter().map(|column| column.index().checked_sub(n_inputs)).collect::<Vec<_>>()[..] else {
+        return Ok(None);
+    };
+    let predicate = Arc::clone(predicate).transform_up(|expr| {
+        Ok(match expr.downcast_ref::<Column>() {
+            Some(_) => Transformed::yes(Arc::new(Column::new("answer", 0)) as Arc<dyn PhysicalExpr>),
+            None => Transformed::no(expr),
+        })
+    })?;
+    Ok(Some(Conjunct { call, predicate: predicate.data }))
 }
 
 /// What became of the order, for EXPLAIN ANALYZE. Empty before the operator has run.
@@ -392,7 +398,7 @@ impl AskedCall<'_> {
 }
 
 /// Returns for each answer whether the predicate is TRUE.
-fn passing(conjunct: &Conjunct, call: &PhysicalCall, answers: ArrayRef) -> Result<Vec<bool>> {
+pub(super) fn passing(conjunct: &Conjunct, call: &PhysicalCall, answers: ArrayRef) -> Result<Vec<bool>> {
     let schema = Arc::new(Schema::new(vec![Arc::clone(&call.output)]));
     let batch = RecordBatch::try_new(schema, vec![answers])?;
     let mask = conjunct.predicate.evaluate(&batch)?.into_array(batch.num_rows())?;

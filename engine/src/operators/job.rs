@@ -18,12 +18,13 @@ use refrain_optimizer::statistics::{CallStatistics, StatisticsKey};
 use refrain_udf::{Layout, LayoutChoice, OnError, PromptLayout, Shape};
 
 use crate::answers::QueryAnswers;
-use crate::operators::ask::{Asker, spawn_asking};
+use crate::operators::ask::{Asker, spawn_asking, spawn_asking_until};
 use crate::operators::call::PhysicalCall;
 use crate::operators::cascade::Proxy;
 use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::{NO_QUESTION, Questions};
+use crate::operators::enough::Enough;
 use crate::operators::layout::{LayoutCosts, chosen, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
 use crate::operators::memo::Outcome;
@@ -211,7 +212,12 @@ impl Position {
                 let asking = Asking { askers: &self.askers, questions: &questions };
                 conjunction.answer(&asking, &self.job.calls, &self.job.stats, &questions).await?
             }
-            None => self.job.ask_all(&self.askers, &self.together, &questions).await?,
+            None => match self.job.enough(&questions, self.rows_out) {
+                Some(enough) if questions[0].len() > 0 => {
+                    vec![self.job.ask_until(&self.askers[0], &questions[0], enough).await?]
+                }
+                _ => self.job.ask_all(&self.askers, &self.together, &questions).await?,
+            },
         };
         let settled = questions.iter().zip(answered).enumerate();
         let answers =
@@ -330,6 +336,25 @@ impl Job {
             }
         }
         Ok(answered)
+    }
+
+    /// Returns what tells when the limit above is met within a window, after `rows_out` rows. `None` without such a limit, or where more
+    /// than one answer decides.
+    fn enough(&self, questions: &[Arc<Questions>], rows_out: usize) -> Option<Enough> {
+        let Until { wanted: Some(wanted), stops: true, over_answer: Some(over_answer), .. } = self.until.as_ref()? else {
+            return None;
+        };
+        let call = Arc::clone(&self.calls[0]);
+        Some(Enough::new(over_answer.clone(), call, Arc::clone(&questions[0]), wanted.saturating_sub(rows_out)))
+    }
+
+    /// Asks the questions of the only call until enough rows pass. Those that run by then are cancelled, and have no answer.
+    async fn ask_until(&self, asker: &Asker, questions: &Arc<Questions>, enough: Enough) -> Result<Answered> {
+        self.stats[0].rows.fetch_add(rows_with_question(questions), Ordering::Relaxed);
+        self.stats[0].distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
+        let task = spawn_asking_until(asker.clone(), Arc::clone(questions), enough);
+        let outcomes = task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))??;
+        Ok(Answered { outcomes, rows: questions.rows() })
     }
 
     /// Loads the models and lays out the prompts. Called when there is something to ask, so that plain queries load nothing.

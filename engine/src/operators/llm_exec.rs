@@ -34,7 +34,7 @@ use crate::answers::{AnswerCache, AnswerSettings};
 use crate::models::ModelCatalog;
 use crate::operators::budget::Budget;
 use crate::operators::call::PhysicalCall;
-use crate::operators::conjunction::{Conjunct, OrderReport, conjuncts};
+use crate::operators::conjunction::{Conjunct, OrderReport, conjuncts, over_answer};
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
 use crate::operators::job::Job;
@@ -71,6 +71,8 @@ pub struct Until {
     pub stops: bool,
     /// The predicate as one for each call, if it is such an AND: the operator chooses their order.
     pub(super) conjuncts: Option<Arc<[Conjunct]>>,
+    /// The predicate over the only answer, if it reads nothing else.
+    pub(super) over_answer: Option<Conjunct>,
 }
 
 impl Until {
@@ -83,7 +85,8 @@ impl Until {
         calls: &[Arc<PhysicalCall>],
     ) -> Result<Self> {
         let conjuncts = conjuncts(&predicate, n_inputs, calls)?;
-        Ok(Until { predicate, wanted, stops, conjuncts })
+        let over_answer = if calls.len() == 1 { over_answer(&predicate, n_inputs)? } else { None };
+        Ok(Until { predicate, wanted, stops, conjuncts, over_answer })
     }
 
     /// Returns whether nothing more is wanted after so many rows.
