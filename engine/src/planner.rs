@@ -32,8 +32,8 @@ use crate::model_options::ModelType;
 use crate::models::ModelCatalog;
 use crate::operators::{
     AggregateEstimate, Budget, CallEstimate, CascadeCall, Context, InputRows, Limits, LlmAggregateExec, LlmExec,
-    LlmJoinExec, PhysicalAggregate, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate, estimate_calls,
-    output_schema, sample_answers,
+    LlmJoinExec, ModelFacts, PhysicalAggregate, PhysicalCall, QueryScope, Shared, Until, call_key, estimate_aggregate,
+    estimate_calls, output_schema, sample_aggregate, sample_answers,
 };
 use crate::sample::{self, SAMPLE_ROWS};
 use crate::without_answers::{asks, without_answers};
@@ -277,21 +277,26 @@ impl LlmPlanner {
                 options,
             }));
         }
-        let estimates = match self.estimates.is_some() && !asks_a_model(logical)? {
-            true => self.estimate_aggregates(&aggregates, logical, session).await?,
-            false => vec![],
-        };
         let shared = self.shared(&settings, None, session)?;
+        let estimates = match self.estimates {
+            Some(costs) if !asks_a_model(logical)? => {
+                self.estimate_aggregates(&aggregates, &shared, logical, session, costs).await?
+            }
+            _ => vec![],
+        };
         let passed = node.passed_columns();
         Ok(Arc::new(LlmAggregateExec::try_new(Arc::clone(input), passed, aggregates, shared, estimates)?))
     }
 
-    /// Gathers the first rows into groups and reduces these with invented answers.
+    /// Gathers the first rows into groups and reduces these with invented answers, after asking some of their questions where that is
+    /// wanted.
     async fn estimate_aggregates(
         &self,
         aggregates: &[Arc<PhysicalAggregate>],
+        shared: &Shared,
         logical: &LogicalPlan,
         session: &dyn Session,
+        costs: EstimateCosts,
     ) -> Result<Vec<AggregateEstimate>> {
         let Some(rows) = grouped_rows(logical)? else { return Ok(vec![]) };
         let physical = session.create_physical_plan(&rows).await?;
@@ -305,14 +310,23 @@ impl LlmPlanner {
         };
         let plan = session.create_physical_plan(&over_sample(logical)?).await?;
         let groups = collect(plan, session.task_ctx()).await?;
-        let estimate = |aggregate: &Arc<PhysicalAggregate>| {
-            let tokenizer = self.models.tokenizer_of(&aggregate.model)?;
+        let mut estimates = vec![];
+        for aggregate in aggregates {
             // A model whose context is not known before it is loaded takes every group in one chunk here.
             let max_tokens = self.models.max_context(&aggregate.model)?.unwrap_or(usize::MAX);
-            let context = Context { max_tokens, token_scale: self.models.token_scale(&aggregate.model)? };
-            estimate_aggregate(aggregate, &tokenizer, context, &groups, scale)
-        };
-        aggregates.iter().map(estimate).collect()
+            let model = ModelFacts {
+                tokenizer: self.models.tokenizer_of(&aggregate.model)?,
+                context: Context { max_tokens, token_scale: self.models.token_scale(&aggregate.model)? },
+                timing: shared.statistics.timing(&aggregate.model),
+            };
+            let sampled = match costs.sample {
+                Some(count) => sample_aggregate(aggregate, &model, shared, &groups, count).await?,
+                None => None,
+            };
+            let known = shared.statistics.get(&aggregate.statistics_key()).and_then(|known| known.output_len());
+            estimates.push(estimate_aggregate(aggregate, &model, &groups, scale, known, sampled.as_ref())?);
+        }
+        Ok(estimates)
     }
 
     /// Draws rows of the input and plans prompts for them. What depends on answers of calls below is taken out of the input; a call

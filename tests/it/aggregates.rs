@@ -281,6 +281,49 @@ async fn explain_estimates_and_asks_nobody() {
 }
 
 #[tokio::test]
+async fn answers_that_were_seen_make_estimates_better() {
+    let words = |_: &str| Some(MockReply::text("four words and more"));
+    let (db, oracle) = session_with(&[], MockBackend::new(1).max_context(1500).answer(words)).await;
+    rows(&db, "create table r as select value % 3 as g, value as n from generate_series(1, 900)").await.unwrap();
+    let query = "select g, ai_agg(n, 'Add up', max_tokens => 200) from r group by g";
+    let estimate = async |explain: &str| {
+        let plan = rows(&db, &format!("explain ({explain}format json) {query}")).await.unwrap().join("\n");
+        let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+        fn aggregate(plan: &serde_json::Value) -> Option<&serde_json::Value> {
+            let children = || plan["children"].as_array().into_iter().flatten();
+            plan["aggregates"].get(0).or_else(|| children().find_map(aggregate))
+        }
+        aggregate(&plan).unwrap()["estimate"].clone()
+    };
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    let guessed = estimate("").await;
+    assert_eq!((&guessed["output_basis"], oracle.calls()), (&"at most".into(), 0));
+    assert_eq!(number(&guessed["output_tokens"]), number(&guessed["calls"]) * 200);
+    // Three of the questions of the first round; an answer has 19 or 20 tokens of the mock's.
+    let sampled = estimate("sample 3, ").await;
+    assert_eq!((&sampled["output_basis"], oracle.calls()), (&"sampled".into(), 3));
+    assert!(number(&sampled["output_tokens"]) < number(&guessed["output_tokens"]) / 5, "{sampled}");
+    assert!(
+        number(&sampled["calls"]) <= number(&guessed["calls"]),
+        "shorter answers are combined by fewer calls: {sampled}"
+    );
+    assert!(sampled["output_interval"]["low"].as_f64() <= sampled["output_tokens"].as_f64(), "{sampled}");
+    let (fresh, fresh_oracle) = session_with(&[], MockBackend::new(1).max_context(1500).answer(words)).await;
+    rows(&fresh, "create table r as select value % 3 as g, value as n from generate_series(1, 900)").await.unwrap();
+    rows(&fresh, query).await.unwrap();
+    let asked = fresh_oracle.calls() as u64;
+    let plan = rows(&fresh, &format!("explain {query}")).await.unwrap().join("\n");
+    assert!(plan.contains("tok (from an earlier run)"), "{plan}");
+    let expected: u64 = plan.split_once("calls≈").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    // The three combinations are one question here, since all answers are equal.
+    assert_eq!(expected, asked + 2, "{plan}");
+    assert_eq!(fresh_oracle.calls() as u64, asked);
+    rows(&db, "set refrain.max_calls = 1").await.unwrap();
+    let error = rows(&db, "explain (sample 3) select ai_summarize_agg('x' || n) from r group by g").await.unwrap_err();
+    assert!(error.to_string().contains("refrain.max_calls"), "{error}");
+}
+
+#[tokio::test]
 async fn a_group_that_having_drops_is_not_asked_about() {
     let (db, oracle) = adding(30_000, &[]).await;
     rows(&db, "create table r as select case when value = 1 then 0 else value % 4 end as g, value as n from generate_series(1, 22)").await.unwrap();

@@ -216,14 +216,7 @@ impl CallEstimate {
                 None => format!(", time≈{}", duration(seconds)),
             },
         };
-        let output = match (self.output_basis, self.output_interval) {
-            (Basis::AtMost, _) => format!("output≤{} tok", self.output_tokens),
-            (Basis::Form, _) => format!("output≈{} tok", self.output_tokens),
-            (Basis::Sample, Some(Interval { low, high, .. })) => {
-                format!("output≈{} tok (sampled, {low:.0} to {high:.0})", self.output_tokens)
-            }
-            (basis, _) => format!("output≈{} tok ({})", self.output_tokens, basis.name()),
-        };
+        let output = output_words(self.output_tokens, self.output_basis, self.output_interval);
         format!(
             "prompt{}{} tok, head {} tok, prefix hit est {:.0} %, prefill≈{} tok, {output}{time}",
             self.equals(),
@@ -343,8 +336,20 @@ pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
     })
 }
 
+/// Shows the tokens of all answers, and how they are known.
+pub(super) fn output_words(tokens: u64, basis: Basis, interval: Option<Interval>) -> String {
+    match (basis, interval) {
+        (Basis::AtMost, _) => format!("output≤{tokens} tok"),
+        (Basis::Form, _) => format!("output≈{tokens} tok"),
+        (Basis::Sample, Some(Interval { low, high, .. })) => {
+            format!("output≈{tokens} tok (sampled, {low:.0} to {high:.0})")
+        }
+        (basis, _) => format!("output≈{tokens} tok ({})", basis.name()),
+    }
+}
+
 /// Shows a time as people do.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 0.9995 => format!("{:.0} ms", s * 1000.0),
         s if s < 120.0 => format!("{s:.1} s"),

@@ -32,7 +32,8 @@ mod tokenise;
 mod truncate;
 mod window;
 
-pub use aggregate::{AggregateEstimate, Context, LlmAggregateExec, PhysicalAggregate, estimate_aggregate};
+pub use aggregate::{AggregateEstimate, Context, LlmAggregateExec, PhysicalAggregate};
+pub(crate) use aggregate::{ModelFacts, estimate_aggregate};
 pub use budget::{Budget, Ledger, Limits, Spent};
 pub use call::{CascadeCall, PhysicalCall};
 pub use estimate::{Basis, CallEstimate, Selectivity};
@@ -44,5 +45,5 @@ pub(crate) use llm_exec::call_key;
 pub(crate) use llm_exec::output_schema;
 pub use llm_exec::{LlmExec, Shared, Until};
 pub use memo::Memo;
-pub(crate) use sampling::sample_answers;
+pub(crate) use sampling::{sample_aggregate, sample_answers};
 pub use scope::{CascadeStats, NodeProgress, NodeStats, NodeTimes, Progress, QueryScope, QueryUsage, RowError};

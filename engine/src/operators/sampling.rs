@@ -8,6 +8,7 @@ use datafusion::common::{Result, ScalarValue};
 use refrain_optimizer::statistics::CallStatistics;
 use refrain_udf::{PromptLayout, Shape};
 
+use crate::operators::aggregate::{ModelFacts, PhysicalAggregate, first_questions};
 use crate::operators::ask::{Asker, ask_together};
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
@@ -26,6 +27,22 @@ pub(crate) async fn sample_answers(
     let (inputs, guard) = call.evaluate(rows)?;
     let nulls = call.call.null_policy(call.options.null_input);
     questions.push(&inputs, guard.as_ref(), nulls, 0, rows.num_rows(), usize::MAX)?;
+    sample_questions(call, shared, questions, count).await
+}
+
+/// Asks `count` of the distinct questions that groups of an aggregate begin with, as [`sample_answers`] does. `None` if they ask nothing.
+pub(crate) async fn sample_aggregate(
+    aggregate: &PhysicalAggregate,
+    model: &ModelFacts,
+    shared: &Shared,
+    groups: &[RecordBatch],
+    count: usize,
+) -> Result<Option<Sampled>> {
+    let Some((stage, questions)) = first_questions(aggregate, model, groups)? else { return Ok(None) };
+    sample_questions(&aggregate.stages[stage], shared, questions, count).await.map(Some)
+}
+
+async fn sample_questions(call: &Arc<PhysicalCall>, shared: &Shared, questions: Questions, count: usize) -> Result<Sampled> {
     let mut wanted: Vec<u32> = (0..questions.len() as u32).collect();
     let mut draws = Draws(0x5A11);
     // The first places of a shuffle.

@@ -22,6 +22,8 @@ use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, ExecutionPlanProperties, InputDistributionRequirements,
     PlanProperties,
 };
+use refrain_optimizer::statistics::StatisticsKey;
+use refrain_udf::aggregate::CHUNK_STAGE;
 use refrain_udf::{LlmAggregate, ResolvedOptions};
 use serde_json::{Value, json};
 
@@ -29,7 +31,7 @@ use super::estimate::AggregateEstimate;
 use super::run::AggregateRun;
 use crate::operators::call::PhysicalCall;
 use crate::operators::describe::{actual_json, actual_lines, applied};
-use crate::operators::llm_exec::{DETAIL, Shared};
+use crate::operators::llm_exec::{DETAIL, Shared, call_key};
 use crate::operators::scope::NodeStats;
 
 /// One aggregate of an [`LlmAggregateExec`].
@@ -49,6 +51,13 @@ pub struct PhysicalAggregate {
     pub model: String,
     /// Call options and settings, merged.
     pub options: ResolvedOptions,
+}
+
+impl PhysicalAggregate {
+    /// Returns the name under which the session keeps statistics of the aggregate: that of the call that reads its inputs.
+    pub(crate) fn statistics_key(&self) -> StatisticsKey {
+        call_key(&self.stages[CHUNK_STAGE].call, &self.model)
+    }
 }
 
 impl fmt::Display for PhysicalAggregate {

@@ -14,6 +14,8 @@ mod reducer;
 mod run;
 mod top_k;
 
-pub use estimate::{AggregateEstimate, estimate_aggregate};
+pub use estimate::AggregateEstimate;
+pub(super) use estimate::first_questions;
+pub(crate) use estimate::{ModelFacts, estimate_aggregate};
 pub use llm_aggregate_exec::{LlmAggregateExec, PhysicalAggregate};
 pub use measure::Context;

@@ -2,9 +2,10 @@
 //!
 //! Groups are worked off together as long as memory holds their inputs.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use datafusion::arrow::array::{
     Array, ArrayRef, Int64Array, ListArray, RecordBatch, RecordBatchOptions, StructArray, UInt64Array, new_null_array,
@@ -19,6 +20,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::physical_plan::metrics::{BaselineMetrics, Count, ExecutionPlanMetricsSet, MetricBuilder, RecordOutput};
 use futures::future::try_join_all;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use refrain_optimizer::statistics::CallStatistics;
 use refrain_udf::aggregate::{CHUNK_STAGE, COMBINE_STAGE};
 use refrain_udf::{OnError, Prompt, PromptLayout, Reduction, outcome_value, row_line};
 
@@ -79,13 +81,16 @@ struct Position {
     pending: Option<RecordBatch>,
     /// The answers that outlive the query; `None` before something is asked.
     kept: Option<QueryAnswers>,
+    /// What the statistics of the session know already of each aggregate.
+    remembered: Vec<CallStatistics>,
     ended: bool,
 }
 
 impl AggregateRun {
     /// Works off the groups, window by window.
     pub(super) fn run(self, input: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send {
-        let start = Position { run: Arc::new(self), input, pending: None, kept: None, ended: false };
+        let remembered = vec![CallStatistics::default(); self.aggregates.len()];
+        let start = Position { run: Arc::new(self), input, pending: None, kept: None, remembered, ended: false };
         stream::try_unfold(start, |mut position| async move {
             let batches = position.next_window().await;
             if let (Err(_) | Ok(None), Some(kept)) = (&batches, &position.kept) {
@@ -115,8 +120,10 @@ impl Position {
         let kept = self.kept.as_ref().ok_or_else(|| internal_datafusion_err!("no answers are open"))?;
         let batches: Arc<[RecordBatch]> = batches.into();
         let aggregates = (0..self.run.aggregates.len()).map(|idx| self.run.values(idx, &batches, kept));
+        let started = Instant::now();
         let columns = try_join_all(aggregates).await?;
         self.run.counters.calls.update(&self.run.stats);
+        self.remember(started.elapsed());
         let batches = batches.iter().enumerate().map(|(idx, batch)| {
             let values = columns.iter().map(|column| Arc::clone(&column[idx]));
             let columns = self.run.passed.iter().map(|idx| Arc::clone(batch.column(*idx))).chain(values).collect();
@@ -125,6 +132,24 @@ impl Position {
             Ok(batch.record_output(&self.run.baseline))
         });
         batches.collect::<Result<_>>().map(Some)
+    }
+
+    /// Adds what has happened since the last window to the statistics of the session.
+    fn remember(&mut self, took: Duration) {
+        let AggregateRun { aggregates, stats, shared, .. } = self.run.as_ref();
+        let mut work: HashMap<&str, (u64, u64)> = HashMap::new();
+        for ((aggregate, stats), before) in aggregates.iter().zip(stats).zip(&mut self.remembered) {
+            let now = stats.statistics();
+            let run = now.since(*before);
+            let (computed, output) = work.entry(&aggregate.model).or_default();
+            *computed += run.prompt_tokens.saturating_sub(run.cached_tokens);
+            *output += run.output_tokens;
+            shared.statistics.add(aggregate.statistics_key(), run);
+            *before = now;
+        }
+        for (model, (computed, output)) in work {
+            shared.statistics.add_timing(model, computed, output, took.as_secs_f64());
+        }
     }
 
     /// Reads groups until memory is short or the input ends. Fails if not even one batch fits.
