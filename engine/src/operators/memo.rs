@@ -4,9 +4,9 @@
 //! waits for; the rest is known. A claim that is dropped unanswered, because its operator was cancelled, is free again.
 
 use std::collections::hash_map::Entry as MapEntry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ahash::RandomState;
 use datafusion::common::ScalarValue;
 use tokio::sync::Notify;
 
@@ -30,10 +30,33 @@ pub struct Failure {
     pub attempts: u32,
 }
 
+/// Hashes a key by its first bytes: it is a digest already.
+#[derive(Debug, Default)]
+struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut first = [0; 8];
+        let len = bytes.len().min(8);
+        first[..len].copy_from_slice(&bytes[..len]);
+        self.0 = u64::from_le_bytes(first);
+    }
+
+    // The length of a key, which is that of all.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type ByDigest = BuildHasherDefault<DigestHasher>;
+type Entries = std::collections::HashMap<Key, Entry, ByDigest>;
+
 /// The questions that a query has asked.
 #[derive(Debug, Default)]
 pub struct Memo {
-    entries: Mutex<std::collections::HashMap<Key, Entry, RandomState>>,
+    entries: Mutex<Entries>,
     changed: Notify,
 }
 
@@ -58,7 +81,7 @@ pub enum Claim {
 #[derive(Debug)]
 pub struct Claims {
     memo: Arc<Memo>,
-    open: std::collections::HashSet<Key, RandomState>,
+    open: std::collections::HashSet<Key, ByDigest>,
 }
 
 impl Memo {
@@ -80,7 +103,7 @@ impl Memo {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, std::collections::HashMap<Key, Entry, RandomState>> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }

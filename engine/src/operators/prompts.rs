@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use ahash::RandomState;
-use datafusion::common::{HashMap, HashSet, Result, exec_datafusion_err};
+use datafusion::common::{HashMap, Result, exec_datafusion_err};
 use refrain_optimizer::reorder::{self, Column, Dependency, FieldOrder, Schedule, Strategy, Table};
 use refrain_serving::{OutputShape, Request, RequestId, Sampling, Segment, Tokenizer};
 use refrain_udf::{Place, Prompt, PromptLayout, Reorder, list_items};
@@ -295,7 +295,30 @@ struct Cells<'a> {
     passages: Option<Passages>,
     /// The input of each column of the solver's table.
     field_of: Vec<u32>,
-    segments: HashMap<Cell, Segment, RandomState>,
+    segments: Segments,
+}
+
+/// The tokens of cells, by place and code: codes are dense and places few.
+#[derive(Debug, Default)]
+struct Segments(Vec<(Slot, Vec<Option<Segment>>)>);
+
+impl Segments {
+    fn get(&self, cell: Cell) -> Option<&Segment> {
+        let (_, by_code) = self.0.iter().find(|(slot, _)| *slot == cell.slot)?;
+        by_code.get(cell.code as usize)?.as_ref()
+    }
+
+    fn insert(&mut self, cell: Cell, segment: Segment) {
+        let at = self.0.iter().position(|(slot, _)| *slot == cell.slot).unwrap_or_else(|| {
+            self.0.push((cell.slot, vec![]));
+            self.0.len() - 1
+        });
+        let (by_code, code) = (&mut self.0[at].1, cell.code as usize);
+        if by_code.len() <= code {
+            by_code.resize(code + 1, None);
+        }
+        by_code[code] = Some(segment);
+    }
 }
 
 impl<'a> Cells<'a> {
@@ -316,7 +339,7 @@ impl<'a> Cells<'a> {
             _ => 1,
         };
         let field_of = (0..n_inputs).flat_map(|input| std::iter::repeat_n(input as u32, width(input))).collect();
-        Cells { layout, tokenizer, questions, n_inputs, passages, field_of, segments: HashMap::default() }
+        Cells { layout, tokenizer, questions, n_inputs, passages, field_of, segments: Segments::default() }
     }
 
     /// Returns the columns that stand for fields, in the order of the fields.
@@ -370,9 +393,10 @@ impl<'a> Cells<'a> {
         table.map_err(|e| exec_datafusion_err!("cannot order rows: {e}"))
     }
 
-    /// Returns where an input stands in the prompt. A field counts as one in the middle: its place is not known yet.
+    /// Returns where an input stands in the prompt. One of several fields counts as one in the middle: its place is not known yet.
     fn slots(&self, input: usize) -> Vec<Slot> {
         match self.layout.n_parts() {
+            0 if self.n_inputs == 1 => vec![Slot::Field(input, Place::Only)],
             0 => vec![Slot::Field(input, Place::Middle)],
             parts => (0..parts).filter(|part| self.layout.part_input(*part) == Some(input)).map(Slot::Part).collect(),
         }
@@ -423,10 +447,19 @@ impl<'a> Cells<'a> {
 
     /// Tokenises the cells that have not been.
     fn tokenise(&mut self, cells: impl Iterator<Item = Cell>) {
-        let mut seen: HashSet<Cell, RandomState> = HashSet::default();
-        let missing: Vec<Cell> = cells.filter(|cell| !self.segments.contains_key(cell) && seen.insert(*cell)).collect();
+        let mut missing = vec![];
+        let nothing = Segment::default();
+        for cell in cells {
+            if self.segments.get(cell).is_none() {
+                // So that it is not met again; its tokens follow.
+                self.segments.insert(cell, Arc::clone(&nothing));
+                missing.push(cell);
+            }
+        }
         let segments = tokenise(missing.len(), |idx| self.encode(missing[idx]));
-        self.segments.extend(missing.into_iter().zip(segments));
+        for (cell, segment) in missing.into_iter().zip(segments) {
+            self.segments.insert(cell, segment);
+        }
     }
 
     fn encode(&self, Cell { slot, code }: Cell) -> Segment {
@@ -488,7 +521,7 @@ impl<'a> Cells<'a> {
     }
 
     fn segment(&self, cell: Cell) -> &Segment {
-        self.segments.get(&cell).expect("cells are tokenised before they are used")
+        self.segments.get(cell).expect("cells are tokenised before they are used")
     }
 }
 
