@@ -15,7 +15,7 @@ use crate::step::StepPlan;
 const HEAD_DIM_MAX: usize = 256;
 
 /// Warps of a block of `attention_simple` and `merge_partials`, each for one head.
-const WARPS: usize = 4;
+pub(super) const WARPS: usize = 4;
 /// Threads of a block of each kernel.
 const THREADS: u32 = 32 * WARPS as u32;
 

@@ -35,7 +35,7 @@ pub struct CudaOptions {
     pub step_tokens: u32,
     /// What weights, activations and pages are stored as.
     pub precision: Precision,
-    /// Where compiled kernels are kept; `None` compiles them each time, which takes seconds.
+    /// Where compiled kernels are kept, and timings of matrix products; `None` makes them anew each time, which takes seconds.
     pub kernel_cache: Option<PathBuf>,
     /// Whether to time algorithms for matrix products when the device is opened: a second or two, for a few percent.
     pub tune: bool,
@@ -95,7 +95,8 @@ impl CudaDevice {
         let kernels = Kernels::load(&gpu, precision, options.kernel_cache.as_deref())?;
         let capacity = padded(options.step_tokens.max(1) as usize);
         let weights = Weights::load(&gpu, &kernels, precision, config, weights)?;
-        let mut decoder = Decoder::new(&gpu, &kernels, precision, config, weights, capacity)?;
+        let mut decoder =
+            Decoder::new(&gpu, &kernels, precision, config, weights, capacity, options.kernel_cache.as_deref())?;
         let head = Head::new(&gpu, &kernels, precision, config, capacity)?;
         let uploader = Uploader::new(&gpu, IN_FLIGHT_MAX, 64 * capacity + (1 << 16))?;
         let slots = gpu.allocate(SLOTS_MAX as usize)?;

@@ -51,6 +51,13 @@ pub fn find(ordinal: u32) -> Result<GpuFacts> {
     Ok(open_context(ordinal)?.1)
 }
 
+/// Looks for all GPUs of the machine. Fails with a sentence if there is none, or if one of them cannot be used.
+pub fn find_all() -> Result<Vec<GpuFacts>> {
+    let first = find(0)?;
+    let count = CudaContext::device_count().map_err(|e| fault("counting GPUs", e))?;
+    std::iter::once(Ok(first)).chain((1..count as u32).map(find)).collect()
+}
+
 /// Returns whether the compiler of kernels can be loaded.
 #[cfg(test)]
 pub(super) fn has_compiler() -> bool {
@@ -507,7 +514,8 @@ impl Module {
         // SAFETY: the module is loaded.
         let function = unsafe { result::module::get_function(self.module, c_name) }
             .map_err(|e| Error::Device(format!("kernel {name} is not in its module: {e}")))?;
-        if shared > 48 << 10 {
+        // What a kernel has besides counts towards the limit that holds without this.
+        if shared > 0 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module.
             unsafe { result::function::set_function_attribute(function, attribute, shared as i32) }

@@ -1,5 +1,6 @@
 //! The pass: layers in order, over buffers that are taken once.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::attend::{Attention, AttentionPlaces};
@@ -14,11 +15,11 @@ use crate::error::Result;
 use crate::model::ModelConfig;
 
 /// Threads of the blocks of each kernel, as its file says.
-const EMBED_THREADS: u32 = 128;
-const NORM_THREADS: u32 = 256;
-const ROPE_THREADS: u32 = 128;
-const SWIGLU_THREADS: u32 = 256;
-const BIAS_THREADS: u32 = 256;
+pub(super) const EMBED_THREADS: u32 = 128;
+pub(super) const NORM_THREADS: u32 = 256;
+pub(super) const ROPE_THREADS: u32 = 128;
+pub(super) const SWIGLU_THREADS: u32 = 256;
+pub(super) const BIAS_THREADS: u32 = 256;
 
 /// A decoder on the GPU, and what its passes work on.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ pub(super) struct PassInputs {
 }
 
 impl Decoder {
-    /// Takes the memory for passes of up to `capacity` tokens.
+    /// Takes the memory for passes of up to `capacity` tokens. `cache` is where timings of products are remembered.
     pub(super) fn new(
         gpu: &Arc<Gpu>,
         kernels: &Kernels,
@@ -93,6 +94,7 @@ impl Decoder {
         config: &ModelConfig,
         weights: Weights,
         capacity: usize,
+        cache: Option<&Path>,
     ) -> Result<Self> {
         let capacity = padded(capacity);
         let rows = |width: usize| gpu.allocate::<u8>(capacity * width * precision.bytes());
@@ -124,7 +126,7 @@ impl Decoder {
         Ok(Decoder {
             config: config.clone(),
             weights,
-            gemm: Gemm::new(gpu, precision)?,
+            gemm: Gemm::new(gpu, precision, cache)?,
             attention: Attention::new(gpu, kernels, precision, config)?,
             gpu: Arc::clone(gpu),
             precision,
@@ -355,6 +357,7 @@ impl Decoder {
             // SAFETY: weights and buffers have the sizes that the products name.
             total += unsafe { self.gemm.tune(product, &weights) }?;
         }
+        self.gemm.save_timings();
         Ok(total)
     }
 

@@ -3,20 +3,27 @@
 //! Every product is `y[m, n] = x[m, k] * w[n, k]^T (+ y) (+ bias)`. cuBLASLt thinks in columns, so it is told that `w` is a
 //! transposed matrix `a` and `x` a matrix `b`, and gives `y` as its columns.
 //!
+//! Which algorithm is the fastest depends on the chip and the library, so the ones that matter most are timed when a device is
+//! opened, and remembered on disk.
+//!
 //! Shapes are rounded: `m` up to one of a few sizes, so that plans are few and no product meets an odd size at which the library
 //! falls off a cliff. The rows between are computed from whatever the buffers hold and read by nobody.
 
 use std::ffi::c_void;
 use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ahash::AHashMap;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
-    cublasComputeType_t, cublasLtEpilogue_t, cublasLtHandle_t, cublasLtMatmulAlgo_t, cublasLtMatmulAlgoGetHeuristic,
-    cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
-    cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t, cudaDataType,
+    cublasComputeType_t, cublasLtEpilogue_t, cublasLtGetVersion, cublasLtHandle_t, cublasLtMatmulAlgo_t,
+    cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as DescAttribute,
+    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t,
+    cudaDataType,
 };
+use serde::{Deserialize, Serialize};
 
 use super::driver::{Buffer, Gpu};
 use super::kernels::Precision;
@@ -55,7 +62,7 @@ pub(super) struct Product {
 }
 
 /// What a plan is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Key {
     m: usize,
     n: usize,
@@ -73,6 +80,23 @@ struct Plan {
     algorithm: cublasLtMatmulAlgo_t,
 }
 
+/// The fastest algorithm for a product, as it is remembered on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Timed {
+    key: Key,
+    /// The library's own description.
+    algorithm: [u64; 8],
+    milliseconds: f32,
+}
+
+/// Algorithms that were timed on this chip with this version of the library.
+#[derive(Debug, Default)]
+struct Timings {
+    /// Where they are remembered, if anywhere.
+    file: Option<PathBuf>,
+    known: Vec<Timed>,
+}
+
 /// A handle of the library and the plans that were made.
 pub(super) struct Gemm {
     gpu: Arc<Gpu>,
@@ -80,6 +104,7 @@ pub(super) struct Gemm {
     precision: Precision,
     workspace: Buffer<u8>,
     plans: AHashMap<Key, Plan>,
+    timings: Timings,
 }
 
 // SAFETY: the handle and the descriptors are used by whoever owns the value alone.
@@ -97,12 +122,15 @@ pub(super) fn padded(m: usize) -> usize {
 }
 
 impl Gemm {
-    /// Opens the library.
-    pub(super) fn new(gpu: &Arc<Gpu>, precision: Precision) -> Result<Self> {
+    /// Opens the library. What was timed before is looked up in `cache`.
+    pub(super) fn new(gpu: &Arc<Gpu>, precision: Precision, cache: Option<&Path>) -> Result<Self> {
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fault("opening cuBLASLt", e))?;
         let workspace = gpu.allocate(WORKSPACE_BYTES)?;
-        Ok(Gemm { gpu: Arc::clone(gpu), handle, precision, workspace, plans: AHashMap::new() })
+        // SAFETY: has no preconditions.
+        let version = unsafe { cublasLtGetVersion() };
+        let timings = Timings::open(cache, &format!("{} cuBLASLt {version} {precision:?}", gpu.facts().name));
+        Ok(Gemm { gpu: Arc::clone(gpu), handle, precision, workspace, plans: AHashMap::new(), timings })
     }
 
     /// Launches a product.
@@ -171,8 +199,8 @@ impl Gemm {
         Ok(Plan { algorithm: found[0].algo, ..plan })
     }
 
-    /// Times the library's candidates for a product on `repeats` runs each and keeps the fastest. `weights` are the addresses of
-    /// matrices of its shape that take turns, so that none is found in the cache. Returns the milliseconds of one run.
+    /// Times the library's candidates for a product and keeps the fastest, unless that was done before. `weights` are the addresses
+    /// of matrices of its shape that take turns, so that none is found in the GPU's cache. Returns the milliseconds of one run.
     ///
     /// # Safety
     ///
@@ -182,6 +210,17 @@ impl Gemm {
         let (bias, accumulate, wide) = (product.bias != 0, product.accumulate, product.wide);
         let key = Key { m, n: product.n, k: product.k, bias, accumulate, wide };
         let mut plan = self.describe(key)?;
+        if let Some(Timed { algorithm, milliseconds, .. }) = self.timings.find(key) {
+            plan.algorithm = cublasLtMatmulAlgo_t { data: *algorithm };
+            let milliseconds = *milliseconds;
+            // What the file says may be damaged, and is tried before it is believed.
+            // SAFETY: the caller's promise.
+            let works = unsafe { self.launch(&plan, &plan.algorithm, Product { w: weights[0], ..product }) }.is_ok();
+            if works {
+                self.keep(key, plan);
+                return Ok(milliseconds);
+            }
+        }
         let found = self.candidates(&plan, key)?;
         let (start, end) = (self.gpu.timed_event()?, self.gpu.timed_event()?);
         let mut best = (f32::INFINITY, found[0].algo);
@@ -205,10 +244,20 @@ impl Gemm {
             }
         }
         plan.algorithm = best.1;
+        self.timings.add(Timed { key, algorithm: best.1.data, milliseconds: best.0 });
+        self.keep(key, plan);
+        Ok(best.0)
+    }
+
+    fn keep(&mut self, key: Key, plan: Plan) {
         if let Some(old) = self.plans.insert(key, plan) {
             old.destroy();
         }
-        Ok(best.0)
+    }
+
+    /// Remembers on disk what was timed. A cache that cannot be written is only slower.
+    pub(super) fn save_timings(&self) {
+        let _ = self.timings.save();
     }
 
     fn describe(&self, key: Key) -> Result<Plan> {
@@ -272,6 +321,37 @@ impl Gemm {
     }
 }
 
+impl Timings {
+    /// Reads what is known of `subject`: a chip, a version of the library and a precision. A file that cannot be read is none.
+    fn open(folder: Option<&Path>, subject: &str) -> Self {
+        let name = blake3::hash(subject.as_bytes()).to_hex();
+        let file = folder.map(|folder| folder.join(format!("products-{}.json", &name[..16])));
+        let text = file.as_ref().and_then(|file| fs::read(file).ok());
+        let known = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Timings { file, known }
+    }
+
+    fn find(&self, key: Key) -> Option<&Timed> {
+        self.known.iter().find(|timed| timed.key == key)
+    }
+
+    fn add(&mut self, timed: Timed) {
+        self.known.retain(|known| known.key != timed.key);
+        self.known.push(timed);
+    }
+
+    /// Writes the file, which appears whole or not at all.
+    fn save(&self) -> std::io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let part = file.with_extension(format!("{}.part", std::process::id()));
+        fs::write(&part, serde_json::to_vec(&self.known)?)?;
+        fs::rename(&part, file)
+    }
+}
+
 impl Plan {
     fn destroy(self) {
         // SAFETY: the descriptors are the plan's, which ends here.
@@ -328,6 +408,23 @@ fn fault(what: &str, error: CublasError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_timed_is_found_again_for_the_same_chip_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = |m| Key { m, n: 64, k: 32, bias: false, accumulate: true, wide: false };
+        let timed = |m, milliseconds| Timed { key: key(m), algorithm: [m as u64; 8], milliseconds };
+        let mut timings = Timings::open(Some(folder.path()), "one");
+        [timed(8, 1.0), timed(16, 2.0), timed(8, 0.5)].into_iter().for_each(|timed| timings.add(timed));
+        timings.save().unwrap();
+        let again = Timings::open(Some(folder.path()), "one");
+        assert_eq!((again.find(key(8)), again.find(key(16))), (Some(&timed(8, 0.5)), Some(&timed(16, 2.0))));
+        assert_eq!(again.find(key(24)), None);
+        assert_eq!(Timings::open(Some(folder.path()), "other").find(key(8)), None);
+        fs::write(again.file.unwrap(), "{").unwrap();
+        assert_eq!(Timings::open(Some(folder.path()), "one").find(key(8)), None);
+        assert!(Timings::open(None, "one").save().is_ok());
+    }
 
     #[test]
     fn rows_are_rounded_up_by_little() {

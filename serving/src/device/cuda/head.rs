@@ -23,10 +23,10 @@ use crate::step::{Allowed, SampleRow, StepPlan, StepResult};
 const LOGITS_BYTES: usize = 256 << 20;
 
 /// Warps of a block of `candidate_logits`.
-const PAIR_WARPS: usize = 8;
+pub(super) const PAIR_WARPS: usize = 8;
 
 /// Threads of the kernels that look at one row of logits.
-const ROW_THREADS: u32 = 512;
+pub(super) const ROW_THREADS: u32 = 512;
 
 /// Chooses tokens.
 #[derive(Debug)]
@@ -426,10 +426,10 @@ impl HostResult {
 }
 
 /// Words of the description of a draw.
-const DRAW_WORDS: usize = 12;
+pub(super) const DRAW_WORDS: usize = 12;
 
 /// Describes a draw as `sample_rows` reads it.
-fn draw_words(sample: &SampleRow, [row, slot, mask, result]: [i32; 4]) -> [i32; DRAW_WORDS] {
+pub(super) fn draw_words(sample: &SampleRow, [row, slot, mask, result]: [i32; 4]) -> [i32; DRAW_WORDS] {
     let sampling = &sample.sampling;
     let bits = |value: f32| value.to_bits() as i32;
     let (seed_low, seed_high) = (sampling.seed as u32 as i32, (sampling.seed >> 32) as i32);

@@ -93,7 +93,7 @@ impl Kernels {
 }
 
 /// Returns the name that NVRTC has for a compute capability. `a` adds what that one chip alone can do.
-fn architecture((major, minor): (u32, u32)) -> String {
+pub(super) fn architecture((major, minor): (u32, u32)) -> String {
     if (major, minor) == (9, 0) { "sm_90a".to_string() } else { format!("sm_{major}{minor}") }
 }
 

@@ -12,6 +12,7 @@
 //! | `device` | `CudaDevice`: launch, poll, copy |
 //! | `driver` | the GPU: memory, kernels, events |
 //! | `kernels` | compiles and loads `kernels/*.cu` |
+//! | `kernel_tests` | every kernel against plain Rust |
 //! | `weights` | tensors in the GPU's memory |
 //! | `gemm` | matrix products by cuBLASLt |
 //! | `forward` | the pass: layers in order |
@@ -32,12 +33,14 @@ mod driver;
 mod forward;
 mod gemm;
 mod head;
+#[cfg(test)]
+mod kernel_tests;
 mod kernels;
 mod metadata;
 mod timing;
 mod weights;
 
 pub use device::{CudaDevice, CudaOptions};
-pub use driver::{GpuFacts, find};
+pub use driver::{GpuFacts, find, find_all};
 pub use kernels::Precision;
 pub use timing::PassTimes;
