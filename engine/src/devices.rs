@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use refrain_serving::device::cpu::CpuDevice;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts};
 use refrain_serving::device::{Device, DeviceChoice, FoundDevice};
 use refrain_serving::load::LoadedModel;
-use refrain_serving::local::{EngineConfig, EngineResources, LocalConfig, LocalEngine};
+use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine, Replicas};
 use refrain_serving::scheduler::SchedulerConfig;
 use refrain_serving::{Backend, Error, Result, Tokenizer};
 
@@ -31,6 +32,16 @@ pub struct DeviceOptions {
     pub kv_cache_bytes: Option<usize>,
     /// Tokens in one step; the scheduler's choice if not set.
     pub step_tokens: Option<u32>,
+}
+
+/// One device, and how a model runs there.
+#[derive(Debug)]
+struct Place {
+    /// The number of the GPU; the CPU if `None`.
+    gpu: Option<u32>,
+    scheduler: SchedulerConfig,
+    /// What is to be said of the device.
+    remark: Option<String>,
 }
 
 /// Engines by number of the GPU, or none for the CPU, and how each runs.
@@ -78,20 +89,52 @@ impl Engines {
         options: DeviceOptions,
         progress: &LoadProgress,
     ) -> Result<Arc<dyn Backend>> {
-        let LoadedModel { config, weights, tokenizer, digest } = model;
-        let max_context = max_context.unwrap_or(config.max_context);
-        let (ordinal, mut scheduler, kv_bytes, remark) = match found {
-            // A GPU's models bring memory of their own, which nothing but their weights limits.
-            FoundDevice::Cuda(gpu) => {
-                (Some(gpu.ordinal), SchedulerConfig::on_gpu(max_context, config.parameters()), usize::MAX, None)
-            }
+        let max_context = max_context.unwrap_or(model.config.max_context);
+        match found {
             FoundDevice::Cpu { no_gpu, threads: _ } => {
-                let kv_bytes = options.kv_cache_bytes.unwrap_or(CPU_KV_BYTES);
-                (None, SchedulerConfig::new(max_context), kv_bytes, no_gpu.clone())
+                let place = Place { gpu: None, scheduler: SchedulerConfig::new(max_context), remark: no_gpu.clone() };
+                Ok(Arc::new(self.start_at(place, model, options, progress)?))
             }
+            FoundDevice::Cuda(gpus) => {
+                let scheduler = SchedulerConfig::on_gpu(max_context, model.config.parameters());
+                let start = |gpu: &GpuFacts| {
+                    self.start_at(Place { gpu: Some(gpu.ordinal), scheduler, remark: None }, model, options, progress)
+                };
+                // All at once: each reads all weights, and mostly waits for them.
+                let mut started: Vec<Arc<dyn Backend>> = thread::scope(|scope| {
+                    let threads: Vec<_> = gpus.iter().map(|gpu| scope.spawn(move || start(gpu))).collect();
+                    let join = |thread: thread::ScopedJoinHandle<'_, Result<LocalBackend>>| {
+                        let started =
+                            thread.join().unwrap_or_else(|_| Err(Error::Device("loading a model failed".to_string())));
+                        Ok(Arc::new(started?) as Arc<dyn Backend>)
+                    };
+                    threads.into_iter().map(join).collect::<Result<_>>()
+                })?;
+                if started.len() == 1 {
+                    return Ok(started.remove(0));
+                }
+                Ok(Arc::new(Replicas::new(started, found.to_string())?))
+            }
+        }
+    }
+
+    /// Loads a model onto one device.
+    fn start_at(
+        &self,
+        place: Place,
+        model: &LoadedModel,
+        options: DeviceOptions,
+        progress: &LoadProgress,
+    ) -> Result<LocalBackend> {
+        let LoadedModel { config, weights, tokenizer, digest } = model;
+        let Place { gpu: ordinal, mut scheduler, remark } = place;
+        // A GPU's models bring memory of their own, which nothing but their weights limits.
+        let kv_bytes = match ordinal {
+            Some(_) => usize::MAX,
+            None => options.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),
         };
         scheduler.step_tokens = options.step_tokens.unwrap_or(scheduler.step_tokens);
-        let local = LocalConfig { scheduler, device_remark: remark, ..LocalConfig::new(max_context, digest) };
+        let local = LocalConfig { scheduler, device_remark: remark, ..LocalConfig::new(scheduler.max_context, digest) };
         let engine = self.get(ordinal, EngineConfig { threads: options.threads, ..EngineConfig::new(kv_bytes) })?;
         let open = |resources: &EngineResources| -> Result<Box<dyn Device>> {
             let weights = CountedWeights { weights: weights.as_ref(), progress };
@@ -108,7 +151,7 @@ impl Engines {
             Ok(Box::new(CudaDevice::new(config, &weights, &options)?))
         };
         match engine.add_model(open, Arc::clone(tokenizer) as Arc<dyn Tokenizer>, local) {
-            Ok(backend) => Ok(Arc::new(backend)),
+            Ok(backend) => Ok(backend),
             Err(error) => {
                 if matches!(error, Error::Device(_)) {
                     self.forget(ordinal);

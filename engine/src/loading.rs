@@ -98,13 +98,16 @@ impl LazyBackend {
         self: &Arc<Self>,
         open: impl FnOnce(Arc<LoadProgress>) -> Result<Arc<dyn Backend>> + Send + Clone + 'static,
     ) -> Result<Arc<dyn Backend>> {
+        // One that was just loaded is returned even if it is lost already: its error says why.
+        let mut waited = false;
         loop {
             let mut outcome = {
                 let mut state = self.lock();
                 match &mut *state {
-                    State::Loaded(loaded) => return Ok(self.used(loaded)),
+                    State::Loaded(loaded) if waited || !loaded.backend.is_lost() => return Ok(self.used(loaded)),
                     State::Loading(load) => load.outcome.clone(),
-                    State::Unloaded => {
+                    // Whoever uses one that is lost keeps it, and gets its error.
+                    State::Unloaded | State::Loaded(_) => {
                         let load = self.start(open.clone());
                         let outcome = load.outcome.clone();
                         *state = State::Loading(load);
@@ -114,7 +117,7 @@ impl LazyBackend {
             };
             match outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
                 // Another may have unloaded it in the meantime; then it is loaded again.
-                Ok(Some(Ok(())) | None) => {}
+                Ok(Some(Ok(())) | None) => waited = true,
                 Ok(Some(Err(error))) => return Err(error),
                 // The runtime of the load has ended, and the load with it.
                 Err(_) => self.forget_ended_load(&outcome),
@@ -267,6 +270,10 @@ impl Backend for Used {
     fn stats(&self) -> Stats {
         self.backend.stats()
     }
+
+    fn is_lost(&self) -> bool {
+        self.backend.is_lost()
+    }
 }
 
 impl Drop for Used {
@@ -343,6 +350,50 @@ mod tests {
         let panicked = lazy.get(|_| panic!("broken")).await;
         assert!(panicked.unwrap_err().to_string().contains("loading the model failed"));
         assert!(lazy.get(|_| mock()).await.is_ok());
+    }
+
+    /// A backend whose device is gone.
+    #[derive(Debug)]
+    struct Lost(MockBackend);
+
+    impl Backend for Lost {
+        fn capabilities(&self) -> Capabilities {
+            self.0.capabilities()
+        }
+
+        fn tokenizer(&self) -> Arc<dyn Tokenizer> {
+            self.0.tokenizer()
+        }
+
+        fn submit(&self, batch: Batch) -> CompletionStream {
+            self.0.submit(batch)
+        }
+
+        fn cancel(&self, batch: BatchId) {
+            self.0.cancel(batch);
+        }
+
+        fn stats(&self) -> Stats {
+            self.0.stats()
+        }
+
+        fn is_lost(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_is_lost_is_loaded_again() {
+        let lazy = Arc::new(LazyBackend::default());
+        let lost = lazy.get(|_| Ok(Arc::new(Lost(MockBackend::new(1))) as Arc<dyn Backend>)).await.unwrap();
+        assert!(lost.is_lost(), "it was there when it was loaded");
+        let again = lazy.get(|_| mock()).await.unwrap();
+        assert!(!again.is_lost());
+        drop(lost);
+        let mut unload = Box::pin(lazy.unload());
+        assert!(unload.as_mut().now_or_never().is_none(), "the new one is in use");
+        drop(again);
+        assert!(unload.await);
     }
 
     #[tokio::test]

@@ -28,6 +28,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Returns counters since the backend was started.
     fn stats(&self) -> Stats;
+
+    /// Returns whether the backend is lost, its device for instance: whatever is submitted fails, and only a new one helps.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// The name of a submitted batch, unique within its backend.
@@ -94,13 +99,23 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct CompletionStream {
     id: BatchId,
-    receiver: mpsc::Receiver<Result<Completion>>,
+    /// One, or more where several backends answer parts of the batch; those that have ended are gone.
+    receivers: Vec<mpsc::Receiver<Result<Completion>>>,
+    /// Who is asked first.
+    turn: usize,
 }
 
 impl CompletionStream {
     /// Wraps the receiving end of a channel that has room for every completion of the batch.
     pub fn new(id: BatchId, receiver: mpsc::Receiver<Result<Completion>>) -> Self {
-        CompletionStream { id, receiver }
+        CompletionStream { id, receivers: vec![receiver], turn: 0 }
+    }
+
+    /// Joins the streams of the parts of one batch, which has the same name in all of them.
+    pub(crate) fn joined(streams: Vec<CompletionStream>) -> Self {
+        let id = streams.first().map_or(BatchId(0), CompletionStream::id);
+        debug_assert!(streams.iter().all(|stream| stream.id == id), "a batch has one name");
+        CompletionStream { id, receivers: streams.into_iter().flat_map(|stream| stream.receivers).collect(), turn: 0 }
     }
 
     /// Returns the name under which the batch can be cancelled.
@@ -113,6 +128,22 @@ impl Stream for CompletionStream {
     type Item = Result<Completion>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiver.poll_recv(cx)
+        let this = &mut *self;
+        let mut asked = 0;
+        while asked < this.receivers.len() {
+            this.turn %= this.receivers.len();
+            match this.receivers[this.turn].poll_recv(cx) {
+                Poll::Ready(Some(completion)) => {
+                    this.turn += 1;
+                    return Poll::Ready(Some(completion));
+                }
+                Poll::Ready(None) => drop(this.receivers.swap_remove(this.turn)),
+                Poll::Pending => {
+                    this.turn += 1;
+                    asked += 1;
+                }
+            }
+        }
+        if this.receivers.is_empty() { Poll::Ready(None) } else { Poll::Pending }
     }
 }

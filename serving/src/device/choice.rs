@@ -18,6 +18,8 @@ pub enum DeviceChoice {
     Cpu,
     /// The GPU of this number.
     Cuda(u32),
+    /// All GPUs of the machine, each with the whole model: they share the rows.
+    AllCuda,
 }
 
 impl fmt::Display for DeviceChoice {
@@ -26,6 +28,7 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Auto => f.write_str("auto"),
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            DeviceChoice::AllCuda => f.write_str("cuda:all"),
         }
     }
 }
@@ -33,7 +36,7 @@ impl fmt::Display for DeviceChoice {
 impl FromStr for DeviceChoice {
     type Err = Error;
 
-    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`, in any case.
+    /// Reads `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:all`, in any case.
     fn from_str(text: &str) -> Result<Self> {
         let word = text.trim().to_lowercase();
         let ordinal = |number: &str| number.parse().ok().map(DeviceChoice::Cuda);
@@ -41,17 +44,18 @@ impl FromStr for DeviceChoice {
             "auto" => Some(DeviceChoice::Auto),
             "cpu" => Some(DeviceChoice::Cpu),
             "cuda" => Some(DeviceChoice::Cuda(0)),
+            "cuda:all" => Some(DeviceChoice::AllCuda),
             other => other.strip_prefix("cuda:").and_then(ordinal),
         };
-        choice.ok_or_else(|| Error::Invalid(format!("a device is auto, cpu, cuda or cuda:1, not {text:?}")))
+        choice.ok_or_else(|| Error::Invalid(format!("a device is auto, cpu, cuda, cuda:1 or cuda:all, not {text:?}")))
     }
 }
 
 /// A device that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundDevice {
-    /// A GPU.
-    Cuda(GpuFacts),
+    /// One GPU or several that share the rows; at least one.
+    Cuda(Vec<GpuFacts>),
     /// The CPU.
     Cpu {
         /// Threads that compute.
@@ -69,12 +73,16 @@ impl FoundDevice {
         let no_gpu = match choice {
             DeviceChoice::Cpu => None,
             DeviceChoice::Auto => match cuda::find(0) {
-                Ok(gpu) => return Ok(FoundDevice::Cuda(gpu)),
+                Ok(gpu) => return Ok(FoundDevice::Cuda(vec![gpu])),
                 Err(error) => Some(reason(error)),
             },
-            DeviceChoice::Cuda(ordinal) => {
+            DeviceChoice::Cuda(_) | DeviceChoice::AllCuda => {
+                let found = match choice {
+                    DeviceChoice::Cuda(ordinal) => cuda::find(ordinal).map(|gpu| vec![gpu]),
+                    _ => cuda::find_all(),
+                };
                 let unusable = |error| Error::Invalid(format!("device {choice} cannot be used: {}", reason(error)));
-                return cuda::find(ordinal).map(FoundDevice::Cuda).map_err(unusable);
+                return found.map(FoundDevice::Cuda).map_err(unusable);
             }
         };
         Ok(FoundDevice::cpu(threads, no_gpu))
@@ -88,10 +96,16 @@ impl FoundDevice {
 }
 
 impl fmt::Display for FoundDevice {
-    /// In one line, such as `cuda:0, NVIDIA H100 80GB HBM3, 79 GiB`.
+    /// In one line, such as `cuda:0, NVIDIA H100 80GB HBM3, 79 GiB`, with a number in front where there are several.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FoundDevice::Cuda(gpu) => gpu.fmt(f),
+            FoundDevice::Cuda(gpus) => match gpus.as_slice() {
+                [gpu] => gpu.fmt(f),
+                several => {
+                    write!(f, "{} GPUs", several.len())?;
+                    several.iter().try_for_each(|gpu| write!(f, "; {gpu}"))
+                }
+            },
             FoundDevice::Cpu { threads, no_gpu } => {
                 write!(f, "cpu, {threads} thread{}", if *threads == 1 { "" } else { "s" })?;
                 no_gpu.iter().try_for_each(|reason| write!(f, " ({reason})"))
@@ -114,13 +128,13 @@ mod tests {
 
     #[test]
     fn choices_are_read_as_they_are_written() {
-        for text in ["auto", "cpu", "cuda:0", "cuda:7"] {
+        for text in ["auto", "cpu", "cuda:0", "cuda:7", "cuda:all"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
         assert_eq!("CUDA".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
         for wrong in ["tpu", "", "cuda:", "cuda:x", "cuda:-1", "cuda 0"] {
             let error = wrong.parse::<DeviceChoice>().unwrap_err().to_string();
-            assert!(error.contains("auto, cpu, cuda or cuda:1"), "{error}");
+            assert!(error.contains("auto, cpu, cuda, cuda:1 or cuda:all"), "{error}");
         }
     }
 
@@ -129,7 +143,7 @@ mod tests {
         let error = FoundDevice::find(DeviceChoice::Cuda(4096), None).unwrap_err().to_string();
         assert!(error.starts_with("device cuda:4096 cannot be used: ") && error.contains("no GPU"), "{error}");
         match FoundDevice::find(DeviceChoice::Auto, None).unwrap() {
-            FoundDevice::Cuda(gpu) => assert_eq!(gpu.ordinal, 0),
+            FoundDevice::Cuda(gpus) => assert_eq!(gpus[0].ordinal, 0),
             FoundDevice::Cpu { no_gpu, .. } => assert!(no_gpu.unwrap().contains("no GPU")),
         }
         let cpu = FoundDevice::find(DeviceChoice::Cpu, NonZeroUsize::new(2)).unwrap();

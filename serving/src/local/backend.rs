@@ -148,6 +148,10 @@ impl Backend for LocalBackend {
     fn stats(&self) -> Stats {
         self.shared.bridge.stats()
     }
+
+    fn is_lost(&self) -> bool {
+        self.shared.bridge.failure().is_some()
+    }
 }
 
 impl Drop for LocalBackend {
