@@ -14,7 +14,7 @@
 //! What asks nobody decides first which pairs there are. Each further conjunct is a stage of its own, so that the next one is asked
 //! about the survivors. For semi, anti and mark joins the rewrite `stop_join_at_match` lets the operator end with a row at its first
 //! match; without it every candidate is asked about. With `classify_join` the operator may ask a row which values of the other input
-//! match ([`halves`](crate::classify_join::halves)).
+//! match ([`halves`]).
 
 use std::sync::Arc;
 
