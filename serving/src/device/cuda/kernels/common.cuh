@@ -153,3 +153,16 @@ __device__ __forceinline__ long long pool_row(
     long long page, int layers, int layer, int values, int kv_heads, int head, int offset, int head_dim) {
     return ((((page * layers + layer) * 2 + values) * kv_heads + head) * PAGE_TOKENS + offset) * head_dim;
 }
+
+// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+__device__ __forceinline__ u64 mix(u64 z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
+}
+
+// 64 random bits that depend on seed and number alone, the host's to the bit. Reference: split_mix.
+__device__ __forceinline__ u64 bits_of(u64 seed, u64 number) {
+    const u64 golden = 0x9e3779b97f4a7c15ull;
+    return mix(mix(seed + golden) ^ (number + 1) * golden);
+}

@@ -246,18 +246,8 @@ struct Draw {
 };
 static_assert(sizeof(Draw) == 48, "the host writes 12 words");
 
-// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-__device__ __forceinline__ u64 mix(u64 z) {
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
-    return z ^ z >> 31;
-}
-
 // 53 random bits, leading in a word.
-__device__ __forceinline__ u64 random_bits(u64 seed, unsigned draw) {
-    const u64 golden = 0x9e3779b97f4a7c15ull;
-    return mix(mix(seed + golden) ^ ((u64)draw + 1) * golden) >> 11 << 11;
-}
+__device__ __forceinline__ u64 random_bits(u64 seed, unsigned draw) { return bits_of(seed, draw) >> 11 << 11; }
 
 // Probabilities as integers.
 struct Softmax {
