@@ -17,8 +17,9 @@ use futures::StreamExt;
 use futures::executor::block_on;
 use refrain_serving::device::Device;
 use refrain_serving::device::cuda::{CudaDevice, CudaOptions, find};
+use refrain_serving::load::RandomShape;
 use refrain_serving::local::{LocalBackend, LocalConfig};
-use refrain_serving::model::{HostTensor, ModelConfig, Normal, TensorSource};
+use refrain_serving::model::{HostTensor, ModelConfig, Normal, TensorSource, TokenCost};
 use refrain_serving::scheduler::SchedulerConfig;
 use refrain_serving::{Backend, Batch, OutputShape, Request, RequestId, Sampling, TokenId, Tokenizer};
 
@@ -60,48 +61,12 @@ fn main() -> Outcome<()> {
 
 /// The shapes of Llama 3 8B and Llama 3.2 1B, with a vocabulary of 131,072.
 fn shape_of(name: &str) -> Option<ModelConfig> {
-    let (hidden_size, intermediate_size, layers, head_dim, tie_word_embeddings) = match name {
-        "8b" => (4096, 14336, 32, 128, false),
-        "1b" => (2048, 8192, 16, 64, true),
+    let shape = match name {
+        "8b" => RandomShape::Llama3B8,
+        "1b" => RandomShape::Llama32B1,
         _ => return None,
     };
-    Some(ModelConfig {
-        vocab_size: 131_072,
-        hidden_size,
-        intermediate_size,
-        layers,
-        heads: 32,
-        kv_heads: 8,
-        head_dim,
-        rotary_dim: head_dim,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        rope_scaling: None,
-        layer_attention: vec![],
-        qk_norm: false,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        tie_word_embeddings,
-        max_context: 8192,
-        end_tokens: vec![],
-    })
-}
-
-/// Multiply-adds, twice, of one token in all layers but attention.
-fn layer_flops(config: &ModelConfig) -> f64 {
-    let (hidden, heads) = (config.hidden_size as f64, (config.heads * config.head_dim) as f64);
-    let keys = (config.kv_heads * config.head_dim) as f64;
-    2.0 * config.layers as f64 * (hidden * (2.0 * heads + 2.0 * keys) + 3.0 * hidden * config.intermediate_size as f64)
-}
-
-/// Multiply-adds, twice, of one token with one key, in all layers.
-fn attention_flops(config: &ModelConfig) -> f64 {
-    4.0 * (config.layers * config.heads * config.head_dim) as f64
-}
-
-fn head_flops(config: &ModelConfig) -> f64 {
-    2.0 * (config.hidden_size * config.vocab_size) as f64
+    Some(ModelConfig { vocab_size: 131_072, max_context: 8192, ..shape.config() })
 }
 
 fn open(config: &ModelConfig, step_tokens: u32) -> Outcome<CudaDevice> {
@@ -147,9 +112,9 @@ fn passes(config: &ModelConfig) -> Outcome<()> {
         let times = device.pass_times().unwrap_or_default();
         let n = (rows * tokens) as f64;
         // The last layer multiplies only what is sampled from, after attention.
-        let flops = n * layer_flops(config)
-            + n * attention_flops(config) * (context as f64 + tokens as f64 / 2.0)
-            + rows as f64 * head_flops(config);
+        let TokenCost { layer_flops, attention_flops, head_flops, .. } = config.token_cost();
+        let flops =
+            n * layer_flops + n * attention_flops * (context as f64 + tokens as f64 / 2.0) + rows as f64 * head_flops;
         let rate = flops / seconds / 1e12;
         let part = |milliseconds: f64| milliseconds / times.passes.max(1) as f64;
         println!(
@@ -205,10 +170,9 @@ impl Replay {
             let (computed, steps) = (after.computed_tokens - before.computed_tokens, after.steps - before.steps);
             let prompt: usize = prompts.iter().map(|prompt| prompt.len()).sum();
             let mean = prompt as f64 / prompts.len() as f64;
-            let kv_bytes = (config.layers * 2 * config.kv_heads * config.head_dim * 2) as f64;
+            let TokenCost { layer_flops, attention_flops, head_flops, kv_bytes } = config.token_cost();
             let decoded = (written - prompts.len()) as f64;
-            let flops = computed as f64 * (layer_flops(config) + attention_flops(config) * mean / 2.0)
-                + written as f64 * head_flops(config);
+            let flops = computed as f64 * (layer_flops + attention_flops * mean / 2.0) + written as f64 * head_flops;
             let ideal = flops / PEAK_FLOPS + decoded * mean * kv_bytes / PEAK_BYTES;
             let hit = 1.0 - (computed as f64 - decoded) / prompt as f64;
             println!(
@@ -274,7 +238,7 @@ impl TensorSource for Drawn {
 
     fn normal(&self, name: &str) -> Option<Normal> {
         let seed = name.bytes().fold(17, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
-        name.ends_with("norm.weight").then_some(()).map_or(Some(Normal { seed, std: 0.02 }), |()| None)
+        (!name.ends_with("norm.weight")).then_some(Normal { seed, std: 0.02 })
     }
 }
 
