@@ -109,11 +109,9 @@ impl Decoder {
             gate_up: rows(2 * config.intermediate_size)?,
             activated: rows(config.intermediate_size)?,
         };
-        // Rows that no token has are multiplied too: they must hold numbers, since some numbers are slow.
-        for buffer in [&buffers.x, &buffers.live_x, &buffers.normed, &buffers.qkv, &buffers.attended] {
-            buffer.fill(0)?;
-        }
-        for buffer in [&buffers.live_attended, &buffers.gate_up, &buffers.activated] {
+        // Rows that no token has are multiplied too, and must hold numbers.
+        let Buffers { x, live_x, normed, qkv, attended, live_attended, gate_up, activated } = &buffers;
+        for buffer in [x, live_x, normed, qkv, attended, live_attended, gate_up, activated] {
             buffer.fill(0)?;
         }
         let functions = Functions {

@@ -151,7 +151,6 @@ impl Head {
     ) -> Result<Self> {
         let capacity = padded(capacity);
         let rows_at_a_time = padded((LOGITS_BYTES / 4 / config.vocab_size).clamp(8, capacity));
-        let rows_at_a_time = if rows_at_a_time > capacity { capacity } else { rows_at_a_time };
         let inputs = gpu.allocate(capacity * config.hidden_size * precision.bytes())?;
         inputs.fill(0)?;
         Ok(Head {
