@@ -187,7 +187,9 @@ proptest! {
 
     #[test]
     fn joined_segments_are_the_tokens_of_the_whole(
-        texts in prop::collection::vec(prop_oneof!["\\PC{0,16}", "[ \n\t\"{},.:a-c1-3\\\\é]{0,12}"], 3),
+        texts in prop::collection::vec(prop_oneof![
+            "\\PC{0,16}", "[ \n\t\"{},.:a-c1-3\\\\é]{0,12}", "([a-cé.,\"\n]{0,4} {0,2}){20,30}",
+        ], 3),
         order in Just(vec![0_usize, 1, 2]).prop_shuffle(),
         count in 1_usize..=3,
     ) {

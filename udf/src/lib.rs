@@ -56,7 +56,7 @@ pub use embeddings::EmbeddingSource;
 pub use function::Function;
 pub use name_inputs::NameInputs;
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
-pub use prompt::{LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
+pub use prompt::{FieldTokens, LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
 pub use render::{JsonRenderer, list_items};
 pub use rewrites::{REWRITES, rewrite_enabled};
 pub use settings::{Cache, LayoutChoice, OptimizationMode, Settings};

@@ -6,6 +6,9 @@
 //!
 //! Only what the chat template itself writes is read as control tokens; instruction and row data never are.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use datafusion::common::{DataFusionError, Result, exec_err};
 use refrain_serving::{Segment, Tokenizer};
 
@@ -103,6 +106,23 @@ impl Place {
     }
 }
 
+/// The tokens of a field at one place.
+#[derive(Clone, Debug)]
+pub struct FieldTokens {
+    /// All of them.
+    pub segment: Segment,
+    place: Place,
+    /// How many tokens come before and after those that the field has at every place; `None` where it has to be encoded anew.
+    ends: Option<(usize, usize)>,
+}
+
+/// Tokens that stay where they are.
+impl From<Segment> for FieldTokens {
+    fn from(segment: Segment) -> Self {
+        FieldTokens { segment, place: Place::Only, ends: None }
+    }
+}
+
 /// The prompt of one call with the inputs left open.
 #[derive(Clone, Debug)]
 pub struct PromptLayout {
@@ -190,12 +210,18 @@ impl PromptLayout {
 
     /// Returns the text of a field whose value is `json`, in fields mode; the bare value in template mode.
     pub fn field_text(&self, field: usize, json: &str, place: Place) -> String {
+        let (before, after) = self.around(field, place);
+        [&before, json, &after].concat()
+    }
+
+    /// Returns what stands before and after the value of a field.
+    fn around(&self, field: usize, place: Place) -> (String, String) {
         let Body::Fields { labels, after } = &self.body else {
-            return json.to_string();
+            return (String::new(), String::new());
         };
         let label = labels.get(field).map_or("", String::as_str);
         let opens = if place.is_first() { "{" } else { " " };
-        if place.is_last() { format!("{opens}{label}: {json}}}{after}") } else { format!("{opens}{label}: {json},") }
+        (format!("{opens}{label}: "), if place.is_last() { format!("}}{after}") } else { ",".to_owned() })
     }
 
     /// Returns the text of the item `json` of a field that is a list; all items of it one after the other are the
@@ -221,7 +247,48 @@ impl PromptLayout {
 
     /// Returns the tokens of [`field_text`](Self::field_text).
     pub fn field_segment(&self, tokenizer: &dyn Tokenizer, field: usize, json: &str, place: Place) -> Segment {
-        tokenizer.encode(&self.field_text(field, json, place)).into()
+        self.field_tokens(tokenizer, field, json, place).segment
+    }
+
+    /// As [`field_segment`](Self::field_segment), with what it takes to [move](Self::moved) the field to another place.
+    pub fn field_tokens(&self, tokenizer: &dyn Tokenizer, field: usize, json: &str, place: Place) -> FieldTokens {
+        let Some(inside) = inside(json) else {
+            let segment = tokenizer.encode(&self.field_text(field, json, place)).into();
+            return FieldTokens { segment, place, ends: None };
+        };
+        let (before, after) = self.around(field, place);
+        let opening = tokenizer.encode(&(before + &json[..inside.start]));
+        let closing = tokenizer.encode(&(json[inside.end..].to_owned() + &after));
+        let segment = [&opening[..], &tokenizer.encode(&json[inside]), &closing].concat().into();
+        FieldTokens { segment, place, ends: Some((opening.len(), closing.len())) }
+    }
+
+    /// Returns the tokens that a field has at another place than the one where it has `tokens`. Only its ends are encoded again, and of
+    /// those only what differs there.
+    pub fn moved(
+        &self,
+        tokenizer: &dyn Tokenizer,
+        field: usize,
+        json: &str,
+        tokens: &FieldTokens,
+        place: Place,
+    ) -> FieldTokens {
+        let (Some(inside), Some((opening, closing))) = (inside(json), tokens.ends) else {
+            return self.field_tokens(tokenizer, field, json, place);
+        };
+        let (opening, rest) = tokens.segment.split_at(opening);
+        let (middle, closing) = rest.split_at(rest.len() - closing);
+        let (before, after) = self.around(field, place);
+        let opening = match tokens.place.is_first() == place.is_first() {
+            true => Cow::Borrowed(opening),
+            false => tokenizer.encode(&(before + &json[..inside.start])).into(),
+        };
+        let closing = match tokens.place.is_last() == place.is_last() {
+            true => Cow::Borrowed(closing),
+            false => tokenizer.encode(&(json[inside.end..].to_owned() + &after)).into(),
+        };
+        let ends = Some((opening.len(), closing.len()));
+        FieldTokens { segment: [&opening, middle, &closing].concat().into(), place, ends }
     }
 
     /// Returns how many parts stand between head and tail in template mode; none in fields mode.
@@ -285,6 +352,24 @@ impl PromptLayout {
         };
         [&self.before, &self.opening, &body, &self.closing, &self.after].map(String::as_str).concat()
     }
+}
+
+/// Values of fewer bytes are encoded anew at each place.
+const INSIDE_MIN: usize = 64;
+
+/// Returns the inside of a value: from its first seam to its last, so that its tokens are the same whatever stands around the value. Here a
+/// seam is before a space between two ASCII letters, where a word ends and a word begins in every tokenizer.
+fn inside(json: &str) -> Option<Range<usize>> {
+    if json.len() < INSIDE_MIN {
+        return None;
+    }
+    let is_seam = |at: &usize| match json.as_bytes()[at - 1..] {
+        [before, b' ', after, ..] => before.is_ascii_alphabetic() && after.is_ascii_alphabetic(),
+        _ => false,
+    };
+    let mut seams = 1..json.len() - 1;
+    let (first, last) = (seams.find(is_seam)?, seams.rfind(is_seam)?);
+    Some(first..last)
 }
 
 /// Returns a row of a [`Prompt::Rows`] prompt: a JSON object with these labels and JSON values, and a line break.
@@ -622,7 +707,7 @@ mod tests {
     proptest! {
         #[test]
         fn joined_segments_are_the_tokens_of_the_whole(
-            texts in prop::collection::vec("\\PC{0,12}", 3),
+            texts in prop::collection::vec("\\PC{0,12}|([a-zé\"\\n]{0,4} {0,2}){20,30}", 3),
             order in Just(vec![0_usize, 1, 2]).prop_shuffle(),
             count in 1_usize..=3,
         ) {
@@ -636,7 +721,13 @@ mod tests {
                 let mut tokens = fields.head().to_vec();
                 for (position, field) in order.iter().enumerate() {
                     let place = Place::of(position, count);
-                    tokens.extend(fields.field_segment(tokenizer, *field, values[*field], place).iter());
+                    let segment = fields.field_segment(tokenizer, *field, values[*field], place);
+                    for elsewhere in [Place::First, Place::Middle, Place::Last, Place::Only] {
+                        let elsewhere = fields.field_tokens(tokenizer, *field, values[*field], elsewhere);
+                        let moved = fields.moved(tokenizer, *field, values[*field], &elsewhere, place);
+                        prop_assert_eq!(&moved.segment, &segment);
+                    }
+                    tokens.extend(segment.iter());
                 }
                 tokens.extend(fields.tail().iter());
                 prop_assert_eq!(tokens, tokenizer.encode_control(&fields.prompt_text(order, &values)));

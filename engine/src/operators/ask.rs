@@ -19,6 +19,7 @@ use crate::operators::cascade::Proxy;
 use crate::operators::distinct::Questions;
 use crate::operators::enough::Enough;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
+use crate::operators::parallel::in_parallel;
 use crate::operators::prompts::{Edge, PlannedRequests, Planner, with_other_tail};
 use crate::operators::scope::{NodeStats, QueryScope, lock};
 use crate::operators::truncate::prompt_limit;
@@ -341,21 +342,25 @@ impl Asker {
         call.update(&self.call.call.digest());
         call.update(format!("{:?}", Answering::of(&self.call, self.layout.layout())).as_bytes());
         call.update(self.backend.capabilities().model_digest.as_bytes());
+        let call = call.finalize();
         let order = self.call.call.key_order();
-        let key = |question: u32| {
-            let mut hasher = call.clone();
+        let key = |idx: usize| {
+            let question = wanted[idx];
+            let mut identity = call.as_bytes().to_vec();
             for input in &order {
                 let text = questions.text(question, *input);
-                hasher.update(&(text.len() as u64).to_le_bytes());
-                hasher.update(text.as_bytes());
+                identity.extend((text.len() as u64).to_le_bytes());
+                identity.extend(text.as_bytes());
             }
             let (window, occurrence) = questions.occurrence(question);
-            hasher.update(&window.to_le_bytes()).update(&occurrence.to_le_bytes());
-            *hasher.finalize().as_bytes()
+            identity.extend(window.to_le_bytes());
+            identity.extend(occurrence.to_le_bytes());
+            *blake3::hash(&identity).as_bytes()
         };
         let is_apart = self.call.options.dedup == Dedup::Off || !self.memo;
         let mut kept = vec![Key::default(); questions.len()];
-        wanted.iter().for_each(|question| kept[*question as usize] = key(*question));
+        let keys = in_parallel(wanted.len(), key);
+        wanted.iter().zip(keys).for_each(|(question, key)| kept[*question as usize] = key);
         Keys { kept, node: is_apart.then_some(self.stats.id) }
     }
 
@@ -466,7 +471,7 @@ impl Asker {
         }
         let question = planned.questions[position];
         let order = planned.fields_of(position);
-        let values: Vec<&str> = (0..self.call.inputs.len()).map(|input| questions.text(question, input).as_ref()).collect();
+        let values: Vec<&str> = (0..self.call.inputs.len()).map(|input| questions.text(question, input)).collect();
         Some(self.layout.prompt_text(&order, &values).into())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! [`LlmExec`] gathers a window of rows (`window`), finds the distinct questions among them (`distinct`), looks up what the
 //! query has asked already (`memo`) and what earlier ones have ([`answers`](crate::answers)), orders the rest so that prompts
-//! share prefixes and turns them into requests (`tokenise`, `prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
+//! share prefixes and turns them into requests (`prompts`), asks the backend (`ask`) as far as the `budget` goes, and puts the
 //! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what; below a limit, `morsels` says how
 //! many rows are asked at a time, and `enough` when the rest of them need no answer. `layout` decides
 //! whether several calls share their rows. [`LlmAggregateExec`] asks about groups of rows in the same way (`aggregate`),
@@ -25,10 +25,10 @@ mod layout;
 mod llm_exec;
 mod memo;
 mod morsels;
+mod parallel;
 mod prompts;
 mod sampling;
 mod scope;
-mod tokenise;
 mod truncate;
 mod window;
 

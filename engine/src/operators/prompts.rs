@@ -7,11 +7,11 @@ use ahash::RandomState;
 use datafusion::common::{HashMap, Result, exec_datafusion_err};
 use refrain_optimizer::reorder::{self, Column, Dependency, FieldOrder, Schedule, Strategy, Table};
 use refrain_serving::{OutputShape, Request, RequestId, Sampling, Segment, Tokenizer};
-use refrain_udf::{Place, Prompt, PromptLayout, Reorder, list_items};
+use refrain_udf::{FieldTokens, Place, Prompt, PromptLayout, Reorder, list_items};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::Questions;
-use crate::operators::tokenise::tokenise;
+use crate::operators::parallel::in_parallel;
 use crate::operators::truncate;
 
 /// The requests for a list of questions, in the order in which they should run.
@@ -219,7 +219,7 @@ fn seed(call: &PhysicalCall, questions: &Questions, question: u32) -> u64 {
         return sampling.seed;
     }
     let hasher = RandomState::with_seeds(sampling.seed, 1, 2, 3);
-    let inputs: Vec<&str> = (0..call.inputs.len()).map(|input| questions.text(question, input).as_ref()).collect();
+    let inputs: Vec<&str> = (0..call.inputs.len()).map(|input| questions.text(question, input)).collect();
     hasher.hash_one((inputs, questions.occurrence(question)))
 }
 
@@ -266,12 +266,12 @@ struct Passages {
 impl Passages {
     /// Takes apart the lists that some questions have. NULLs are no passages.
     fn new(input: usize, questions: &Questions, asked: &[u32]) -> Option<Self> {
-        let lists = &questions.column(input).texts;
+        let lists = questions.column(input);
         let mut codes: HashMap<&str, u32, RandomState> = HashMap::default();
         let mut of_list: Vec<Vec<u32>> = vec![vec![]; lists.len()];
         let mut texts = vec![];
         for code in DenseCodes::new(questions, input, asked).distinct {
-            let items = list_items(&lists[code as usize]).into_iter().filter(|item| *item != "null");
+            let items = list_items(lists.text(code)).into_iter().filter(|item| *item != "null");
             let code_of = |item| {
                 *codes.entry(item).or_insert_with(|| {
                     texts.push(item.into());
@@ -300,15 +300,15 @@ struct Cells<'a> {
 
 /// The tokens of cells, by place and code: codes are dense and places few.
 #[derive(Debug, Default)]
-struct Segments(Vec<(Slot, Vec<Option<Segment>>)>);
+struct Segments(Vec<(Slot, Vec<Option<FieldTokens>>)>);
 
 impl Segments {
-    fn get(&self, cell: Cell) -> Option<&Segment> {
+    fn get(&self, cell: Cell) -> Option<&FieldTokens> {
         let (_, by_code) = self.0.iter().find(|(slot, _)| *slot == cell.slot)?;
         by_code.get(cell.code as usize)?.as_ref()
     }
 
-    fn insert(&mut self, cell: Cell, segment: Segment) {
+    fn insert(&mut self, cell: Cell, tokens: FieldTokens) {
         let at = self.0.iter().position(|(slot, _)| *slot == cell.slot).unwrap_or_else(|| {
             self.0.push((cell.slot, vec![]));
             self.0.len() - 1
@@ -317,7 +317,7 @@ impl Segments {
         if by_code.len() <= code {
             by_code.resize(code + 1, None);
         }
-        by_code[code] = Some(segment);
+        by_code[code] = Some(tokens);
     }
 }
 
@@ -448,26 +448,32 @@ impl<'a> Cells<'a> {
     /// Tokenises the cells that have not been.
     fn tokenise(&mut self, cells: impl Iterator<Item = Cell>) {
         let mut missing = vec![];
-        let nothing = Segment::default();
+        let nothing = FieldTokens::from(Segment::default());
         for cell in cells {
             if self.segments.get(cell).is_none() {
                 // So that it is not met again; its tokens follow.
-                self.segments.insert(cell, Arc::clone(&nothing));
+                self.segments.insert(cell, nothing.clone());
                 missing.push(cell);
             }
         }
-        let segments = tokenise(missing.len(), |idx| self.encode(missing[idx]));
-        for (cell, segment) in missing.into_iter().zip(segments) {
-            self.segments.insert(cell, segment);
+        let tokens = in_parallel(missing.len(), |idx| self.encode(missing[idx]));
+        for (cell, tokens) in missing.into_iter().zip(tokens) {
+            self.segments.insert(cell, tokens);
         }
     }
 
-    fn encode(&self, Cell { slot, code }: Cell) -> Segment {
+    fn encode(&self, Cell { slot, code }: Cell) -> FieldTokens {
         if let (Slot::Passage(place, item), Some(passages)) = (slot, &self.passages) {
             let json = &passages.texts[code as usize];
-            return self.layout.item_segment(self.tokenizer, passages.input, json, place, item);
+            return self.layout.item_segment(self.tokenizer, passages.input, json, place, item).into();
         }
-        let json = self.input_of(slot).map_or("", |input| self.questions.column(input).texts[code as usize].as_ref());
+        let json = self.input_of(slot).map_or("", |input| self.questions.column(input).text(code));
+        // The solver's table has every field in the middle; elsewhere only its ends differ.
+        if let Slot::Field(field, place @ (Place::First | Place::Last)) = slot
+            && let Some(tokens) = self.segments.get(Cell { slot: Slot::Field(field, Place::Middle), code })
+        {
+            return self.layout.moved(self.tokenizer, field, json, tokens, place);
+        }
         self.encode_in(slot, json)
     }
 
@@ -480,13 +486,13 @@ impl<'a> Cells<'a> {
         }
     }
 
-    fn encode_in(&self, slot: Slot, json: &str) -> Segment {
+    fn encode_in(&self, slot: Slot, json: &str) -> FieldTokens {
         match slot {
-            Slot::Field(field, place) => self.layout.field_segment(self.tokenizer, field, json, place),
+            Slot::Field(field, place) => self.layout.field_tokens(self.tokenizer, field, json, place),
             Slot::Passage(place, _) => {
-                self.layout.field_segment(self.tokenizer, self.input_of(slot).unwrap_or_default(), json, place)
+                self.layout.field_tokens(self.tokenizer, self.input_of(slot).unwrap_or_default(), json, place)
             }
-            Slot::Part(part) => self.layout.part_segment(self.tokenizer, part, json),
+            Slot::Part(part) => self.layout.part_segment(self.tokenizer, part, json).into(),
         }
     }
 
@@ -504,7 +510,7 @@ impl<'a> Cells<'a> {
         });
         let prompt_of = |values: &[String]| {
             let json = |slot: Slot| self.input_of(slot).map_or("", |input| values[input].as_str());
-            self.between_head_and_tail(cells.iter().map(|cell| self.encode_in(cell.slot, json(cell.slot))))
+            self.between_head_and_tail(cells.iter().map(|cell| self.encode_in(cell.slot, json(cell.slot)).segment))
         };
         let mut values: Vec<String> =
             (0..self.n_inputs).map(|input| self.questions.text(question, input).to_string()).collect();
@@ -521,7 +527,7 @@ impl<'a> Cells<'a> {
     }
 
     fn segment(&self, cell: Cell) -> &Segment {
-        self.segments.get(cell).expect("cells are tokenised before they are used")
+        &self.segments.get(cell).expect("cells are tokenised before they are used").segment
     }
 }
 
@@ -540,7 +546,7 @@ struct DenseCodes {
 
 impl DenseCodes {
     fn new(questions: &Questions, input: usize, asked: &[u32]) -> Self {
-        let mut numbers = vec![u32::MAX; questions.column(input).texts.len()];
+        let mut numbers = vec![u32::MAX; questions.column(input).len()];
         let (mut of_row, mut distinct) = (Vec::with_capacity(asked.len()), vec![]);
         for question in asked {
             let code = questions.tuple(*question)[input];

@@ -158,7 +158,7 @@ pub(in crate::operators) fn first_questions(
     let Some(stage) = asks.first().map(|ask| ask.stage) else { return Ok(None) };
     let call = &aggregate.stages[stage];
     let mut questions = Questions::new(call.inputs.len(), call.options.dedups(), 0);
-    asks.iter().filter(|ask| ask.stage == stage).for_each(|ask| questions.push_texts(&ask.inputs));
+    asks.iter().filter(|ask| ask.stage == stage).for_each(|ask| questions.push_texts(ask.inputs.iter().map(AsRef::as_ref)));
     Ok(Some((stage, questions)))
 }
 

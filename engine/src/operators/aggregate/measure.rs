@@ -8,7 +8,7 @@ use refrain_serving::Tokenizer;
 use refrain_udf::{OnOverflow, PromptLayout, row_line};
 
 use crate::operators::call::PhysicalCall;
-use crate::operators::tokenise::tokenise;
+use crate::operators::parallel::in_parallel;
 use crate::operators::truncate;
 
 /// The context of a model.
@@ -55,8 +55,8 @@ impl Measure {
         let mut seen = std::collections::HashSet::with_hasher(RandomState::new());
         let new: Vec<Arc<str>> =
             texts.into_iter().filter(|text| !self.known.contains_key(text) && seen.insert(Arc::clone(text))).collect();
-        let lens = tokenise(new.len(), |idx| self.tokenizer.encode(&new[idx]).into());
-        self.known.extend(new.into_iter().zip(lens.into_iter().map(|tokens| tokens.len())));
+        let lens = in_parallel(new.len(), |idx| self.tokenizer.encode(&new[idx]).len());
+        self.known.extend(new.into_iter().zip(lens));
     }
 
     /// Returns the tokens of a text.

@@ -311,7 +311,7 @@ impl AggregateRun {
             // Prompts that begin alike are neighbours, so that they find their prefix where it was just computed.
             places.sort_by_key(|(group, ask)| &asks[*group][*ask].inputs);
             let mut questions = Questions::new(asker.call.inputs.len(), asker.call.options.dedups(), 0);
-            places.iter().for_each(|(group, ask)| questions.push_texts(&asks[*group][*ask].inputs));
+            places.iter().for_each(|(group, ask)| questions.push_texts(asks[*group][*ask].inputs.iter().map(AsRef::as_ref)));
             stats.rows.fetch_add(places.len() as u64, Ordering::Relaxed);
             stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
             let questions = Arc::new(questions);
