@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use refrain_serving::device::cpu::CpuDevice;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts, TensorParallel};
 use refrain_serving::device::{Device, DeviceChoice, FoundDevice};
 use refrain_serving::load::LoadedModel;
 use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine, Replicas};
@@ -27,25 +27,34 @@ pub struct DeviceOptions {
     pub device: DeviceChoice,
     /// Threads of the CPU device; one for each core if not set.
     pub threads: Option<NonZeroUsize>,
-    /// Bytes of the KV pages: on the CPU of all models together, on a GPU of each. If not set, a GPU's model takes what is free
-    /// when it is loaded.
+    /// Bytes of the KV pages: on the CPU of all models together, on a GPU of each, and of each on all GPUs that it is split over. If
+    /// not set, a GPU's model takes what is free when it is loaded.
     pub kv_cache_bytes: Option<usize>,
     /// Tokens in one step; the scheduler's choice if not set.
     pub step_tokens: Option<u32>,
 }
 
+/// What an engine runs on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Hardware {
+    Cpu,
+    /// The GPU of this number.
+    Gpu(u32),
+    /// GPUs over which models are split.
+    SplitGpus(Vec<u32>),
+}
+
 /// One device, and how a model runs there.
 #[derive(Debug)]
 struct Place {
-    /// The number of the GPU; the CPU if `None`.
-    gpu: Option<u32>,
+    hardware: Hardware,
     scheduler: SchedulerConfig,
     /// What is to be said of the device.
     remark: Option<String>,
 }
 
-/// Engines by number of the GPU, or none for the CPU, and how each runs.
-type Running = BTreeMap<Option<u32>, (EngineConfig, Arc<LocalEngine>)>;
+/// Engines by what they run on, and how each runs.
+type Running = BTreeMap<Hardware, (EngineConfig, Arc<LocalEngine>)>;
 
 /// The engines of this process.
 #[derive(Debug, Default)]
@@ -71,9 +80,13 @@ impl Engines {
         options: DeviceOptions,
         progress: &LoadProgress,
     ) -> Result<Arc<dyn Backend>> {
-        let found = FoundDevice::find(options.device, options.threads)?;
+        // Two bytes a weight.
+        let weight_bytes = 2 * model.config.parameters();
+        let found = FoundDevice::find_for(options.device, options.threads, weight_bytes)?;
         match self.start_on(&found, model, max_context, options, progress) {
-            Err(Error::Device(reason)) if options.device == DeviceChoice::Auto && matches!(found, FoundDevice::Cuda(_)) => {
+            Err(Error::Device(reason))
+                if options.device == DeviceChoice::Auto && !matches!(found, FoundDevice::Cpu { .. }) =>
+            {
                 let cpu = FoundDevice::cpu(options.threads, Some(format!("{found} failed: {reason}")));
                 self.start_on(&cpu, model, max_context, options, progress)
             }
@@ -90,15 +103,22 @@ impl Engines {
         progress: &LoadProgress,
     ) -> Result<Arc<dyn Backend>> {
         let max_context = max_context.unwrap_or(model.config.max_context);
+        let on_gpu = SchedulerConfig::on_gpu(max_context, model.config.parameters());
         match found {
             FoundDevice::Cpu { no_gpu, threads: _ } => {
-                let place = Place { gpu: None, scheduler: SchedulerConfig::new(max_context), remark: no_gpu.clone() };
+                let scheduler = SchedulerConfig::new(max_context);
+                let place = Place { hardware: Hardware::Cpu, scheduler, remark: no_gpu.clone() };
+                Ok(Arc::new(self.start_at(place, model, options, progress)?))
+            }
+            FoundDevice::SplitCuda(gpus) => {
+                let hardware = Hardware::SplitGpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
+                let place = Place { hardware, scheduler: on_gpu, remark: None };
                 Ok(Arc::new(self.start_at(place, model, options, progress)?))
             }
             FoundDevice::Cuda(gpus) => {
-                let scheduler = SchedulerConfig::on_gpu(max_context, model.config.parameters());
                 let start = |gpu: &GpuFacts| {
-                    self.start_at(Place { gpu: Some(gpu.ordinal), scheduler, remark: None }, model, options, progress)
+                    let place = Place { hardware: Hardware::Gpu(gpu.ordinal), scheduler: on_gpu, remark: None };
+                    self.start_at(place, model, options, progress)
                 };
                 // All at once: each reads all weights, and mostly waits for them.
                 let mut started: Vec<Arc<dyn Backend>> = thread::scope(|scope| {
@@ -127,34 +147,36 @@ impl Engines {
         progress: &LoadProgress,
     ) -> Result<LocalBackend> {
         let LoadedModel { config, weights, tokenizer, digest } = model;
-        let Place { gpu: ordinal, mut scheduler, remark } = place;
+        let Place { hardware, mut scheduler, remark } = place;
         // A GPU's models bring memory of their own, which nothing but their weights limits.
-        let kv_bytes = match ordinal {
-            Some(_) => usize::MAX,
-            None => options.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),
+        let kv_bytes = match hardware {
+            Hardware::Cpu => options.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),
+            Hardware::Gpu(_) | Hardware::SplitGpus(_) => usize::MAX,
         };
         scheduler.step_tokens = options.step_tokens.unwrap_or(scheduler.step_tokens);
         let local = LocalConfig { scheduler, device_remark: remark, ..LocalConfig::new(scheduler.max_context, digest) };
-        let engine = self.get(ordinal, EngineConfig { threads: options.threads, ..EngineConfig::new(kv_bytes) })?;
+        let engine = self.get(&hardware, EngineConfig { threads: options.threads, ..EngineConfig::new(kv_bytes) })?;
         let open = |resources: &EngineResources| -> Result<Box<dyn Device>> {
             let weights = CountedWeights { weights: weights.as_ref(), progress };
-            let Some(ordinal) = ordinal else {
-                return Ok(Box::new(CpuDevice::shared(
-                    config,
-                    &weights,
-                    Arc::clone(&resources.threads),
-                    resources.kv_bytes,
-                )?));
-            };
             let (kv_bytes, kernel_cache) = (options.kv_cache_bytes, self.kernel_cache.clone());
-            let options = CudaOptions { ordinal, kv_bytes, kernel_cache, ..CudaOptions::new(scheduler.step_tokens) };
-            Ok(Box::new(CudaDevice::new(config, &weights, &options)?))
+            let options = CudaOptions { kv_bytes, kernel_cache, ..CudaOptions::new(scheduler.step_tokens) };
+            match &hardware {
+                Hardware::Cpu => {
+                    let threads = Arc::clone(&resources.threads);
+                    Ok(Box::new(CpuDevice::shared(config, &weights, threads, resources.kv_bytes)?))
+                }
+                Hardware::Gpu(ordinal) => {
+                    let options = CudaOptions { ordinal: *ordinal, ..options };
+                    Ok(Box::new(CudaDevice::new(config, &weights, &options)?))
+                }
+                Hardware::SplitGpus(ordinals) => Ok(Box::new(TensorParallel::new(config, &weights, ordinals, &options)?)),
+            }
         };
         match engine.add_model(open, Arc::clone(tokenizer) as Arc<dyn Tokenizer>, local) {
             Ok(backend) => Ok(backend),
             Err(error) => {
                 if matches!(error, Error::Device(_)) {
-                    self.forget(ordinal);
+                    self.forget(&hardware);
                 }
                 Err(error)
             }
@@ -162,21 +184,21 @@ impl Engines {
     }
 
     /// Returns the engine of a device that runs in this way. One that runs otherwise is left to the models that it has.
-    fn get(&self, ordinal: Option<u32>, config: EngineConfig) -> Result<Arc<LocalEngine>> {
+    fn get(&self, hardware: &Hardware, config: EngineConfig) -> Result<Arc<LocalEngine>> {
         let mut running = self.lock();
-        match running.get(&ordinal) {
+        match running.get(hardware) {
             Some((found, engine)) if *found == config => Ok(Arc::clone(engine)),
             _ => {
                 let engine = Arc::new(LocalEngine::start(config)?);
-                running.insert(ordinal, (config, Arc::clone(&engine)));
+                running.insert(hardware.clone(), (config, Arc::clone(&engine)));
                 Ok(engine)
             }
         }
     }
 
     /// Leaves an engine that takes no more models, so that the next load starts another.
-    fn forget(&self, ordinal: Option<u32>) {
-        self.lock().remove(&ordinal);
+    fn forget(&self, hardware: &Hardware) {
+        self.lock().remove(hardware);
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use refrain_serving::device::Device;
 use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions};
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, Precision, find};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, Precision, TensorParallel, find, find_split};
 use refrain_serving::load::load_folder;
 use refrain_serving::step::{
     Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource,
@@ -163,5 +163,22 @@ fn bundled_models_on_a_gpu() {
             let mut device = CudaDevice::new(&model.config, model.weights.as_ref(), &options).unwrap();
             check(&folder, &mut device, tolerance);
         }
+    }
+}
+
+/// A model that is split over two GPUs gives the tokens that it gives on one.
+#[test]
+#[allow(clippy::print_stderr, reason = "says that the test was left out")]
+fn bundled_model_split_over_two_gpus() {
+    if let Err(reason) = find(1).and_then(|_| find_split()) {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini");
+    let model = load_folder(&folder).unwrap();
+    for (precision, tolerance) in [(Precision::F32, EXACT), (Precision::Bf16, BFLOAT)] {
+        let options = CudaOptions { kv_bytes: Some(256 << 20), precision, tune: false, ..CudaOptions::new(16384) };
+        let mut device = TensorParallel::new(&model.config, model.weights.as_ref(), &[0, 1], &options).unwrap();
+        check(&folder, &mut device, tolerance);
     }
 }

@@ -18,7 +18,7 @@ async fn a_gpu_that_is_named_and_not_there_is_an_error_and_another_choice_mends_
     let device = rows(&db, DEVICE).await.unwrap();
     assert!(device[0].starts_with("cpu, ") && !device[0].contains("no GPU"), "{device:?}");
     let error = rows(&db, "set refrain.device = 'tpu'").await.unwrap_err().to_string();
-    assert!(error.contains("refrain.device: a device is auto, cpu, cuda, cuda:1 or cuda:all"), "{error}");
+    assert!(error.contains("refrain.device: a device is auto, cpu, cuda, cuda:1, cuda:all or cuda:tp"), "{error}");
 }
 
 #[tokio::test]

@@ -229,7 +229,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("failure_probability", "probability with which a cascade may miss a target"),
     ("max_join_pairs", "pairs that a join on an LLM predicate may ask about; 0 is no limit"),
     ("disabled_rewrites", "rewrites of plans that are switched off, separated by commas; none or all"),
-    ("device", "where models run: auto, cpu, cuda, cuda:N or cuda:all"),
+    ("device", "where models run: auto, cpu, cuda, cuda:N, cuda:all or cuda:tp"),
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
     ("step_tokens", "tokens of one forward pass"),
     ("threads", "threads of the CPU device"),

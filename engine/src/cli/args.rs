@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH_OR_NAME", env = "REFRAIN_MODEL", global = true)]
     pub(crate) model: Option<String>,
 
-    /// Device that serves models: auto, cpu, cuda, cuda:N or cuda:all
+    /// Device that serves models: auto, cpu, cuda, cuda:N, cuda:all or cuda:tp
     #[arg(long, value_name = "DEVICE", env = "REFRAIN_DEVICE", global = true)]
     pub(crate) device: Option<DeviceChoice>,
 

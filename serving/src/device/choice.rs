@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// The device that models are to run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
-    /// The first GPU, or the CPU if there is none that can be used.
+    /// The first GPU, or all of them for a model that does not fit one, or the CPU if there is none that can be used.
     #[default]
     Auto,
     /// The CPU.
@@ -20,6 +20,8 @@ pub enum DeviceChoice {
     Cuda(u32),
     /// All GPUs of the machine, each with the whole model: they share the rows.
     AllCuda,
+    /// All GPUs of the machine, over which each model is split: tensor parallel.
+    SplitCuda,
 }
 
 impl fmt::Display for DeviceChoice {
@@ -29,6 +31,7 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             DeviceChoice::AllCuda => f.write_str("cuda:all"),
+            DeviceChoice::SplitCuda => f.write_str("cuda:tp"),
         }
     }
 }
@@ -36,7 +39,7 @@ impl fmt::Display for DeviceChoice {
 impl FromStr for DeviceChoice {
     type Err = Error;
 
-    /// Reads `auto`, `cpu`, `cuda`, `cuda:N` or `cuda:all`, in any case.
+    /// Reads `auto`, `cpu`, `cuda`, `cuda:N`, `cuda:all` or `cuda:tp`, in any case.
     fn from_str(text: &str) -> Result<Self> {
         let word = text.trim().to_lowercase();
         let ordinal = |number: &str| number.parse().ok().map(DeviceChoice::Cuda);
@@ -45,9 +48,11 @@ impl FromStr for DeviceChoice {
             "cpu" => Some(DeviceChoice::Cpu),
             "cuda" => Some(DeviceChoice::Cuda(0)),
             "cuda:all" => Some(DeviceChoice::AllCuda),
+            "cuda:tp" => Some(DeviceChoice::SplitCuda),
             other => other.strip_prefix("cuda:").and_then(ordinal),
         };
-        choice.ok_or_else(|| Error::Invalid(format!("a device is auto, cpu, cuda, cuda:1 or cuda:all, not {text:?}")))
+        let devices = "auto, cpu, cuda, cuda:1, cuda:all or cuda:tp";
+        choice.ok_or_else(|| Error::Invalid(format!("a device is {devices}, not {text:?}")))
     }
 }
 
@@ -56,6 +61,8 @@ impl FromStr for DeviceChoice {
 pub enum FoundDevice {
     /// One GPU or several that share the rows; at least one.
     Cuda(Vec<GpuFacts>),
+    /// Several GPUs over which a model is split; at least two.
+    SplitCuda(Vec<GpuFacts>),
     /// The CPU.
     Cpu {
         /// Threads that compute.
@@ -76,16 +83,35 @@ impl FoundDevice {
                 Ok(gpu) => return Ok(FoundDevice::Cuda(vec![gpu])),
                 Err(error) => Some(reason(error)),
             },
-            DeviceChoice::Cuda(_) | DeviceChoice::AllCuda => {
+            DeviceChoice::Cuda(_) | DeviceChoice::AllCuda | DeviceChoice::SplitCuda => {
                 let found = match choice {
-                    DeviceChoice::Cuda(ordinal) => cuda::find(ordinal).map(|gpu| vec![gpu]),
-                    _ => cuda::find_all(),
+                    DeviceChoice::Cuda(ordinal) => cuda::find(ordinal).map(|gpu| FoundDevice::Cuda(vec![gpu])),
+                    DeviceChoice::AllCuda => cuda::find_all().map(FoundDevice::Cuda),
+                    _ => cuda::find_split().map(FoundDevice::split),
                 };
                 let unusable = |error| Error::Invalid(format!("device {choice} cannot be used: {}", reason(error)));
-                return found.map(FoundDevice::Cuda).map_err(unusable);
+                return found.map_err(unusable);
             }
         };
         Ok(FoundDevice::cpu(threads, no_gpu))
+    }
+
+    /// As [`find`](Self::find), for a model whose weights take so many bytes on GPUs. With `auto`, one that does not fit the first
+    /// GPU is split over all of them, if that helps.
+    pub fn find_for(choice: DeviceChoice, threads: Option<NonZeroUsize>, weight_bytes: u64) -> Result<Self> {
+        let found = FoundDevice::find(choice, threads)?;
+        match &found {
+            FoundDevice::Cuda(gpus) if choice == DeviceChoice::Auto && !fits(weight_bytes, gpus) => {
+                let all = cuda::find_split().ok().filter(|all| fits(weight_bytes, all));
+                Ok(all.map_or(found, FoundDevice::split))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// All of several GPUs for each model, or the one that there is.
+    fn split(gpus: Vec<GpuFacts>) -> Self {
+        if gpus.len() > 1 { FoundDevice::SplitCuda(gpus) } else { FoundDevice::Cuda(gpus) }
     }
 
     /// The CPU, and why it is no GPU.
@@ -106,12 +132,22 @@ impl fmt::Display for FoundDevice {
                     several.iter().try_for_each(|gpu| write!(f, "; {gpu}"))
                 }
             },
+            FoundDevice::SplitCuda(gpus) => {
+                write!(f, "split over {} GPUs", gpus.len())?;
+                gpus.iter().try_for_each(|gpu| write!(f, "; {gpu}"))
+            }
             FoundDevice::Cpu { threads, no_gpu } => {
                 write!(f, "cpu, {threads} thread{}", if *threads == 1 { "" } else { "s" })?;
                 no_gpu.iter().try_for_each(|reason| write!(f, " ({reason})"))
             }
         }
     }
+}
+
+/// Returns whether weights leave room for keys, values and activations on GPUs that share them.
+fn fits(weight_bytes: u64, gpus: &[GpuFacts]) -> bool {
+    let memory: u64 = gpus.iter().map(|gpu| gpu.memory as u64).sum();
+    weight_bytes <= memory / 100 * 85
 }
 
 /// Returns why a device cannot be used, without saying that one failed: nothing was asked of it yet.
@@ -125,17 +161,37 @@ fn reason(error: Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::RandomShape;
 
     #[test]
     fn choices_are_read_as_they_are_written() {
-        for text in ["auto", "cpu", "cuda:0", "cuda:7", "cuda:all"] {
+        for text in ["auto", "cpu", "cuda:0", "cuda:7", "cuda:all", "cuda:tp"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
         assert_eq!("CUDA".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
         for wrong in ["tpu", "", "cuda:", "cuda:x", "cuda:-1", "cuda 0"] {
             let error = wrong.parse::<DeviceChoice>().unwrap_err().to_string();
-            assert!(error.contains("auto, cpu, cuda, cuda:1 or cuda:all"), "{error}");
+            assert!(error.contains("auto, cpu, cuda, cuda:1, cuda:all or cuda:tp"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_model_is_split_where_one_gpu_is_too_small_and_several_are_not() {
+        let gpu = |ordinal| GpuFacts {
+            ordinal,
+            name: "chip".to_owned(),
+            memory: 80 << 30,
+            capability: (9, 0),
+            multiprocessors: 132,
+        };
+        let gpus = |count: u32| (0..count).map(gpu).collect::<Vec<_>>();
+        let bytes = |shape: RandomShape| 2 * shape.config().parameters();
+        assert!(fits(bytes(RandomShape::Llama3B8), &gpus(1)) && fits(bytes(RandomShape::Qwen3B32), &gpus(1)));
+        let large = bytes(RandomShape::Llama3B70);
+        assert!(!fits(large, &gpus(1)) && fits(large, &gpus(2)));
+        assert_eq!(FoundDevice::split(gpus(1)), FoundDevice::Cuda(vec![gpu(0)]));
+        let split = FoundDevice::split(gpus(2)).to_string();
+        assert_eq!(split, "split over 2 GPUs; cuda:0, chip, 80 GiB; cuda:1, chip, 80 GiB");
     }
 
     #[test]
@@ -143,7 +199,7 @@ mod tests {
         let error = FoundDevice::find(DeviceChoice::Cuda(4096), None).unwrap_err().to_string();
         assert!(error.starts_with("device cuda:4096 cannot be used: ") && error.contains("no GPU"), "{error}");
         match FoundDevice::find(DeviceChoice::Auto, None).unwrap() {
-            FoundDevice::Cuda(gpus) => assert_eq!(gpus[0].ordinal, 0),
+            FoundDevice::Cuda(gpus) | FoundDevice::SplitCuda(gpus) => assert_eq!(gpus[0].ordinal, 0),
             FoundDevice::Cpu { no_gpu, .. } => assert!(no_gpu.unwrap().contains("no GPU")),
         }
         let cpu = FoundDevice::find(DeviceChoice::Cpu, NonZeroUsize::new(2)).unwrap();

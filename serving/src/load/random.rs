@@ -33,6 +33,10 @@ pub enum RandomShape {
     Qwen3B4,
     /// Qwen3 8B.
     Qwen3B8,
+    /// Llama 3 70B.
+    Llama3B70,
+    /// Qwen3 32B.
+    Qwen3B32,
     /// Qwen2.5 7B.
     Qwen25B7,
     /// The bundled model.
@@ -41,11 +45,13 @@ pub enum RandomShape {
 
 impl RandomShape {
     /// Every shape.
-    pub const ALL: [RandomShape; 6] = [
+    pub const ALL: [RandomShape; 8] = [
         RandomShape::Llama3B8,
+        RandomShape::Llama3B70,
         RandomShape::Llama32B1,
         RandomShape::Qwen3B4,
         RandomShape::Qwen3B8,
+        RandomShape::Qwen3B32,
         RandomShape::Qwen25B7,
         RandomShape::Mini,
     ];
@@ -54,9 +60,11 @@ impl RandomShape {
     pub fn name(self) -> &'static str {
         match self {
             RandomShape::Llama3B8 => "llama3-8b",
+            RandomShape::Llama3B70 => "llama3-70b",
             RandomShape::Llama32B1 => "llama3.2-1b",
             RandomShape::Qwen3B4 => "qwen3-4b",
             RandomShape::Qwen3B8 => "qwen3-8b",
+            RandomShape::Qwen3B32 => "qwen3-32b",
             RandomShape::Qwen25B7 => "qwen2.5-7b",
             RandomShape::Mini => "mini",
         }
@@ -97,6 +105,9 @@ impl RandomShape {
         };
         match self {
             RandomShape::Llama3B8 => llama,
+            RandomShape::Llama3B70 => {
+                ModelConfig { hidden_size: 8192, intermediate_size: 28_672, layers: 80, heads: 64, ..llama }
+            }
             RandomShape::Llama32B1 => ModelConfig {
                 hidden_size: 2048,
                 intermediate_size: 8192,
@@ -111,6 +122,9 @@ impl RandomShape {
                 ModelConfig { hidden_size: 2560, intermediate_size: 9728, tie_word_embeddings: true, ..qwen3 }
             }
             RandomShape::Qwen3B8 => qwen3,
+            RandomShape::Qwen3B32 => {
+                ModelConfig { hidden_size: 5120, intermediate_size: 25_600, layers: 64, heads: 64, ..qwen3 }
+            }
             RandomShape::Qwen25B7 => ModelConfig {
                 vocab_size: 152_064,
                 hidden_size: 3584,
@@ -250,7 +264,7 @@ mod tests {
             assert_eq!(shape.name().parse::<RandomShape>().unwrap(), shape);
         }
         let error = "llama4".parse::<RandomShape>().unwrap_err().to_string();
-        assert!(error.contains("no random model \"llama4\"; there are llama3-8b, llama3.2-1b"), "{error}");
+        assert!(error.contains("no random model \"llama4\"; there are llama3-8b, llama3-70b, llama3.2-1b"), "{error}");
     }
 
     #[test]
@@ -260,7 +274,7 @@ mod tests {
             sizes.sum::<usize>() as f64 / 1e9
         };
         let found = RandomShape::ALL.map(|shape| (billions(shape) * 100.0).round() / 100.0);
-        assert_eq!(found, [8.03, 1.24, 4.02, 8.19, 7.62, 0.03]);
+        assert_eq!(found, [8.03, 70.55, 1.24, 4.02, 8.19, 32.76, 7.62, 0.03]);
     }
 
     #[test]

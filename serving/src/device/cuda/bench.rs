@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::attend::Attention;
-use super::driver::{Arg, Gpu, Size};
+use super::driver::Gpu;
 use super::kernels::{Kernels, Precision};
 use super::metadata::{Metadata, Uploader};
+use super::weights::{Slice, draw};
 use crate::error::Result;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Normal};
 use crate::step::{PAGE_TOKENS, PageId, RowSpan, StepPlan, TokenSource};
 
 /// Launches between two events.
@@ -75,9 +76,8 @@ impl AttentionBench {
         let out = gpu.allocate::<half::bf16>(plan.tokens.len() * heads * head_dim)?;
         let fill_normal = kernels.get("random", "fill_normal", 0)?;
         for buffer in [&qkv, &pool] {
-            let args: [Arg; 4] = [buffer.into(), buffer.len().into(), 1.0f32.into(), 7u64.into()];
             // SAFETY: the buffer has that many values.
-            unsafe { gpu.launch(fill_normal, Size::of(4096, 256), &args) }?;
+            unsafe { draw(gpu, fill_normal, buffer.at(0), Normal { seed: 7, std: 1.0 }, &Slice::whole(1, buffer.len())) }?;
         }
         let mut milliseconds = f32::INFINITY;
         for _ in 0..=ROUNDS {

@@ -1,15 +1,22 @@
 //! `CudaDevice`: runs step plans on a GPU. A pass runs while the host goes on.
+//!
+//! A launch has two halves. What can fail in the ordinary way, memory that is not there above all, is done by
+//! [`prepare`](CudaDevice::prepare), before anything of the pass is launched. GPUs that share a model start a pass once all have
+//! prepared it, since none can go on without the others.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::attend::AttentionPlaces;
 use super::driver::{Arg, Buffer, Event, Gpu, GpuFacts, Kernel, Size};
 use super::forward::{Decoder, PassInputs};
 use super::gemm::padded;
-use super::head::{Head, HostResult};
+use super::head::{Head, HostResult, Samples};
 use super::kernels::{Kernels, Precision};
 use super::metadata::{Metadata, Uploader};
+use super::nccl::Peer;
+use super::share::Share;
 use super::timing::{Part, PassTimes, Timing};
 use super::weights::Weights;
 use crate::device::check::{Limits, SLOTS_MAX, check_copies, check_plan, check_token};
@@ -57,6 +64,7 @@ pub struct CudaDevice {
     metadata: Metadata,
     copy_pages: Kernel,
     pool: Buffer<u8>,
+    /// Of this GPU's share of the keys and values.
     spec: PoolSpec,
     precision: Precision,
     capacity: usize,
@@ -83,6 +91,17 @@ struct Pass {
     tokens: usize,
 }
 
+/// A pass that can be started: its metadata is on the GPU, and its memory is there.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pass: Pass,
+    inputs: PassInputs,
+    attention: AttentionPlaces,
+    samples: Samples,
+    /// Of the copies of pages.
+    copies: usize,
+}
+
 impl CudaDevice {
     /// Opens a GPU, reads the weights and takes all memory that passes need.
     ///
@@ -90,13 +109,29 @@ impl CudaDevice {
     /// [`Error::OutOfMemory`] if the weights and a page of the pool do not fit.
     pub fn new(config: &ModelConfig, weights: &dyn TensorSource, options: &CudaOptions) -> Result<Self> {
         config.check().map_err(Error::Invalid)?;
+        let mut device = CudaDevice::open(config, weights, options, Gpu::open(options.ordinal)?, Share::WHOLE, None)?;
+        let most = device.pages_max()?;
+        let wanted = options.kv_bytes.map_or(most, |bytes| bytes / device.spec.page_bytes);
+        device.take_pool(wanted.min(most))?;
+        Ok(device)
+    }
+
+    /// Opens a GPU with a share of the model, whose configuration is the whole one, and with no pages yet.
+    pub(super) fn open(
+        config: &ModelConfig,
+        weights: &dyn TensorSource,
+        options: &CudaOptions,
+        gpu: Arc<Gpu>,
+        share: Share,
+        peer: Option<Peer>,
+    ) -> Result<Self> {
         let precision = options.precision;
-        let gpu = Gpu::open(options.ordinal)?;
         let kernels = Kernels::load(&gpu, precision, options.kernel_cache.as_deref())?;
         let capacity = padded(options.step_tokens.max(1) as usize);
-        let weights = Weights::load(&gpu, &kernels, precision, config, weights)?;
-        let mut decoder =
-            Decoder::new(&gpu, &kernels, precision, config, weights, capacity, options.kernel_cache.as_deref())?;
+        let weights = Weights::load(&gpu, &kernels, precision, config, weights, share)?;
+        let config = &share.config(config)?;
+        let cache = options.kernel_cache.as_deref();
+        let mut decoder = Decoder::new(&gpu, &kernels, precision, config, weights, capacity, cache, peer)?;
         let head = Head::new(&gpu, &kernels, precision, config, capacity)?;
         let uploader = Uploader::new(&gpu, IN_FLIGHT_MAX, 64 * capacity + (1 << 16))?;
         let slots = gpu.allocate(SLOTS_MAX as usize)?;
@@ -106,19 +141,6 @@ impl CudaDevice {
             decoder.tune(capacity)?;
         }
         let page_bytes = config.layers * 2 * config.kv_heads * PAGE_TOKENS * config.head_dim * precision.bytes();
-        let free = (gpu.free_memory()? as f64 * POOL_SHARE) as usize;
-        let pages = (options.kv_bytes.unwrap_or(free).min(free) / page_bytes).min(u32::MAX as usize / PAGE_TOKENS);
-        if pages == 0 {
-            return Err(Error::OutOfMemory(format!(
-                "the KV pool needs at least a page of {} KiB, and {} KiB are left on {}",
-                page_bytes >> 10,
-                free >> 10,
-                gpu.facts()
-            )));
-        }
-        let pool = gpu.allocate::<u8>(pages * page_bytes)?;
-        // What lies in a page beyond its tokens is multiplied by zero, and must be a number for that.
-        pool.fill(0)?;
         gpu.synchronize()?;
         Ok(CudaDevice {
             decoder,
@@ -126,8 +148,8 @@ impl CudaDevice {
             uploader,
             metadata: Metadata::default(),
             copy_pages: kernels.get("pages", "copy_pages", 0)?,
-            pool,
-            spec: PoolSpec { pages: pages as u32, page_bytes },
+            pool: gpu.allocate(0)?,
+            spec: PoolSpec { pages: 0, page_bytes },
             precision,
             capacity,
             slots,
@@ -139,6 +161,41 @@ impl CudaDevice {
             gpu,
             _kernels: kernels,
         })
+    }
+
+    /// Returns how many pages the free memory has room for. Fails if that is none.
+    pub(super) fn pages_max(&self) -> Result<usize> {
+        self.gpu.bind()?;
+        let page_bytes = self.spec.page_bytes;
+        let free = (self.gpu.free_memory()? as f64 * POOL_SHARE) as usize;
+        match (free / page_bytes).min(u32::MAX as usize / PAGE_TOKENS) {
+            0 => Err(Error::OutOfMemory(format!(
+                "the KV pool needs at least a page of {} KiB, and {} KiB are left on {}",
+                page_bytes >> 10,
+                free >> 10,
+                self.gpu.facts()
+            ))),
+            pages => Ok(pages),
+        }
+    }
+
+    /// Takes the memory of the pool. Fails if there are to be no pages, or if there is too little memory.
+    pub(super) fn take_pool(&mut self, pages: usize) -> Result<()> {
+        let page_bytes = self.spec.page_bytes;
+        if pages == 0 {
+            return Err(Error::OutOfMemory(format!("the KV pool needs at least a page of {} KiB", page_bytes >> 10)));
+        }
+        self.pool = self.gpu.allocate(pages * page_bytes)?;
+        // What lies in a page beyond its tokens is multiplied by zero, and must be a number for that.
+        self.pool.fill(0)?;
+        self.spec.pages = pages as u32;
+        self.gpu.synchronize()
+    }
+
+    /// Makes this GPU ready for sums with those that share the model; to be called on all of them at once.
+    pub(super) fn connect(&self) -> Result<()> {
+        self.gpu.bind()?;
+        self.decoder.connect()
     }
 
     /// Returns what the GPU says of itself.
@@ -194,9 +251,26 @@ impl CudaDevice {
         }
     }
 
-    /// Launches a checked plan.
-    fn run(&mut self, plan: &StepPlan, pass: &mut Pass) -> Result<()> {
-        let CudaDevice { decoder, head, uploader, metadata, slots, pool, gpu, .. } = self;
+    /// Does the first half of a launch: checks the plan, copies what describes it, takes memory. What fails here leaves the device
+    /// as it was.
+    pub(super) fn prepare(&mut self, plan: &StepPlan) -> Result<Prepared> {
+        if self.in_flight.len() >= IN_FLIGHT_MAX {
+            return Err(Error::Device(format!("{IN_FLIGHT_MAX} passes wait to be polled")));
+        }
+        self.gpu.bind()?;
+        self.check(plan)?;
+        let mut pass = match self.idle.pop() {
+            Some(pass) => pass,
+            None => Pass {
+                ticket: StepTicket(self.launched),
+                ended: self.gpu.event()?,
+                result: self.head.host_result()?,
+                timing: Timing::default(),
+                tokens: 0,
+            },
+        };
+        (pass.ticket, pass.tokens) = (StepTicket(self.launched), plan.tokens.len());
+        let CudaDevice { decoder, head, uploader, metadata, slots, .. } = self;
         let config = &decoder.config;
         metadata.clear();
         let tokens = metadata.extend(plan.tokens.iter().map(|source| match *source {
@@ -214,37 +288,85 @@ impl CudaDevice {
         live.dedup();
         let live_tokens = metadata.push(&live);
         let samples = head.describe(plan, &live, config.vocab_size, metadata);
+        head.make_room(plan, &samples, config, &mut pass.result)?;
         uploader.upload(metadata)?;
+        let inputs = PassInputs {
+            n: plan.tokens.len(),
+            writes: plan.writes.len(),
+            live: live.len(),
+            token_ids: metadata.at(tokens),
+            slots: slots.at(0),
+            positions: metadata.at(positions),
+            write_list: metadata.at(writes),
+            live_tokens: metadata.at(live_tokens),
+        };
+        Ok(Prepared { pass, inputs, attention, samples, copies })
+    }
+
+    /// Does the second half: launches a plan that was just prepared.
+    pub(super) fn start(&mut self, plan: &StepPlan, prepared: Prepared) -> Result<StepTicket> {
+        self.gpu.bind()?;
+        let Prepared { mut pass, inputs, attention, samples, copies } = prepared;
+        self.run(plan, &mut pass, inputs, &attention, &samples, copies)?;
+        self.gpu.record(&pass.ended)?;
+        for sample in &plan.sample {
+            let slot = sample.slot.0 as usize;
+            if self.filled.len() <= slot {
+                self.filled.resize(slot + 1, false);
+            }
+            self.filled[slot] = true;
+        }
+        let ticket = pass.ticket;
+        self.launched += 1;
+        self.in_flight.push_back(pass);
+        Ok(ticket)
+    }
+
+    fn run(
+        &mut self,
+        plan: &StepPlan,
+        pass: &mut Pass,
+        inputs: PassInputs,
+        attention: &AttentionPlaces,
+        samples: &Samples,
+        copies: usize,
+    ) -> Result<()> {
+        let CudaDevice { decoder, head, metadata, slots, pool, gpu, .. } = self;
         pass.timing.start(gpu, self.times.is_some())?;
         // SAFETY: the plan was checked: its pages are of the pool, its tokens of the vocabulary, its positions of the context, and
         // its slots of those that there are. The metadata is on the GPU, and the result is not touched before the pass has ended.
         unsafe {
-            launch_copies(gpu, self.copy_pages, metadata.at(copies), plan.copies.len(), pool, config)?;
+            launch_copies(gpu, self.copy_pages, metadata.at(copies), plan.copies.len(), pool, &decoder.config)?;
             pass.timing.mark(gpu, Part::Other)?;
             if plan.tokens.is_empty() {
                 pass.result.clear();
                 return Ok(());
             }
-            let inputs = PassInputs {
-                n: plan.tokens.len(),
-                writes: plan.writes.len(),
-                live: live.len(),
-                token_ids: metadata.at(tokens),
-                slots: slots.at(0),
-                positions: metadata.at(positions),
-                write_list: metadata.at(writes),
-                live_tokens: metadata.at(live_tokens),
-            };
-            decoder.run(inputs, &attention, metadata, pool.at(0), &mut pass.timing)?;
-            head.run(decoder, plan, &samples, metadata, slots, &mut pass.result)?;
+            decoder.run(inputs, attention, metadata, pool.at(0), &mut pass.timing)?;
+            head.run(decoder, plan, samples, metadata, slots, &mut pass.result)?;
             pass.timing.mark(gpu, Part::Head)
         }
     }
 
-    /// Takes the result of the pass at `index`, which has ended.
-    fn finish(&mut self, index: usize, result: &mut StepResult) -> Result<()> {
+    /// Waits until a pass has ended.
+    pub(super) fn await_end(&self, ticket: StepTicket) -> Result<()> {
+        self.gpu.bind()?;
+        self.in_flight[self.position(ticket)?].ended.wait()
+    }
+
+    /// Returns whether a pass has ended.
+    pub(super) fn has_ended(&self, ticket: StepTicket) -> Result<bool> {
+        self.gpu.bind()?;
+        self.in_flight[self.position(ticket)?].ended.is_past()
+    }
+
+    /// Ends a pass that has ended on the GPU, and takes its result if it is wanted.
+    pub(super) fn finish(&mut self, ticket: StepTicket, result: Option<&mut StepResult>) -> Result<()> {
+        let index = self.position(ticket)?;
         let pass = self.in_flight.remove(index).expect("the pass was found");
-        pass.result.fill(self.precision, &self.decoder.config, result);
+        if let Some(result) = result {
+            pass.result.fill(self.precision, &self.decoder.config, result);
+        }
         if let Some(times) = &mut self.times {
             pass.timing.add_to(times)?;
             times.passes += 1;
@@ -278,52 +400,21 @@ impl Device for CudaDevice {
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
-        if self.in_flight.len() >= IN_FLIGHT_MAX {
-            return Err(Error::Device(format!("{IN_FLIGHT_MAX} passes wait to be polled")));
-        }
-        self.gpu.bind()?;
-        self.check(plan)?;
-        let ticket = StepTicket(self.launched);
-        let mut pass = match self.idle.pop() {
-            Some(pass) => pass,
-            None => Pass {
-                ticket,
-                ended: self.gpu.event()?,
-                result: self.head.host_result()?,
-                timing: Timing::default(),
-                tokens: 0,
-            },
-        };
-        (pass.ticket, pass.tokens) = (ticket, plan.tokens.len());
-        self.run(plan, &mut pass)?;
-        self.gpu.record(&pass.ended)?;
-        for sample in &plan.sample {
-            let slot = sample.slot.0 as usize;
-            if self.filled.len() <= slot {
-                self.filled.resize(slot + 1, false);
-            }
-            self.filled[slot] = true;
-        }
-        self.launched += 1;
-        self.in_flight.push_back(pass);
-        Ok(ticket)
+        let prepared = self.prepare(plan)?;
+        self.start(plan, prepared)
     }
 
     fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool> {
-        let index = self.position(ticket)?;
-        self.gpu.bind()?;
-        if !self.in_flight[index].ended.is_past()? {
-            return Ok(false);
+        let ended = self.has_ended(ticket)?;
+        if ended {
+            self.finish(ticket, Some(result))?;
         }
-        self.finish(index, result)?;
-        Ok(true)
+        Ok(ended)
     }
 
     fn wait(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<()> {
-        let index = self.position(ticket)?;
-        self.gpu.bind()?;
-        self.in_flight[index].ended.wait()?;
-        self.finish(index, result)
+        self.await_end(ticket)?;
+        self.finish(ticket, Some(result))
     }
 
     fn copy(&mut self, copies: &[PageCopy]) -> Result<()> {

@@ -8,11 +8,12 @@ use super::driver::{Arg, Buffer, Gpu, Kernel, Size};
 use super::gemm::{Gemm, Product, padded};
 use super::kernels::{Kernels, Precision};
 use super::metadata::Metadata;
+use super::nccl::Peer;
 use super::timing::{Part, Timing};
-use super::weights::{LayerWeights, Weights};
+use super::weights::{LayerWeights, Slice, Weights, draw};
 use crate::device::cpu::rope::Rope;
 use crate::error::Result;
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Normal};
 
 /// Threads of the blocks of each kernel, as its file says.
 pub(super) const EMBED_THREADS: u32 = 128;
@@ -36,6 +37,8 @@ pub(super) struct Decoder {
     buffers: Buffers,
     /// The most tokens of a pass.
     capacity: usize,
+    /// Where the model is split over GPUs: this one's place among them.
+    peer: Option<Peer>,
 }
 
 /// Kernels of the pass.
@@ -86,7 +89,9 @@ pub(super) struct PassInputs {
 }
 
 impl Decoder {
-    /// Takes the memory for passes of up to `capacity` tokens. `cache` is where timings of products are remembered.
+    /// Takes the memory for passes of up to `capacity` tokens. `cache` is where timings of products are remembered. Of a model that
+    /// is split, `config` and `weights` are the share of this GPU, and `peer` is its place.
+    #[expect(clippy::too_many_arguments, reason = "each is one part of a decoder")]
     pub(super) fn new(
         gpu: &Arc<Gpu>,
         kernels: &Kernels,
@@ -95,6 +100,7 @@ impl Decoder {
         weights: Weights,
         capacity: usize,
         cache: Option<&Path>,
+        peer: Option<Peer>,
     ) -> Result<Self> {
         let capacity = padded(capacity);
         let rows = |width: usize| gpu.allocate::<u8>(capacity * width * precision.bytes());
@@ -132,6 +138,7 @@ impl Decoder {
             angles: angles(gpu, config)?,
             buffers,
             capacity,
+            peer,
         })
     }
 
@@ -257,6 +264,7 @@ impl Decoder {
         let (x, attended) = if live { (live_x, live_attended) } else { (x, attended) };
         let LayerWeights { output, output_bias, mlp_norm, gate_up: up, gate_up_bias, down, down_bias, .. } =
             &self.weights.layers[layer];
+        let accumulate = self.adds_residual();
         let onto_residual = |input: &Buffer<u8>, weights: &Buffer<u8>, k: usize| Product {
             m,
             n: hidden,
@@ -265,14 +273,15 @@ impl Decoder {
             w: weights.at(0),
             y: x.at(0),
             bias: 0,
-            accumulate: true,
+            accumulate,
             wide: false,
         };
         // SAFETY: see `run`.
         unsafe {
             self.gemm.run(onto_residual(attended, output, heads * head_dim))?;
-            self.add_bias(x, output_bias.as_ref(), m)?;
             timing.mark(&self.gpu, Part::Gemm)?;
+            self.sum(x, m, timing)?;
+            self.add_bias(x, output_bias.as_ref(), m)?;
             self.rms_norm(x.at(0), 0, mlp_norm, normed.at(0), m)?;
             timing.mark(&self.gpu, Part::Other)?;
             self.gemm.run(Product {
@@ -292,9 +301,37 @@ impl Decoder {
             self.gpu.launch(self.functions.swiglu, Size::of(blocks, SWIGLU_THREADS), &args)?;
             timing.mark(&self.gpu, Part::Other)?;
             self.gemm.run(onto_residual(activated, down, inner))?;
+            timing.mark(&self.gpu, Part::Gemm)?;
+            self.sum(x, m, timing)?;
             self.add_bias(x, down_bias.as_ref(), m)?;
-            timing.mark(&self.gpu, Part::Gemm)
+            timing.mark(&self.gpu, Part::Other)
         }
+    }
+
+    /// Whether this GPU's part of a sum holds the residual stream: of one GPU alone, or the sum would have it several times.
+    fn adds_residual(&self) -> bool {
+        self.peer.as_ref().is_none_or(Peer::is_first)
+    }
+
+    /// Sums `m` rows of the residual stream over the GPUs that share the model, if there are several.
+    unsafe fn sum(&self, x: &Buffer<u8>, m: usize, timing: &mut Timing) -> Result<()> {
+        let Some(peer) = &self.peer else { return Ok(()) };
+        // SAFETY: see `run`.
+        unsafe { peer.sum(x.at(0), m * self.config.hidden_size, self.precision) }?;
+        timing.mark(&self.gpu, Part::Exchange)
+    }
+
+    /// Sums over all GPUs that share the model once for each size of message that passes have, so that NCCL has made its
+    /// connections and loaded its kernels before a pass needs them.
+    pub(super) fn connect(&self) -> Result<()> {
+        let Some(peer) = &self.peer else { return Ok(()) };
+        let mut rows = 1;
+        while rows <= self.capacity {
+            // SAFETY: the buffer has `capacity` rows, which are all zero.
+            unsafe { peer.sum(self.buffers.x.at(0), rows * self.config.hidden_size, self.precision) }?;
+            rows *= 4;
+        }
+        self.gpu.synchronize()
     }
 
     /// Copies row `ids[i]` of a table to row `i` of `out`; negative ids stand for what lies in a slot.
@@ -345,9 +382,9 @@ impl Decoder {
             (product(queries + 2 * kv_heads * head_dim, hidden, normed, qkv, bias(&layers[0].qkv_bias), false), |l| {
                 l.qkv.at(0)
             }),
-            (product(hidden, queries, attended, x, 0, true), |l| l.output.at(0)),
+            (product(hidden, queries, attended, x, 0, self.adds_residual()), |l| l.output.at(0)),
             (product(2 * inner, hidden, normed, gate_up, bias(&layers[0].gate_up_bias), false), |l| l.gate_up.at(0)),
-            (product(hidden, inner, activated, x, 0, true), |l| l.down.at(0)),
+            (product(hidden, inner, activated, x, 0, self.adds_residual()), |l| l.down.at(0)),
         ];
         let mut total = 0.0;
         for (product, matrix) in products {
@@ -363,9 +400,8 @@ impl Decoder {
     pub(super) fn fill_for_tuning(&self, fill_normal: Kernel) -> Result<()> {
         for buffer in [&self.buffers.normed, &self.buffers.attended, &self.buffers.activated] {
             let values = buffer.len() / self.precision.bytes();
-            let args: [Arg; 4] = [buffer.into(), values.into(), 1.0f32.into(), 7u64.into()];
             // SAFETY: the buffer has that many values.
-            unsafe { self.gpu.launch(fill_normal, Size::of(4096, 256), &args) }?;
+            unsafe { draw(&self.gpu, fill_normal, buffer.at(0), Normal { seed: 7, std: 1.0 }, &Slice::whole(1, values)) }?;
         }
         self.buffers.x.fill(0)
     }

@@ -346,7 +346,7 @@ impl Timings {
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder)?;
         }
-        let part = file.with_extension(format!("{}.part", std::process::id()));
+        let part = super::kernels::part_of(file);
         fs::write(&part, serde_json::to_vec(&self.known)?)?;
         fs::rename(&part, file)
     }

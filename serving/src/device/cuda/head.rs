@@ -238,8 +238,8 @@ impl Head {
     ///
     /// # Safety
     ///
-    /// `plan` must be checked and have run; `samples` must have been made of it and lie in `metadata`, which is on the GPU;
-    /// `host` must not be touched before the pass has ended.
+    /// `plan` must be checked and have run; `samples` must have been made of it and lie in `metadata`, which is on the GPU; there
+    /// must be [room](Self::make_room) for them, in `host` too, which must not be touched before the pass has ended.
     pub(super) unsafe fn run(
         &mut self,
         decoder: &mut Decoder,
@@ -255,7 +255,6 @@ impl Head {
             return Ok(());
         }
         let (vocabulary, hidden) = (decoder.config.vocab_size, decoder.config.hidden_size);
-        self.make_room(plan, samples, vocabulary, hidden, host)?;
         let groups = &samples.groups;
         let row_bytes = hidden * self.precision.bytes();
         // SAFETY: the kernels' parameters in their order. `index` names rows of the sampled residual stream, rows of logits and of
@@ -355,14 +354,14 @@ impl Head {
     }
 
     /// Takes more memory where a pass asks for more than any before.
-    fn make_room(
+    pub(super) fn make_room(
         &mut self,
         plan: &StepPlan,
         samples: &Samples,
-        vocabulary: usize,
-        hidden: usize,
+        config: &ModelConfig,
         host: &mut HostResult,
     ) -> Result<()> {
+        let ModelConfig { vocab_size: vocabulary, hidden_size: hidden, .. } = *config;
         let groups = &samples.groups;
         if samples.pair_count > self.list_logits.len() {
             self.list_logits = self.gpu.allocate(samples.pair_count.next_power_of_two())?;

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cudarc::nvrtc::{result as nvrtc, sys};
@@ -110,12 +110,17 @@ fn image(source: &Source, architecture: &str, precision: Precision, cache: Optio
     }
     let image = compile(source, architecture, precision)?;
     // A cache that cannot be written is only slower. The file appears whole or not at all.
-    let part = file.with_extension(format!("{}.part", std::process::id()));
+    let part = part_of(&file);
     let written = fs::create_dir_all(folder).and_then(|()| fs::write(&part, &image)).and_then(|()| fs::rename(&part, &file));
     if written.is_err() {
         let _ = fs::remove_file(&part);
     }
     Ok(image)
+}
+
+/// Names a file that is written before it takes the place of another: no other thread or process writes it.
+pub(super) fn part_of(file: &Path) -> PathBuf {
+    file.with_extension(format!("{}-{:?}.part", std::process::id(), std::thread::current().id()))
 }
 
 fn compiler_version() -> (i32, i32) {

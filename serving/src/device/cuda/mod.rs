@@ -14,6 +14,9 @@
 //! | `kernels` | compiles and loads `kernels/*.cu` |
 //! | `kernel_tests` | every kernel against plain Rust |
 //! | `weights` | tensors in the GPU's memory |
+//! | `tensor_parallel` | `TensorParallel`: one model split over several GPUs |
+//! | `share` | which part of a model a GPU holds |
+//! | `nccl` | sums over GPUs |
 //! | `gemm` | matrix products by cuBLASLt |
 //! | `forward` | the pass: layers in order |
 //! | `attend` | attention of a pass: which kernels run |
@@ -37,10 +40,15 @@ mod head;
 mod kernel_tests;
 mod kernels;
 mod metadata;
+mod nccl;
+mod share;
+mod tensor_parallel;
 mod timing;
 mod weights;
 
 pub use device::{CudaDevice, CudaOptions};
 pub use driver::{GpuFacts, find, find_all};
 pub use kernels::Precision;
+pub use nccl::find_split;
+pub use tensor_parallel::TensorParallel;
 pub use timing::PassTimes;

@@ -12,6 +12,8 @@ pub(super) enum Part {
     Gemm,
     /// Attention.
     Attention,
+    /// Sums over GPUs that share a model.
+    Exchange,
     /// The LM head and the choice of tokens.
     Head,
     /// Everything else on the GPU: norms, rotary embedding, activation, copies.
@@ -25,6 +27,8 @@ pub struct PassTimes {
     pub gemm: f64,
     /// Attention.
     pub attention: f64,
+    /// Sums over GPUs that share a model, with the time for which the first waits for the others.
+    pub exchange: f64,
     /// The LM head and the choice of tokens.
     pub head: f64,
     /// Norms, rotary embedding, activation, copies.
@@ -72,6 +76,7 @@ impl Timing {
             match self.parts[i] {
                 Part::Gemm => times.gemm += spent,
                 Part::Attention => times.attention += spent,
+                Part::Exchange => times.exchange += spent,
                 Part::Head => times.head += spent,
                 Part::Other => times.other += spent,
             }

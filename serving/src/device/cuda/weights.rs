@@ -1,9 +1,12 @@
 //! A model's tensors in the GPU's memory.
 //!
+//! Of a model that is split over GPUs, each holds the share of matrices that its heads and columns need.
+//!
 //! Projections that read the same input lie together as one matrix: query, key and value; gate and up. Norms and biases of norms
 //! stay in single precision, since their kernels compute in it. Tensors are converted on all cores, a piece at a time, while the
 //! piece before is copied.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -11,8 +14,9 @@ use rayon::prelude::*;
 
 use super::driver::{Arg, Buffer, Event, Gpu, Kernel, Pinned, Size};
 use super::kernels::{Kernels, Precision};
+use super::share::Share;
 use crate::error::{Error, Result};
-use crate::model::{DType, HostTensor, ModelConfig, TensorSource, dequantize};
+use crate::model::{DType, HostTensor, ModelConfig, Normal, TensorSource, dequantize};
 
 /// Bytes that are converted and copied at a time.
 const PIECE_BYTES: usize = 64 << 20;
@@ -59,11 +63,53 @@ pub(super) struct LayerWeights {
     pub(super) down_bias: Option<Buffer<f32>>,
 }
 
+/// How a matrix is divided among GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// Each GPU has it whole.
+    Not,
+    /// By outputs.
+    Rows,
+    /// By inputs.
+    Columns,
+}
+
+/// A part of a matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Slice {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Columns of the whole matrix.
+    width: usize,
+}
+
+impl Slice {
+    /// All of a matrix.
+    pub(super) fn whole(rows: usize, width: usize) -> Self {
+        Slice { rows: 0..rows, columns: 0..width, width }
+    }
+
+    /// The part of a matrix that belongs to a share.
+    fn of(rows: usize, width: usize, cut: Cut, share: Share) -> Self {
+        let whole = Slice::whole(rows, width);
+        match cut {
+            Cut::Not => whole,
+            Cut::Rows => Slice { rows: share.part(rows), ..whole },
+            Cut::Columns => Slice { columns: share.part(width), ..whole },
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+}
+
 /// Copies tensors to the GPU.
 struct Loader<'a> {
     gpu: &'a Arc<Gpu>,
     source: &'a dyn TensorSource,
     precision: Precision,
+    share: Share,
     fill_normal: Kernel,
     /// Two pieces of pinned memory that take turns, and when each may be written again.
     pieces: [(Pinned<u8>, Event); 2],
@@ -72,23 +118,26 @@ struct Loader<'a> {
 }
 
 impl Weights {
-    /// Reads all tensors of `config`. Fails if one is missing or damaged, or if the GPU has too little memory.
+    /// Reads a share of all tensors of `config`, which describes the whole model. Fails if one is missing or damaged, or if the GPU has too little memory.
     pub(super) fn load(
         gpu: &Arc<Gpu>,
         kernels: &Kernels,
         precision: Precision,
         config: &ModelConfig,
         source: &dyn TensorSource,
+        share: Share,
     ) -> Result<Self> {
         let piece = || Ok((gpu.pinned(PIECE_BYTES)?, gpu.event()?));
         let fill_normal = kernels.get("random", "fill_normal", 0)?;
-        let mut loader = Loader { gpu, source, precision, fill_normal, pieces: [piece()?, piece()?], turn: 0, bytes: 0 };
+        let mut loader =
+            Loader { gpu, source, precision, share, fill_normal, pieces: [piece()?, piece()?], turn: 0, bytes: 0 };
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = Arc::new(loader.matrix(&[("model.embed_tokens.weight".to_string(), vocabulary)], hidden)?);
+        let embedding =
+            Arc::new(loader.matrix(&[("model.embed_tokens.weight".to_string(), vocabulary)], hidden, Cut::Not)?);
         let head = if config.tie_word_embeddings {
             Arc::clone(&embedding)
         } else {
-            Arc::new(loader.matrix(&[("lm_head.weight".to_string(), vocabulary)], hidden)?)
+            Arc::new(loader.matrix(&[("lm_head.weight".to_string(), vocabulary)], hidden, Cut::Not)?)
         };
         let layers = (0..config.layers).map(|layer| loader.layer(config, layer)).collect::<Result<_>>()?;
         let final_norm = loader.vector("model.norm.weight", hidden)?;
@@ -112,7 +161,7 @@ impl Loader<'_> {
         };
         Ok(LayerWeights {
             attention_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv: self.matrix(&weights(&qkv), hidden)?,
+            qkv: self.matrix(&weights(&qkv), hidden, Cut::Rows)?,
             qkv_bias: config.qkv_bias.then(|| self.row(&biases(&qkv))).transpose()?,
             qk_norm: if config.qk_norm {
                 let mut norm = |part: &str| self.vector(&name(part), config.head_dim);
@@ -120,12 +169,12 @@ impl Loader<'_> {
             } else {
                 None
             },
-            output: self.matrix(&weights(&[("self_attn.o_proj", hidden)]), queries)?,
+            output: self.matrix(&weights(&[("self_attn.o_proj", hidden)]), queries, Cut::Columns)?,
             output_bias: config.output_bias.then(|| self.vector(&name("self_attn.o_proj.bias"), hidden)).transpose()?,
             mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: self.matrix(&weights(&gate_up), hidden)?,
+            gate_up: self.matrix(&weights(&gate_up), hidden, Cut::Rows)?,
             gate_up_bias: config.mlp_bias.then(|| self.row(&biases(&gate_up))).transpose()?,
-            down: self.matrix(&weights(&[("mlp.down_proj", hidden)]), inner)?,
+            down: self.matrix(&weights(&[("mlp.down_proj", hidden)]), inner, Cut::Columns)?,
             down_bias: config.mlp_bias.then(|| self.vector(&name("mlp.down_proj.bias"), hidden)).transpose()?,
         })
     }
@@ -139,64 +188,56 @@ impl Loader<'_> {
         self.gpu.upload(&values)
     }
 
-    /// Reads vectors that lie behind each other, as activations are stored.
+    /// Reads the share of vectors, one value for each row of a matrix, that lie behind each other, as activations are stored.
     fn row(&mut self, parts: &[(String, usize)]) -> Result<Buffer<u8>> {
         let mut bytes = Vec::new();
         for (name, len) in parts {
             let tensor = read(self.source, name, &[*len])?;
             let from = bytes.len();
-            bytes.resize(from + len * self.precision.bytes(), 0);
-            convert(&tensor, *len, 0..1, self.precision, &mut bytes[from..]);
+            let slice = Slice::of(1, *len, Cut::Columns, self.share);
+            bytes.resize(from + slice.len() * self.precision.bytes(), 0);
+            convert(&tensor, &slice, self.precision, &mut bytes[from..]);
         }
         self.bytes += bytes.len();
         self.gpu.upload(&bytes)
     }
 
-    /// Reads matrices of equal width that lie below each other.
-    fn matrix(&mut self, parts: &[(String, usize)], width: usize) -> Result<Buffer<u8>> {
-        let row_bytes = width * self.precision.bytes();
-        let buffer = self.gpu.allocate::<u8>(parts.iter().map(|(_, rows)| rows * row_bytes).sum())?;
+    /// Reads the share of matrices of equal width that lie below each other.
+    fn matrix(&mut self, parts: &[(String, usize)], width: usize, cut: Cut) -> Result<Buffer<u8>> {
+        let value_bytes = self.precision.bytes();
+        let slices: Vec<Slice> = parts.iter().map(|(_, rows)| Slice::of(*rows, width, cut, self.share)).collect();
+        let buffer = self.gpu.allocate::<u8>(slices.iter().map(|slice| slice.len() * value_bytes).sum())?;
         let mut first = 0;
-        for (name, rows) in parts {
+        for ((name, rows), slice) in parts.iter().zip(slices) {
             match self.source.normal(name) {
-                Some(normal) => {
-                    let args: [Arg; 4] =
-                        [buffer.at(first).into(), (rows * width).into(), normal.std.into(), normal.seed.into()];
-                    // SAFETY: the kernel takes an address, a long, a float and an unsigned long, and writes `rows * width` values,
-                    // for which there is room from `first` on.
-                    unsafe { self.gpu.launch(self.fill_normal, Size::of(4096, 256), &args) }?;
-                }
+                // SAFETY: there is room for the slice from `first` on.
+                Some(normal) => unsafe { draw(self.gpu, self.fill_normal, buffer.at(first), normal, &slice) }?,
                 None => {
                     let tensor = read(self.source, name, &[*rows, width])?;
-                    for from in (0..*rows).step_by((PIECE_BYTES / row_bytes).max(1)) {
-                        let to = (from + (PIECE_BYTES / row_bytes).max(1)).min(*rows);
-                        self.copy(&tensor, width, from..to, &buffer, first + from * row_bytes)?;
+                    let row_bytes = slice.columns.len() * value_bytes;
+                    let at_once = (PIECE_BYTES / row_bytes).max(1);
+                    for from in slice.rows.clone().step_by(at_once) {
+                        let piece = Slice { rows: from..(from + at_once).min(slice.rows.end), ..slice.clone() };
+                        self.copy(&tensor, &piece, &buffer, first + (from - slice.rows.start) * row_bytes)?;
                     }
                 }
             }
-            first += rows * row_bytes;
+            first += slice.len() * value_bytes;
         }
         self.bytes += first;
         Ok(buffer)
     }
 
-    /// Converts some rows of a tensor and copies them to `at` bytes into `buffer`, without waiting for the copy.
-    fn copy(
-        &mut self,
-        tensor: &HostTensor,
-        width: usize,
-        rows: std::ops::Range<usize>,
-        buffer: &Buffer<u8>,
-        at: usize,
-    ) -> Result<()> {
-        let bytes = rows.len() * width * self.precision.bytes();
+    /// Converts a slice of a tensor and copies it to `at` bytes into `buffer`, without waiting for the copy.
+    fn copy(&mut self, tensor: &HostTensor, slice: &Slice, buffer: &Buffer<u8>, at: usize) -> Result<()> {
+        let bytes = slice.len() * self.precision.bytes();
         if bytes > PIECE_BYTES {
-            return Err(Error::Invalid(format!("a row of {width} weights is too long for a GPU")));
+            return Err(Error::Invalid(format!("a row of {} weights is too long for a GPU", slice.width)));
         }
         let (piece, free) = &mut self.pieces[self.turn];
         self.turn = 1 - self.turn;
         free.wait()?;
-        convert(tensor, width, rows, self.precision, &mut piece[..bytes]);
+        convert(tensor, slice, self.precision, &mut piece[..bytes]);
         // SAFETY: the piece is not written before its event has passed.
         unsafe { self.gpu.copy_in(piece, buffer, at, bytes) }?;
         self.gpu.record(free)
@@ -215,20 +256,45 @@ fn read(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<HostTe
     Err(Error::Invalid(format!("tensor {name} of {shape:?} values as {dtype:?} cannot have {} bytes", bytes.len())))
 }
 
-/// Converts some rows of a tensor to the precision of activations, on all cores.
-fn convert(tensor: &HostTensor, width: usize, rows: std::ops::Range<usize>, precision: Precision, out: &mut [u8]) {
-    let row_bytes = tensor.dtype.row_bytes(width).expect("the tensor was checked");
+/// Draws the values of a slice of a random matrix, as rows that lie below each other at `out`.
+///
+/// # Safety
+///
+/// `out` must be the address of room for the slice.
+pub(super) unsafe fn draw(gpu: &Gpu, fill_normal: Kernel, out: u64, normal: Normal, slice: &Slice) -> Result<()> {
+    let Slice { rows, columns, width } = slice;
+    let first = rows.start * width + columns.start;
+    let args: [Arg; 7] = [
+        out.into(),
+        slice.len().into(),
+        normal.std.into(),
+        normal.seed.into(),
+        first.into(),
+        columns.len().into(),
+        (*width).into(),
+    ];
+    // SAFETY: the kernel's parameters in their order; it writes so many values, for which there is room.
+    unsafe { gpu.launch(fill_normal, Size::of(4096, 256), &args) }
+}
+
+/// Converts a slice of a tensor to the precision of activations, on all cores.
+fn convert(tensor: &HostTensor, slice: &Slice, precision: Precision, out: &mut [u8]) {
+    let Slice { rows, columns, width } = slice;
+    let row_bytes = tensor.dtype.row_bytes(*width).expect("the tensor was checked");
     let from = &tensor.bytes[rows.start * row_bytes..rows.end * row_bytes];
-    let to_bytes = width * precision.bytes();
+    let (value_bytes, to_bytes) = (precision.bytes(), columns.len() * precision.bytes());
+    let kept = columns.start * value_bytes..columns.end * value_bytes;
     let pairs = out.par_chunks_mut(to_bytes).zip(from.par_chunks(row_bytes));
     match (tensor.dtype, precision) {
         (DType::BF16, Precision::Bf16) | (DType::F32, Precision::F32) => {
-            pairs.for_each(|(to, from)| to.copy_from_slice(from))
+            pairs.for_each(|(to, from)| to.copy_from_slice(&from[kept.clone()]))
         }
         (dtype, _) => pairs.for_each_init(
-            || vec![0.0f32; width],
+            || vec![0.0f32; *width],
             |values, (to, from)| {
+                // Blocks of quantised types may lie across the slice's border.
                 dequantize(dtype, from, values);
+                let values = &values[columns.clone()];
                 match precision {
                     Precision::F32 => {
                         to.chunks_exact_mut(4).zip(values).for_each(|(to, v)| to.copy_from_slice(&v.to_le_bytes()));
@@ -253,13 +319,21 @@ mod tests {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let tensor = HostTensor { shape: vec![3, 4], dtype: DType::F32, bytes };
         let mut out = vec![0; 16];
-        convert(&tensor, 4, 1..3, Precision::Bf16, &mut out);
+        convert(&tensor, &Slice { rows: 1..3, ..Slice::whole(3, 4) }, Precision::Bf16, &mut out);
         let read: Vec<f32> = out.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
         for (read, value) in read.iter().zip(&values[4..]) {
             assert!((read - value).abs() <= value.abs() / 256.0);
         }
         let mut exact = vec![0; 32];
-        convert(&tensor, 4, 0..2, Precision::F32, &mut exact);
+        convert(&tensor, &Slice::whole(2, 4), Precision::F32, &mut exact);
         assert_eq!(exact, tensor.bytes[..32]);
+        let second = Share { rank: 1, of: 2 };
+        let mut columns = vec![0; 3 * 2 * 4];
+        convert(&tensor, &Slice::of(3, 4, Cut::Columns, second), Precision::F32, &mut columns);
+        let expected: Vec<u8> = [2, 3, 6, 7, 10, 11].iter().flat_map(|&at: &usize| values[at].to_le_bytes()).collect();
+        assert_eq!(columns, expected);
+        let mut narrow = vec![0; 3 * 2 * 2];
+        convert(&tensor, &Slice::of(3, 4, Cut::Columns, second), Precision::Bf16, &mut narrow);
+        assert_eq!(narrow[..2], bf16::from_f32(values[2]).to_le_bytes());
     }
 }
