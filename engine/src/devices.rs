@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use refrain_serving::device::cpu::CpuDevice;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts, TensorParallel};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts, INVARIANT_ROWS, TensorParallel};
 use refrain_serving::device::{Device, DeviceChoice, FoundDevice};
 use refrain_serving::load::LoadedModel;
 use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine, Replicas};
@@ -32,6 +32,8 @@ pub struct DeviceOptions {
     pub kv_cache_bytes: Option<usize>,
     /// Tokens in one step; the scheduler's choice if not set.
     pub step_tokens: Option<u32>,
+    /// Whether a GPU gives an answer the same bits whatever else runs, as the CPU always does.
+    pub batch_invariant: bool,
 }
 
 /// What an engine runs on.
@@ -159,7 +161,8 @@ impl Engines {
         let open = |resources: &EngineResources| -> Result<Box<dyn Device>> {
             let weights = CountedWeights { weights: weights.as_ref(), progress };
             let (kv_bytes, kernel_cache) = (options.kv_cache_bytes, self.kernel_cache.clone());
-            let options = CudaOptions { kv_bytes, kernel_cache, ..CudaOptions::new(scheduler.step_tokens) };
+            let invariant_rows = options.batch_invariant.then_some(INVARIANT_ROWS);
+            let options = CudaOptions { kv_bytes, kernel_cache, invariant_rows, ..CudaOptions::new(scheduler.step_tokens) };
             match &hardware {
                 Hardware::Cpu => {
                     let threads = Arc::clone(&resources.threads);

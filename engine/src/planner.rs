@@ -443,6 +443,7 @@ pub(crate) fn device_options(settings: &Settings) -> DeviceOptions {
         threads: settings.threads.and_then(NonZeroUsize::new),
         kv_cache_bytes: settings.kv_cache_bytes,
         step_tokens: settings.step_tokens.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX)),
+        batch_invariant: settings.batch_invariant,
     }
 }
 

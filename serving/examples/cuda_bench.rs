@@ -1,9 +1,10 @@
 //! Speed of the CUDA device with random weights of a real shape, beside the limit of arithmetic.
 //!
-//! `cargo run --release -p refrain-serving --example cuda_bench -- 8b passes`
+//! `cargo run --release -p refrain-serving --example cuda_bench -- 8b passes [--tp 2] [--batch-invariant 512]`
 //! `cargo run --release -p refrain-serving --example cuda_bench -- 1b replay DIR [--orders original,refrain] [--out 2] [--repeat 3]`
 //!
-//! `passes` times single passes. `replay` runs the prompts of `DIR/ORDER.tokens` and `.offsets` (little-endian u32 and u64, all
+//! `passes` times single passes. `--tp` splits the model over so many GPUs; the limit stays that of one. `--batch-invariant` makes
+//! products with the algorithms that are best for so many rows, whatever their number. `replay` runs the prompts of `DIR/ORDER.tokens` and `.offsets` (little-endian u32 and u64, all
 //! prompts end to end) through the whole engine and prints a line of JSON for each run. "limit" is `T_ideal / T`:
 //! `T_ideal = [computed tokens * (weights + attention) + samples * LM head] / peak FLOP/s + KV bytes read in decode / peak bytes/s`.
 #![allow(clippy::print_stdout, reason = "a bench prints")]
@@ -16,7 +17,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use futures::executor::block_on;
 use refrain_serving::device::Device;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, find};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, PassTimes, TensorParallel, find};
 use refrain_serving::load::RandomShape;
 use refrain_serving::local::{LocalBackend, LocalConfig};
 use refrain_serving::model::{HostTensor, ModelConfig, Normal, TensorSource, TokenCost};
@@ -35,13 +36,17 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let option = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).map(String::as_str);
-    let usage =
-        "usage: cuda_bench 8b|1b passes | replay DIR [--orders A,B] [--out N] [--repeat N] [--step-tokens N] [--seqs N]";
+    let usage = "usage: cuda_bench 1b|8b|32b|70b passes | replay DIR [--orders A,B] [--out N] [--repeat N] [--step-tokens N] [--seqs N]; \
+         [--tp GPUS] [--batch-invariant ROWS]";
     let (Some(shape), Some(what)) = (args.first(), args.get(1)) else { return Err(usage.into()) };
     let config = shape_of(shape).ok_or(usage)?;
     println!("# {}", find(0)?);
+    let way = Way {
+        gpus: option("--tp").map(str::parse).transpose()?,
+        invariant_rows: option("--batch-invariant").map(str::parse).transpose()?,
+    };
     match what.as_str() {
-        "passes" => passes(&config),
+        "passes" => passes(&config, way),
         "replay" => {
             let folder = PathBuf::from(args.get(2).ok_or(usage)?);
             let number = |name: &str, default: u32| option(name).map_or(Ok(default), str::parse);
@@ -50,6 +55,7 @@ fn main() -> Outcome<()> {
                 rows: number("--seqs", 4096)?,
                 output: number("--out", 2)?,
                 repeat: number("--repeat", 1)?,
+                way,
                 timed: args.iter().any(|arg| arg == "--times"),
             };
             let mut orders = option("--orders").unwrap_or("original").split(',');
@@ -59,33 +65,101 @@ fn main() -> Outcome<()> {
     }
 }
 
-/// The shapes of Llama 3 8B and Llama 3.2 1B, with a vocabulary of 131,072.
+/// The shapes of Llama 3 8B and 70B, Llama 3.2 1B and Qwen3 32B, with a vocabulary of 131,072.
 fn shape_of(name: &str) -> Option<ModelConfig> {
     let shape = match name {
         "8b" => RandomShape::Llama3B8,
         "1b" => RandomShape::Llama32B1,
+        "32b" => RandomShape::Qwen3B32,
+        "70b" => RandomShape::Llama3B70,
         _ => return None,
     };
     Some(ModelConfig { vocab_size: 131_072, max_context: 8192, ..shape.config() })
 }
 
-fn open(config: &ModelConfig, step_tokens: u32) -> Outcome<CudaDevice> {
-    let started = Instant::now();
-    let cache = Some(std::env::temp_dir().join("refrain-kernels"));
-    let options = CudaOptions { kernel_cache: cache, ..CudaOptions::new(step_tokens) };
-    let device = CudaDevice::new(config, &Drawn, &options)?;
-    println!(
-        "# opened in {:.1} s, {:.1} GB of weights",
-        started.elapsed().as_secs_f64(),
-        device.weight_bytes() as f64 / 1e9
-    );
-    Ok(device)
+/// How a model is run.
+#[derive(Clone, Copy)]
+struct Way {
+    /// GPUs that it is split over.
+    gpus: Option<u32>,
+    invariant_rows: Option<usize>,
 }
 
-fn passes(config: &ModelConfig) -> Outcome<()> {
-    let mut device = open(config, 16384)?;
+/// A model on one GPU or several.
+enum Opened {
+    Whole(CudaDevice),
+    Split(TensorParallel),
+}
+
+impl Opened {
+    fn device(&mut self) -> &mut dyn Device {
+        match self {
+            Opened::Whole(device) => device,
+            Opened::Split(device) => device,
+        }
+    }
+
+    fn into_device(self) -> Box<dyn Device> {
+        match self {
+            Opened::Whole(device) => Box::new(device),
+            Opened::Split(device) => Box::new(device),
+        }
+    }
+
+    fn time_passes(&mut self) {
+        match self {
+            Opened::Whole(device) => device.time_passes(),
+            Opened::Split(device) => device.time_passes(),
+        }
+    }
+
+    /// Returns where the time went since `time_passes`, and measures no longer.
+    fn take_times(&mut self) -> PassTimes {
+        let times = match self {
+            Opened::Whole(device) => device.pass_times(),
+            Opened::Split(device) => device.pass_times(),
+        };
+        match self {
+            Opened::Whole(device) => device.stop_timing(),
+            Opened::Split(device) => device.stop_timing(),
+        }
+        times.unwrap_or_default()
+    }
+}
+
+fn open(config: &ModelConfig, step_tokens: u32, way: Way) -> Outcome<Opened> {
+    let started = Instant::now();
+    let cache = Some(std::env::temp_dir().join("refrain-kernels"));
+    let Way { gpus, invariant_rows } = way;
+    let options = CudaOptions { kernel_cache: cache, invariant_rows, ..CudaOptions::new(step_tokens) };
+    let (mut opened, weights) = match gpus {
+        None => {
+            let device = CudaDevice::new(config, &Drawn, &options)?;
+            let bytes = vec![device.weight_bytes()];
+            (Opened::Whole(device), bytes)
+        }
+        Some(gpus) => {
+            let device = TensorParallel::new(config, &Drawn, &(0..gpus).collect::<Vec<_>>(), &options)?;
+            let bytes = device.weight_bytes();
+            (Opened::Split(device), bytes)
+        }
+    };
     println!(
-        "pass                                 |       ms | tokens/s | TFLOP/s | of 790 | gemm | attention | head | other (ms)"
+        "# {}: opened in {:.1} s, {:?} GB of weights, {} pages",
+        opened.device().describe(),
+        started.elapsed().as_secs_f64(),
+        weights.iter().map(|bytes| (*bytes as f64 / 1e8).round() / 10.0).collect::<Vec<_>>(),
+        opened.device().pool().pages,
+    );
+    Ok(opened)
+}
+
+fn passes(config: &ModelConfig, way: Way) -> Outcome<()> {
+    // Activations of 16384 tokens would leave no room for pages beside the weights of the largest.
+    let step_tokens = if config.layers > 60 { 8192 } else { 16384 };
+    let mut device = open(config, step_tokens, way)?;
+    println!(
+        "pass                                 |       ms | tokens/s | TFLOP/s | of 790 | gemm | attention | exchange | head | other (ms)"
     );
     for (rows, tokens, context) in [
         (2, 512, 0),
@@ -104,12 +178,15 @@ fn passes(config: &ModelConfig) -> Outcome<()> {
         (1024, 1, 420),
         (8, 1, 4096),
     ] {
+        if rows * tokens > step_tokens as usize {
+            continue;
+        }
         let plan = plan(rows, tokens, context, config.vocab_size);
-        let seconds = best(|| step(&mut device, &plan)).as_secs_f64();
+        let seconds = best(|| step(device.device(), &plan)).as_secs_f64();
         device.time_passes();
-        step(&mut device, &plan);
-        step(&mut device, &plan);
-        let times = device.pass_times().unwrap_or_default();
+        step(device.device(), &plan);
+        step(device.device(), &plan);
+        let times = device.take_times();
         let n = (rows * tokens) as f64;
         // The last layer multiplies only what is sampled from, after attention.
         let TokenCost { layer_flops, attention_flops, head_flops, .. } = config.token_cost();
@@ -118,17 +195,17 @@ fn passes(config: &ModelConfig) -> Outcome<()> {
         let rate = flops / seconds / 1e12;
         let part = |milliseconds: f64| milliseconds / times.passes.max(1) as f64;
         println!(
-            "{:36} | {:8.2} | {:8.0} | {rate:7.1} | {:4.1} % | {:.2} | {:.2} | {:.2} | {:.2}",
+            "{:36} | {:8.2} | {:8.0} | {rate:7.1} | {:4.1} % | {:.2} | {:.2} | {:.2} | {:.2} | {:.2}",
             format!("{rows} rows x {tokens} after {context}"),
             seconds * 1e3,
             n / seconds,
             100.0 * rate * 1e12 / PEAK_FLOPS,
             part(times.gemm),
             part(times.attention),
+            part(times.exchange),
             part(times.head),
             part(times.other),
         );
-        device.stop_timing();
     }
     Ok(())
 }
@@ -139,6 +216,7 @@ struct Replay {
     rows: u32,
     output: u32,
     repeat: u32,
+    way: Way,
     timed: bool,
 }
 
@@ -153,12 +231,12 @@ impl Replay {
             },
             ..LocalConfig::new(config.max_context, "random")
         };
-        let mut device = open(config, self.step_tokens)?;
+        let mut device = open(config, self.step_tokens, self.way)?;
         if self.timed {
             device.time_passes();
         }
         let tokenizer = Arc::new(Words(config.vocab_size));
-        let backend = LocalBackend::start(move || Ok(Box::new(device) as Box<dyn Device>), tokenizer, local)?;
+        let backend = LocalBackend::start(move || Ok(device.into_device()), tokenizer, local)?;
         // Plans of products are made at the first use of each size.
         submit(&backend, &prompts[..prompts.len().min(500)], self.output);
         for _ in 0..self.repeat {

@@ -91,6 +91,8 @@ pub struct Settings {
     pub step_tokens: Option<usize>,
     /// Threads of the CPU device; `None` means one for each core.
     pub threads: Option<usize>,
+    /// Whether a GPU gives an answer the same bits whatever else runs.
+    pub batch_invariant: bool,
     /// Whether prompts share the KV of common prefixes.
     pub prefix_cache: bool,
 }
@@ -136,6 +138,7 @@ impl Default for Settings {
             kv_cache_bytes: None,
             step_tokens: None,
             threads: None,
+            batch_invariant: false,
             prefix_cache: true,
         }
     }
@@ -233,6 +236,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
     ("step_tokens", "tokens of one forward pass"),
     ("threads", "threads of the CPU device"),
+    ("batch_invariant", "whether a GPU gives an answer the same bits whatever else runs; slower"),
     ("prefix_cache", "whether prompts share the KV of common prefixes"),
 ];
 
@@ -302,6 +306,7 @@ impl Settings {
             "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
             "step_tokens" => self.step_tokens.map(|tokens| tokens.to_string()),
             "threads" => self.threads.map(|threads| threads.to_string()),
+            "batch_invariant" => Some(self.batch_invariant.to_string()),
             "prefix_cache" => Some(self.prefix_cache.to_string()),
             _ => None,
         }
@@ -460,6 +465,7 @@ impl ExtensionOptions for Settings {
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
             "step_tokens" => self.step_tokens = Some(whole(&subject, value, 1)?),
             "threads" => self.threads = Some(whole(&subject, value, 1)?),
+            "batch_invariant" => self.batch_invariant = boolean(&subject, value)?,
             "prefix_cache" => self.prefix_cache = boolean(&subject, value)?,
             other => return plan_err!("there is no setting refrain.{other}"),
         }
@@ -506,6 +512,7 @@ mod tests {
         check("kv_cache_bytes", "4GB", Ok("4294967296"));
         check("kv_cache_bytes", "512 mb", Ok("536870912"));
         check("prefix_cache", "off", Ok("false"));
+        check("batch_invariant", "on", Ok("true"));
         check("cache", "off", Ok("off"));
         check("cache", "Persistent", Ok("persistent"));
         check("cache_dir", "/tmp/Answers", Ok("/tmp/Answers"));

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use super::attention::{FEW_ROWS, Merge, Shape, Work, WorkItem, work};
+use super::attention::{FEW_ROWS, Merge, Shape, Work, WorkItem, invariant_work, work};
 use super::driver::{Arg, Buffer, Gpu, Kernel, Size};
 use super::kernels::{Kernels, Precision};
 use super::metadata::Metadata;
@@ -33,6 +33,8 @@ pub(super) struct Attention {
     kv_heads: usize,
     head_dim: usize,
     layers: usize,
+    /// Whether results do not depend on what else is in a pass.
+    invariant: bool,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,13 @@ impl Attention {
         } else {
             Way::Simple(kernels.get("attention_simple", "attention_simple", 0)?)
         };
-        Ok(Attention { kernels, heads, kv_heads, head_dim, layers })
+        Ok(Attention { kernels, heads, kv_heads, head_dim, layers, invariant: false })
+    }
+
+    /// From now on, the bits of a token's result do not depend on what else is in a pass, nor on how its row was cut. Slower where
+    /// contexts are long.
+    pub(super) fn invariant(self) -> Self {
+        Attention { invariant: true, ..self }
     }
 
     /// Adds to `metadata` what the kernels read of a checked plan, whose positions are there at place `positions`.
@@ -118,7 +126,13 @@ impl Attention {
                     kv_bytes: 2 * self.kv_heads * self.head_dim * Precision::Bf16.bytes(),
                 };
                 let partials_max = tensor.partial_sums.len() / self.heads;
-                let of_window = |&window: &_| WorkPlaces::new(work(plan, shape, window, partials_max), metadata);
+                let of_window = |&window: &_| {
+                    let work = match self.invariant {
+                        true => invariant_work(plan, shape.group, window),
+                        false => work(plan, shape, window, partials_max),
+                    };
+                    WorkPlaces::new(work, metadata)
+                };
                 PlacesOf::Tensor(tensor.windows.iter().map(of_window).collect())
             }
         };

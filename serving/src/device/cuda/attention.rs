@@ -13,6 +13,9 @@
 //! from the root down, and those whose [`saving`] is positive are read once, at most [`SHARED_LEVELS`] for a row; all of them or,
 //! where that does not make up for two more kernels, none.
 //!
+//! **Batch invariance.** Cuts at fixed lengths are not all: whether a prefix is shared, and which kernel has a token, depend on what
+//! else is in the pass. [`invariant_work`] lists work whose results do not.
+//!
 //! A token with several ranges of keys gets a partial result from each, and `merge_partials` puts them together.
 
 use std::cmp::Reverse;
@@ -27,6 +30,8 @@ pub(super) const FEW_ROWS: u32 = 16;
 const TILE_ROWS: u32 = 128;
 /// Shared prefixes of a row. Each costs its tokens another partial result.
 const SHARED_LEVELS: u32 = 2;
+/// Keys after which the warps of `attend_few` come to the same places again: each has every fourth page.
+const FEW_ROUND: usize = 4 * PAGE_TOKENS;
 /// Rows of the pass with more tiles than this keep several multiprocessors busy without cuts.
 const CUT_TILES_MAX: u32 = 4;
 
@@ -141,6 +146,34 @@ pub(super) fn work(plan: &StepPlan, shape: Shape, window: Option<NonZeroUsize>, 
         (work.partials as usize <= partials_max).then_some(work)
     });
     fitting.expect("the last cut has no partial results")
+}
+
+/// Lists the work of a checked plan in layers with `window` such that the bits of a token's result depend on its position and on the
+/// keys and values that it sees alone: not on what else is in the pass, nor on how its row was cut into chunks.
+///
+/// Every token has one item of `attend_few`, over all its keys. Its company there has the same last page, and ranges begin where the
+/// same warp has the first page: further pages would not be seen, but rounding of the running maximum could still show.
+pub(super) fn invariant_work(plan: &StepPlan, group: u32, window: Option<NonZeroUsize>) -> Work {
+    let mut work = Work::default();
+    for row in rows_of(plan, group) {
+        let (mut token, page) = (row.tokens.start, PAGE_TOKENS as u32);
+        while token < row.tokens.end {
+            let position = row.position + token - row.tokens.start;
+            let count = (FEW_ROWS / group).min(page - position % page).min(row.tokens.end - token);
+            let seen = window.map_or(0, |window| (position as usize + 1).saturating_sub(window.get()));
+            let first = seen / FEW_ROUND * FEW_ROUND;
+            work.few.push(WorkItem {
+                queries: token..token + count,
+                table: row.table,
+                keys: first as u32..position + count,
+                position: Some(position),
+                partial: None,
+            });
+            token += count;
+        }
+    }
+    work.few.sort_by_key(|item| Reverse(item.keys.len()));
+    work
 }
 
 /// A row of the pass that has tokens.
@@ -348,6 +381,21 @@ mod tests {
         let shape = Shape { group, kv_bytes: 4096 };
         let work = work(plan, shape, window.and_then(NonZeroUsize::new), partials_max);
         assert!(work.partials as usize <= partials_max);
+        check_work(plan, group, window, &work);
+        let invariant = invariant_work(plan, group, window.and_then(NonZeroUsize::new));
+        check_work(plan, group, window, &invariant);
+        assert!(invariant.tiles.is_empty() && invariant.merges.is_empty());
+        for item in &invariant.few {
+            assert!(item.partial.is_none() && item.keys.start as usize % FEW_ROUND == 0, "{item:?}");
+            let last = item.position.unwrap() + item.queries.len() as u32 - 1;
+            assert_eq!(last / PAGE_TOKENS as u32, item.position.unwrap() / PAGE_TOKENS as u32, "{item:?}");
+        }
+        work
+    }
+
+    /// Checks work of either kind.
+    #[track_caller]
+    fn check_work(plan: &StepPlan, group: u32, window: Option<usize>, work: &Work) {
         let tokens = plan.positions.len();
         let longest = plan.positions.iter().max().map_or(0, |&position| position as usize + 1);
         let mut seen = vec![vec![0u32; longest]; tokens];
@@ -395,7 +443,6 @@ mod tests {
         let mut all: Vec<u32> = slots.concat();
         all.sort_unstable();
         assert!(all.into_iter().eq(0..work.partials), "each slot belongs to one token");
-        work
     }
 
     #[test]

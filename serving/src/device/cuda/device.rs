@@ -31,6 +31,9 @@ const IN_FLIGHT_MAX: usize = 4;
 /// Of the memory that is free after all else, the part that the KV pool takes: drivers and libraries want some later on.
 const POOL_SHARE: f64 = 0.92;
 
+/// The tokens of a pass for which batch-invariant products are best: between those of decoding and of prefill.
+pub const INVARIANT_ROWS: usize = 512;
+
 /// What a GPU may use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CudaOptions {
@@ -46,12 +49,24 @@ pub struct CudaOptions {
     pub kernel_cache: Option<PathBuf>,
     /// Whether to time algorithms for matrix products when the device is opened: a second or two, for a few percent.
     pub tune: bool,
+    /// Batch invariance: where set, the logits of a row are the same bits alone and in any pass, however it is cut into chunks.
+    /// Products then take the algorithms that are best for so many tokens, whatever their number, and none is timed; attention
+    /// neither cuts keys nor shares prefixes. [`INVARIANT_ROWS`] is a good number.
+    pub invariant_rows: Option<usize>,
 }
 
 impl CudaOptions {
     /// The first GPU in bfloat16.
     pub fn new(step_tokens: u32) -> Self {
-        CudaOptions { ordinal: 0, kv_bytes: None, step_tokens, precision: Precision::Bf16, kernel_cache: None, tune: true }
+        CudaOptions {
+            ordinal: 0,
+            kv_bytes: None,
+            step_tokens,
+            precision: Precision::Bf16,
+            kernel_cache: None,
+            tune: true,
+            invariant_rows: None,
+        }
     }
 }
 
@@ -132,11 +147,14 @@ impl CudaDevice {
         let config = &share.config(config)?;
         let cache = options.kernel_cache.as_deref();
         let mut decoder = Decoder::new(&gpu, &kernels, precision, config, weights, capacity, cache, peer)?;
+        if let Some(rows) = options.invariant_rows {
+            decoder = decoder.invariant(rows);
+        }
         let head = Head::new(&gpu, &kernels, precision, config, capacity)?;
         let uploader = Uploader::new(&gpu, IN_FLIGHT_MAX, 64 * capacity + (1 << 16))?;
         let slots = gpu.allocate(SLOTS_MAX as usize)?;
         slots.fill(0)?;
-        if options.tune {
+        if options.tune && options.invariant_rows.is_none() {
             decoder.fill_for_tuning(kernels.get("random", "fill_normal", 0)?)?;
             decoder.tune(capacity)?;
         }
@@ -574,6 +592,85 @@ mod tests {
                         top.iter()
                             .for_each(|&(token, logit)| close(logit, naive[row][at][token as usize], tolerance(precision)));
                     }
+                }
+            }
+        }
+    }
+
+    /// The bits of every logit after each row's last token, of rows that run alone, together, in chunks, and after a prefix that
+    /// another has left.
+    #[test]
+    fn logits_are_the_same_bits_alone_and_in_any_batch() {
+        let windowed = ModelConfig { rope_scaling: None, ..featured_config() };
+        let wide = |heads, kv_heads, head_dim| ModelConfig {
+            vocab_size: 4096,
+            hidden_size: 512,
+            intermediate_size: 1024,
+            heads,
+            kv_heads,
+            head_dim,
+            rotary_dim: head_dim,
+            ..tiny_config()
+        };
+        let layer_attention = windowed.layer_attention[..2].to_vec();
+        let configs = [windowed, wide(8, 2, 64), wide(4, 4, 96), ModelConfig { layer_attention, ..wide(14, 2, 128) }];
+        for config in configs {
+            for precision in [Precision::Bf16, Precision::F32] {
+                let options = CudaOptions { invariant_rows: Some(64), kv_bytes: Some(64 << 20), ..CudaOptions::new(4096) };
+                let options = CudaOptions { precision, tune: false, ..options };
+                if open(&tiny_config(), Precision::F32).is_none() {
+                    return;
+                }
+                let mut device = CudaDevice::new(&config, &MemoryTensors::random(&config, 7), &options).unwrap();
+                let vocabulary = config.vocab_size as u32;
+                let prefix = tokens(37, 9);
+                let rows: Vec<Vec<TokenId>> =
+                    (0..24).map(|row| [&prefix[..], &tokens(3 + 17 * row % 150, row as u64)].concat()).collect();
+                let own = |row: usize| pages(16 * row as u32..16 * row as u32 + 16);
+                let bits = |top: &[(TokenId, f32)]| {
+                    let mut bits: Vec<(TokenId, u32)> = top.iter().map(|&(token, logit)| (token, logit.to_bits())).collect();
+                    bits.sort_unstable();
+                    bits
+                };
+                let mut alone = Vec::new();
+                for (at, row) in rows.iter().enumerate() {
+                    let mut plan = StepPlan::default();
+                    add_row(&mut plan, row, 0, &own(at), vocabulary);
+                    alone.push(bits(&run(&mut device, &plan).top_logits[0]));
+                }
+                // All but the first token, whose keys and values are there from before, by one pass and by many.
+                for seed in 0..4 {
+                    let mut random = Random::new(seed);
+                    let mut done = vec![1; rows.len()];
+                    while done.iter().zip(&rows).any(|(done, row)| *done < row.len()) {
+                        let (mut plan, mut ran) = (StepPlan::default(), Vec::new());
+                        for (at, row) in rows.iter().enumerate() {
+                            if done[at] < row.len() && (seed == 0 || random.below(3) > 0) {
+                                let most = if seed == 0 { row.len() as u64 } else { [1, 5, 70][random.below(3) as usize] };
+                                let end = row.len().min(done[at] + 1 + random.below(most) as usize);
+                                add_row(&mut plan, &row[..end], done[at], &own(at), vocabulary);
+                                done[at] = end;
+                                ran.push(at);
+                            }
+                        }
+                        let result = run(&mut device, &plan);
+                        for (at, top) in ran.into_iter().zip(&result.top_logits) {
+                            if done[at] == rows[at].len() {
+                                assert_eq!(bits(top), alone[at], "row {at}, seed {seed}, {precision:?}, {config:?}");
+                            }
+                        }
+                    }
+                }
+                // Pages of the first row's prefix serve all others.
+                let mut plan = StepPlan::default();
+                for (at, row) in rows.iter().enumerate().skip(1) {
+                    let mut table = own(at);
+                    table[..2].copy_from_slice(&own(0)[..2]);
+                    add_row(&mut plan, row, 2 * PAGE_TOKENS, &table, vocabulary);
+                }
+                let result = run(&mut device, &plan);
+                for (top, alone) in result.top_logits.iter().zip(&alone[1..]) {
+                    assert_eq!(&bits(top), alone, "{precision:?}, {config:?}");
                 }
             }
         }

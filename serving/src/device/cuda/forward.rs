@@ -142,6 +142,11 @@ impl Decoder {
         })
     }
 
+    /// From now on, the bits of a row do not depend on what else is in a pass; see [`Gemm::invariant`] for `rows`.
+    pub(super) fn invariant(self, rows: usize) -> Self {
+        Decoder { gemm: self.gemm.invariant(rows), attention: self.attention.invariant(), ..self }
+    }
+
     /// Runs all layers and leaves the residual stream of the sampled tokens for [`normalise_live`](Self::normalise_live).
     ///
     /// # Safety

@@ -6,6 +6,9 @@
 //! Which algorithm is the fastest depends on the chip and the library, so the ones that matter most are timed when a device is
 //! opened, and remembered on disk.
 //!
+//! An algorithm sums in an order of its own, and which one is chosen depends on the number of rows. Where a row's bits are not to
+//! depend on its company, one algorithm does a product for any number of rows, and none that splits sums over blocks.
+//!
 //! Shapes are rounded: `m` up to one of a few sizes, so that plans are few and no product meets an odd size at which the library
 //! falls off a cliff. The rows between are computed from whatever the buffers hold and read by nobody.
 
@@ -19,9 +22,9 @@ use ahash::AHashMap;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtEpilogue_t, cublasLtGetVersion, cublasLtHandle_t, cublasLtMatmulAlgo_t,
-    cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t as DescAttribute,
-    cublasLtMatmulHeuristicResult_t, cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t,
-    cudaDataType,
+    cublasLtMatmulAlgoCheck, cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulDesc_t,
+    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
+    cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t, cudaDataType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +37,10 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// `CUBLAS_OP_T` of `cublasOperation_t`.
 const TRANSPOSED: i32 = 1;
+
+/// `CUBLASLT_REDUCTION_SCHEME_NONE` and `CUBLASLT_REDUCTION_SCHEME_MASK`: how sums that were split may be put together.
+const NO_SPLIT: u32 = 0;
+const ANY_SPLIT: u32 = 7;
 
 /// Plans that are timed against each other.
 const CANDIDATES: usize = 8;
@@ -105,6 +112,9 @@ pub(super) struct Gemm {
     workspace: Buffer<u8>,
     plans: AHashMap<Key, Plan>,
     timings: Timings,
+    /// Where set, the bits of a row do not depend on the others: algorithms are those that the library thinks best for so many
+    /// rows, for any number of them.
+    invariant_rows: Option<usize>,
 }
 
 // SAFETY: the handle and the descriptors are used by whoever owns the value alone.
@@ -130,7 +140,21 @@ impl Gemm {
         // SAFETY: has no preconditions.
         let version = unsafe { cublasLtGetVersion() };
         let timings = Timings::open(cache, &format!("{} cuBLASLt {version} {precision:?}", gpu.facts().name));
-        Ok(Gemm { gpu: Arc::clone(gpu), handle, precision, workspace, plans: AHashMap::new(), timings })
+        Ok(Gemm {
+            gpu: Arc::clone(gpu),
+            handle,
+            precision,
+            workspace,
+            plans: AHashMap::new(),
+            timings,
+            invariant_rows: None,
+        })
+    }
+
+    /// From now on, the bits of a row do not depend on the others of its product. Algorithms are the best ones for `rows` rows.
+    pub(super) fn invariant(mut self, rows: usize) -> Self {
+        self.invariant_rows = Some(rows);
+        self
     }
 
     /// Launches a product.
@@ -195,8 +219,33 @@ impl Gemm {
     /// Describes a product and takes the library's first choice of algorithm.
     fn plan(&self, key: Key) -> Result<Plan> {
         let plan = self.describe(key)?;
-        let found = self.candidates(&plan, key)?;
-        Ok(Plan { algorithm: found[0].algo, ..plan })
+        let algorithm = match self.invariant_rows {
+            None => self.candidates(&plan, key)?[0].algo,
+            Some(rows) => self.algorithm_for_any_rows(key, rows)?,
+        };
+        Ok(Plan { algorithm, ..plan })
+    }
+
+    /// Returns the algorithm for a product whatever its rows: of those that the library thinks best for `rows` of them, the first
+    /// that also does a few.
+    fn algorithm_for_any_rows(&self, key: Key, rows: usize) -> Result<cublasLtMatmulAlgo_t> {
+        let (many, few) = (self.describe(Key { m: padded(rows), ..key })?, self.describe(Key { m: padded(1), ..key })?);
+        let found = self.candidates(&many, key)?;
+        let [a, b, c] = few.layouts;
+        let does_few = |algorithm: &cublasLtMatmulAlgo_t| {
+            // SAFETY: all descriptors are alive, and there is room for the result.
+            unsafe {
+                let mut result = std::mem::zeroed::<cublasLtMatmulHeuristicResult_t>();
+                let checked =
+                    cublasLtMatmulAlgoCheck(self.handle, few.operation, a, b, c, c, algorithm, &mut result).result();
+                checked.is_ok() && result.state.result().is_ok()
+            }
+        };
+        let algorithm = found.iter().map(|found| found.algo).find(does_few);
+        many.destroy();
+        few.destroy();
+        let none = || format!("cuBLASLt has no product of {} x {} for any number of rows", key.n, key.k);
+        algorithm.ok_or_else(|| Error::Device(none()))
     }
 
     /// Times the library's candidates for a product and keeps the fastest, unless that was done before. `weights` are the addresses
@@ -287,10 +336,16 @@ impl Gemm {
         let [a, b, c] = plan.layouts;
         // SAFETY: all descriptors are alive, and there is room for as many results as are asked for.
         let found = unsafe {
-            let bytes = WORKSPACE_BYTES;
+            // What splits sums over blocks needs scratch memory, or puts them together in the output.
+            let bytes = if self.invariant_rows.is_some() { 0 } else { WORKSPACE_BYTES };
             let limit = PreferenceAttribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             let limited =
                 result::set_matmul_pref_attribute(preference, limit, std::ptr::from_ref(&bytes).cast(), size_of::<usize>());
+            let schemes = if self.invariant_rows.is_some() { NO_SPLIT } else { ANY_SPLIT };
+            let splits = PreferenceAttribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+            let limited = limited.and_then(|()| {
+                result::set_matmul_pref_attribute(preference, splits, std::ptr::from_ref(&schemes).cast(), size_of::<u32>())
+            });
             let mut found = vec![std::mem::zeroed::<cublasLtMatmulHeuristicResult_t>(); CANDIDATES];
             let mut count = 0;
             let asked = limited.and_then(|()| {

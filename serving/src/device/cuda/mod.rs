@@ -46,7 +46,7 @@ mod tensor_parallel;
 mod timing;
 mod weights;
 
-pub use device::{CudaDevice, CudaOptions};
+pub use device::{CudaDevice, CudaOptions, INVARIANT_ROWS};
 pub use driver::{GpuFacts, find, find_all};
 pub use kernels::Precision;
 pub use nccl::find_split;

@@ -82,6 +82,12 @@ impl TensorParallel {
             return Err(Error::Invalid("there is no GPU to split a model over".to_owned()));
         }
         Share { rank: 0, of }.config(config)?;
+        if options.invariant_rows.is_some() && of > 2 {
+            return Err(Error::Invalid(format!(
+                "a model that is split over {of} GPUs cannot be batch-invariant, since the order of their sums depends on the number \
+                 of rows; two GPUs can"
+            )));
+        }
         let gpus = ordinals.iter().map(|&ordinal| Gpu::open(ordinal)).collect::<Result<Vec<_>>>()?;
         let facts: Vec<GpuFacts> = gpus.iter().map(|gpu| gpu.facts().clone()).collect();
         // Each chooses tokens by itself, and other chips round otherwise.
@@ -395,5 +401,10 @@ mod tests {
         };
         assert!(refused(&tiny_config(), &[0, 1, 2, 3]).contains("2 key-value heads cannot be split over 4 GPUs"));
         assert!(refused(&tiny_config(), &[]).contains("no GPU"));
+        let config = ModelConfig { kv_heads: 4, intermediate_size: 64, ..tiny_config() };
+        let invariant = CudaOptions { invariant_rows: Some(64), ..options(Precision::F32) };
+        let weights = MemoryTensors::random(&config, 7);
+        let error = TensorParallel::new(&config, &weights, &[0, 1, 2, 3], &invariant).unwrap_err().to_string();
+        assert!(error.contains("over 4 GPUs cannot be batch-invariant"), "{error}");
     }
 }
