@@ -87,21 +87,21 @@ struct Way {
 
 /// A model on one GPU or several.
 enum Opened {
-    Whole(CudaDevice),
+    Whole(Box<CudaDevice>),
     Split(TensorParallel),
 }
 
 impl Opened {
     fn device(&mut self) -> &mut dyn Device {
         match self {
-            Opened::Whole(device) => device,
+            Opened::Whole(device) => device.as_mut(),
             Opened::Split(device) => device,
         }
     }
 
     fn into_device(self) -> Box<dyn Device> {
         match self {
-            Opened::Whole(device) => Box::new(device),
+            Opened::Whole(device) => device,
             Opened::Split(device) => Box::new(device),
         }
     }
@@ -136,7 +136,7 @@ fn open(config: &ModelConfig, step_tokens: u32, way: Way) -> Outcome<Opened> {
         None => {
             let device = CudaDevice::new(config, &Drawn, &options)?;
             let bytes = vec![device.weight_bytes()];
-            (Opened::Whole(device), bytes)
+            (Opened::Whole(Box::new(device)), bytes)
         }
         Some(gpus) => {
             let device = TensorParallel::new(config, &Drawn, &(0..gpus).collect::<Vec<_>>(), &options)?;

@@ -386,7 +386,7 @@ mod tests {
         check_work(plan, group, window, &invariant);
         assert!(invariant.tiles.is_empty() && invariant.merges.is_empty());
         for item in &invariant.few {
-            assert!(item.partial.is_none() && item.keys.start as usize % FEW_ROUND == 0, "{item:?}");
+            assert!(item.partial.is_none() && (item.keys.start as usize).is_multiple_of(FEW_ROUND), "{item:?}");
             let last = item.position.unwrap() + item.queries.len() as u32 - 1;
             assert_eq!(last / PAGE_TOKENS as u32, item.position.unwrap() / PAGE_TOKENS as u32, "{item:?}");
         }
