@@ -332,7 +332,7 @@ impl Decoder {
         let Some(peer) = &self.peer else { return Ok(()) };
         let mut rows = 1;
         while rows <= self.capacity {
-            // SAFETY: the buffer has `capacity` rows, which are all zero.
+            // SAFETY: the buffer has `capacity` rows, and nothing is in it yet that would be missed.
             unsafe { peer.sum(self.buffers.x.at(0), rows * self.config.hidden_size, self.precision) }?;
             rows *= 4;
         }

@@ -11,12 +11,13 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::device::{CudaDevice, CudaOptions, Prepared};
 use super::driver::{Gpu, GpuFacts};
-use super::nccl::Group;
+use super::nccl::{Group, Peer};
 use super::share::Share;
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
@@ -98,9 +99,15 @@ impl TensorParallel {
         let threads = threads.map_err(|error| Error::Device(format!("cannot start {of} threads: {error}")))?;
         let team = Team { threads, group: Group::connect(gpus.clone())? };
         let peers = team.group.peers();
-        let devices = team.each(false, |rank| {
-            let (gpu, peer) = (Arc::clone(&gpus[rank]), Some(peers[rank].clone()));
-            CudaDevice::open(config, weights, options, gpu, Share { rank, of }, peer)
+        let open = |(rank, (gpu, peer)): (usize, (Arc<Gpu>, Peer))| {
+            CudaDevice::open(config, weights, options, gpu, Share { rank, of }, Some(peer))
+        };
+        // All at once, on threads outside the team's pool: tensors are converted on all cores.
+        let devices: Vec<CudaDevice> = thread::scope(|scope| {
+            let places = gpus.into_iter().zip(peers).enumerate();
+            let opening: Vec<_> = places.map(|place| scope.spawn(move || open(place))).collect();
+            let panicked = |_| Err(Error::Device("loading a model failed".to_owned()));
+            opening.into_iter().map(|opening| opening.join().unwrap_or_else(panicked)).collect::<Result<_>>()
         })?;
         let ranks = devices.into_iter().map(|device| Mutex::new(Rank { device, prepared: None })).collect();
         let mut split = TensorParallel { ranks, team, spec: PoolSpec { pages: 0, page_bytes: 0 }, facts };
