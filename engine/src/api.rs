@@ -328,8 +328,20 @@ fn own_schema(statement: &Statement) -> SchemaRef {
 
 /// Lists what is known of a model, one property a row.
 fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
-    let ModelInfo { name, kind, model_type, location, max_context, dimensions, digest, state, device, loaded, credential } =
-        model.clone();
+    let ModelInfo {
+        name,
+        kind,
+        model_type,
+        location,
+        max_context,
+        dtype,
+        dimensions,
+        digest,
+        state,
+        device,
+        loaded,
+        credential,
+    } = model.clone();
     let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
     let weight_bytes = loaded.as_ref().map(|facts| facts.weight_bytes.to_string());
     let rows = [
@@ -338,6 +350,7 @@ fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
         ("type", Some(model_type.to_string())),
         ("location", Some(location)),
         ("max_context", max_context.map(|tokens| tokens.to_string())),
+        ("dtype", dtype.map(|dtype| dtype.to_string())),
         ("dimensions", dimensions.map(|dimensions| dimensions.to_string())),
         ("digest", digest),
         ("state", Some(state.to_owned())),

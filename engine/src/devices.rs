@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use refrain_serving::device::cpu::CpuDevice;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts, INVARIANT_ROWS, TensorParallel};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts, INVARIANT_ROWS, Precision, TensorParallel};
 use refrain_serving::device::{Device, DeviceChoice, FoundDevice};
 use refrain_serving::load::LoadedModel;
 use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine, Replicas};
@@ -15,6 +15,7 @@ use refrain_serving::scheduler::SchedulerConfig;
 use refrain_serving::{Backend, Error, Result, Tokenizer};
 
 use crate::loading::{CountedWeights, LoadProgress};
+use crate::model_options::LocalOptions;
 
 /// Bytes of the KV pages of all models on the CPU unless a setting says otherwise: 25,000 tokens of the bundled model. Memory is
 /// taken as pages are used.
@@ -51,6 +52,8 @@ enum Hardware {
 struct Place {
     hardware: Hardware,
     scheduler: SchedulerConfig,
+    /// What a GPU keeps and multiplies the model in.
+    precision: Precision,
     /// What is to be said of the device.
     remark: Option<String>,
 }
@@ -72,25 +75,25 @@ impl Engines {
         Engines { running: Mutex::default(), kernel_cache }
     }
 
-    /// Loads a model onto the device that the options name, and hands it to the engine of that device.
+    /// Loads a model onto the device that the options name, and hands it to the engine of that device. Fails if the model is to be
+    /// kept as that device does not keep models.
     ///
     /// With `auto`, a GPU that turns out to be unusable is given up for the CPU, and the description of the model says so.
     pub(crate) fn start(
         &self,
         model: &LoadedModel,
-        max_context: Option<usize>,
+        local: &LocalOptions,
         options: DeviceOptions,
         progress: &LoadProgress,
     ) -> Result<Arc<dyn Backend>> {
-        // Two bytes a weight.
-        let weight_bytes = 2 * model.config.parameters();
+        let weight_bytes = local.dtype.unwrap_or_default().weight_bytes() * model.config.parameters();
         let found = FoundDevice::find_for(options.device, options.threads, weight_bytes)?;
-        match self.start_on(&found, model, max_context, options, progress) {
+        match self.start_on(&found, model, local, options, progress) {
             Err(Error::Device(reason))
                 if options.device == DeviceChoice::Auto && !matches!(found, FoundDevice::Cpu { .. }) =>
             {
                 let cpu = FoundDevice::cpu(options.threads, Some(format!("{found} failed: {reason}")));
-                self.start_on(&cpu, model, max_context, options, progress)
+                self.start_on(&cpu, model, local, options, progress)
             }
             started => started,
         }
@@ -100,26 +103,33 @@ impl Engines {
         &self,
         found: &FoundDevice,
         model: &LoadedModel,
-        max_context: Option<usize>,
+        local: &LocalOptions,
         options: DeviceOptions,
         progress: &LoadProgress,
     ) -> Result<Arc<dyn Backend>> {
-        let max_context = max_context.unwrap_or(model.config.max_context);
+        let max_context = local.max_context.unwrap_or(model.config.max_context);
+        let precision = local.dtype.unwrap_or_default();
         let on_gpu = SchedulerConfig::on_gpu(max_context, model.config.parameters());
         match found {
             FoundDevice::Cpu { no_gpu, threads: _ } => {
+                if let Some(dtype) = local.dtype {
+                    return Err(Error::Invalid(format!(
+                        "the model's option dtype = '{dtype}' is for GPUs, and it would run on {found}: leave the option out, or \
+                         choose a GPU with refrain.device"
+                    )));
+                }
                 let scheduler = SchedulerConfig::new(max_context);
-                let place = Place { hardware: Hardware::Cpu, scheduler, remark: no_gpu.clone() };
+                let place = Place { hardware: Hardware::Cpu, scheduler, precision, remark: no_gpu.clone() };
                 Ok(Arc::new(self.start_at(place, model, options, progress)?))
             }
             FoundDevice::SplitCuda(gpus) => {
                 let hardware = Hardware::SplitGpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
-                let place = Place { hardware, scheduler: on_gpu, remark: None };
+                let place = Place { hardware, scheduler: on_gpu, precision, remark: None };
                 Ok(Arc::new(self.start_at(place, model, options, progress)?))
             }
             FoundDevice::Cuda(gpus) => {
                 let start = |gpu: &GpuFacts| {
-                    let place = Place { hardware: Hardware::Gpu(gpu.ordinal), scheduler: on_gpu, remark: None };
+                    let place = Place { hardware: Hardware::Gpu(gpu.ordinal), scheduler: on_gpu, precision, remark: None };
                     self.start_at(place, model, options, progress)
                 };
                 // All at once: each reads all weights, and mostly waits for them.
@@ -149,7 +159,7 @@ impl Engines {
         progress: &LoadProgress,
     ) -> Result<LocalBackend> {
         let LoadedModel { config, weights, tokenizer, digest } = model;
-        let Place { hardware, mut scheduler, remark } = place;
+        let Place { hardware, mut scheduler, precision, remark } = place;
         // A GPU's models bring memory of their own, which nothing but their weights limits.
         let kv_bytes = match hardware {
             Hardware::Cpu => options.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),
@@ -162,7 +172,8 @@ impl Engines {
             let weights = CountedWeights { weights: weights.as_ref(), progress };
             let (kv_bytes, kernel_cache) = (options.kv_cache_bytes, self.kernel_cache.clone());
             let invariant_rows = options.batch_invariant.then_some(INVARIANT_ROWS);
-            let options = CudaOptions { kv_bytes, kernel_cache, invariant_rows, ..CudaOptions::new(scheduler.step_tokens) };
+            let device = CudaOptions::new(scheduler.step_tokens);
+            let options = CudaOptions { kv_bytes, kernel_cache, precision, invariant_rows, ..device };
             match &hardware {
                 Hardware::Cpu => {
                     let threads = Arc::clone(&resources.threads);

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
 use refrain_serving::ModelKind;
+use refrain_serving::device::cuda::Precision;
 use refrain_serving::remote::{ApiFormat, RemoteConfig, StructuredOutput};
 use refrain_udf::options::{boolean, number, suggest, whole};
 
 /// Options of a model that is served in this process.
-const LOCAL: &[&str] = &["type", "max_context", "tokenizer"];
+const LOCAL: &[&str] = &["type", "max_context", "tokenizer", "dtype"];
 
 /// Options of a model behind an endpoint.
 const EXTERNAL: &[&str] = &[
@@ -78,6 +79,8 @@ pub struct LocalOptions {
     pub max_context: Option<usize>,
     /// The tokenizer of a random model: a folder or a tokenizer.json.
     pub tokenizer: Option<PathBuf>,
+    /// What a GPU keeps and multiplies it in; bf16 if not set. A model that names it runs on no CPU.
+    pub dtype: Option<Precision>,
 }
 
 impl LocalOptions {
@@ -88,6 +91,7 @@ impl LocalOptions {
             model_type: options.model_type()?,
             max_context: options.whole("max_context")?,
             tokenizer: options.get("tokenizer").map(PathBuf::from),
+            dtype: options.dtype()?,
         })
     }
 }
@@ -194,6 +198,11 @@ impl<'a> Options<'a> {
         self.get("type").map(|text| ModelType::parse(&self.subject("type"), text)).transpose()
     }
 
+    fn dtype(&self) -> Result<Option<Precision>> {
+        let wrong = |error| plan_datafusion_err!("{}: {error}", self.subject("dtype"));
+        self.get("dtype").map(str::parse::<Precision>).transpose().map_err(wrong)
+    }
+
     /// Returns the interface: what is said, or what the type needs. Fails if both are said and differ.
     fn api_format(&self) -> Result<ApiFormat> {
         let named = self.get("api_format").filter(|text| !text.eq_ignore_ascii_case("openai"));
@@ -287,7 +296,11 @@ mod tests {
         refused(&[("api_format", "grpc")], "api_format is chat, completions or embeddings");
         let missing = ExternalModel::parse("m", vec![]).unwrap_err().to_string();
         assert!(missing.contains("needs the option location"), "{missing}");
-        let local = LocalOptions::parse("m", vec![("dtyp".into(), "x".into())]).unwrap_err().to_string();
-        assert!(local.contains("has no option dtyp"), "{local}");
+        let local = |name: &str, value: &str| LocalOptions::parse("m", vec![(name.into(), value.into())]);
+        let error = local("dtyp", "x").unwrap_err().to_string();
+        assert!(error.contains("has no option dtyp; did you mean dtype?"), "{error}");
+        let error = local("dtype", "int4").unwrap_err().to_string();
+        assert!(error.contains("option dtype: expected bf16, fp8 or f32, not \"int4\""), "{error}");
+        assert_eq!(local("dtype", "FP8").unwrap().dtype, Some(Precision::Fp8));
     }
 }

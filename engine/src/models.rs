@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
+use refrain_serving::device::cuda::Precision;
 use refrain_serving::load::{self, LoadedModel, RandomShape};
 use refrain_serving::model::ModelConfig;
 use refrain_serving::open::{EmbeddingOptions, OpenedModel, is_embedding_folder, open_model};
@@ -100,6 +101,8 @@ pub struct ModelInfo {
     pub location: String,
     /// The longest prompt and answer together, in tokens, where that is known.
     pub max_context: Option<usize>,
+    /// What a GPU keeps it in, where that was said.
+    pub dtype: Option<Precision>,
     /// The length of its vectors, where it makes any and that is known.
     pub dimensions: Option<u32>,
     /// Identity of weights, tokenizer and configuration, where that is known.
@@ -200,6 +203,11 @@ impl ModelCatalog {
         }
         if let Some(wanted) = options.max_context.filter(|wanted| *wanted > limit) {
             return plan_err!("model {name:?}: option max_context = {wanted} is more than the model's own limit, {limit}");
+        }
+        if let (Some(dtype), ModelType::Embedding) = (options.dtype, found) {
+            return plan_err!(
+                "model {name:?}: option dtype = '{dtype}' is for models that complete text; {location} makes vectors"
+            );
         }
         let mut model = Model::new(name, source, false);
         model.options = LocalOptions { model_type: Some(found), ..options };
@@ -491,6 +499,7 @@ impl Model {
             model_type: self.model_type(),
             location: self.source.to_string(),
             max_context: self.options.max_context,
+            dtype: self.options.dtype,
             dimensions: None,
             digest: None,
             state: if self.backend.loading().is_some() { "loading" } else { "not loaded" },
@@ -621,7 +630,7 @@ fn start(
         let message = "the model writes text and makes no vectors; create it with type = 'completion'";
         return Err(ServingError::Invalid(message.to_owned()));
     }
-    let backend = engines.start(&model, options.max_context, device, &progress)?;
+    let backend = engines.start(&model, &options, device, &progress)?;
     // What a device draws itself is not read.
     progress.done.fetch_max(drawn, Ordering::Relaxed);
     Ok(backend)

@@ -1,10 +1,12 @@
 //! Speed of the CUDA device with random weights of a real shape, beside the limit of arithmetic.
 //!
-//! `cargo run --release -p refrain-serving --example cuda_bench -- 8b passes [--tp 2] [--batch-invariant 512]`
+//! `cargo run --release -p refrain-serving --example cuda_bench -- 8b passes [--dtype fp8] [--tp 2] [--batch-invariant 512]`
+//! `cargo run --release -p refrain-serving --example cuda_bench -- 8b kernels [--dtype fp8]`
 //! `cargo run --release -p refrain-serving --example cuda_bench -- 1b replay DIR [--orders original,refrain] [--out 2] [--repeat 3]`
 //!
-//! `passes` times single passes. `--tp` splits the model over so many GPUs; the limit stays that of one. `--batch-invariant` makes
-//! products with the algorithms that are best for so many rows, whatever their number. `replay` runs the prompts of `DIR/ORDER.tokens` and `.offsets` (little-endian u32 and u64, all
+//! `kernels` times every kernel alone, beside what the memory or the matrix units allow. `passes` times single passes. `--tp` splits
+//! the model over so many GPUs; the limit stays that of one. `--batch-invariant` makes products with the algorithms that are best for
+//! so many rows, whatever their number. `replay` runs the prompts of `DIR/ORDER.tokens` and `.offsets` (little-endian u32 and u64, all
 //! prompts end to end) through the whole engine and prints a line of JSON for each run. "limit" is `T_ideal / T`:
 //! `T_ideal = [computed tokens * (weights + attention) + samples * LM head] / peak FLOP/s + KV bytes read in decode / peak bytes/s`.
 #![allow(clippy::print_stdout, reason = "a bench prints")]
@@ -17,7 +19,9 @@ use std::time::Instant;
 use futures::StreamExt;
 use futures::executor::block_on;
 use refrain_serving::device::Device;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, PassTimes, TensorParallel, find};
+use refrain_serving::device::cuda::bench::{AttentionBench, HeadShape};
+use refrain_serving::device::cuda::kernel_bench::{KernelBench, KernelFigure};
+use refrain_serving::device::cuda::{CudaDevice, CudaOptions, PassTimes, Precision, TensorParallel, find};
 use refrain_serving::load::RandomShape;
 use refrain_serving::local::{LocalBackend, LocalConfig};
 use refrain_serving::model::{HostTensor, ModelConfig, Normal, TensorSource, TokenCost};
@@ -28,24 +32,29 @@ use self::measure::{best, plan, step};
 
 mod measure;
 
-/// What a Hopper GPU multiplies in bfloat16, measured on large random matrices.
-const PEAK_FLOPS: f64 = 790e12;
+/// What a Hopper GPU multiplies in a second: in bfloat16 measured on large random matrices, in FP8 twice that, as its units do.
+fn peak_flops(precision: Precision) -> f64 {
+    if precision == Precision::Fp8 { 1580e12 } else { 790e12 }
+}
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let option = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1)).map(String::as_str);
-    let usage = "usage: cuda_bench 1b|8b|32b|70b passes | replay DIR [--orders A,B] [--out N] [--repeat N] [--step-tokens N] [--seqs N]; \
-         [--tp GPUS] [--batch-invariant ROWS]";
+    let usage = "usage: cuda_bench 1b|8b|32b|70b kernels | passes | replay DIR [--orders A,B] [--out N] [--repeat N] [--step-tokens N] [--seqs N]; \
+         [--dtype fp8] [--tp GPUS] [--batch-invariant ROWS]";
     let (Some(shape), Some(what)) = (args.first(), args.get(1)) else { return Err(usage.into()) };
     let config = shape_of(shape).ok_or(usage)?;
-    println!("# {}", find(0)?);
+    let precision: Precision = option("--dtype").unwrap_or("bf16").parse()?;
+    println!("# {}, {precision}", find(0)?);
     let way = Way {
+        precision,
         gpus: option("--tp").map(str::parse).transpose()?,
         invariant_rows: option("--batch-invariant").map(str::parse).transpose()?,
     };
     match what.as_str() {
+        "kernels" => kernels(&config, precision),
         "passes" => passes(&config, way),
         "replay" => {
             let folder = PathBuf::from(args.get(2).ok_or(usage)?);
@@ -83,6 +92,7 @@ struct Way {
     /// GPUs that it is split over.
     gpus: Option<u32>,
     invariant_rows: Option<usize>,
+    precision: Precision,
 }
 
 /// A model on one GPU or several.
@@ -130,8 +140,8 @@ impl Opened {
 fn open(config: &ModelConfig, step_tokens: u32, way: Way) -> Outcome<Opened> {
     let started = Instant::now();
     let cache = Some(std::env::temp_dir().join("refrain-kernels"));
-    let Way { gpus, invariant_rows } = way;
-    let options = CudaOptions { kernel_cache: cache, invariant_rows, ..CudaOptions::new(step_tokens) };
+    let Way { gpus, invariant_rows, precision } = way;
+    let options = CudaOptions { kernel_cache: cache, invariant_rows, precision, ..CudaOptions::new(step_tokens) };
     let (mut opened, weights) = match gpus {
         None => {
             let device = CudaDevice::new(config, &Drawn, &options)?;
@@ -154,12 +164,57 @@ fn open(config: &ModelConfig, step_tokens: u32, way: Way) -> Outcome<Opened> {
     Ok(opened)
 }
 
+/// Tokens of a pass whose kernels are timed, and rows of its products: a step of prompts, and steps that write answers.
+const KERNEL_TOKENS: usize = 8192;
+const PRODUCT_ROWS: [usize; 4] = [KERNEL_TOKENS, 256, 16, 1];
+
+fn kernels(config: &ModelConfig, precision: Precision) -> Outcome<()> {
+    let (flops, bytes) = (peak_flops(precision), peak_bytes()?);
+    println!("# bounds: {:.0} TFLOP/s, {:.1} TB/s", flops / 1e12, bytes / 1e12);
+    println!("| kernel | rows | µs | GB/s | TFLOP/s | of its bound |\n|---|---:|---:|---:|---:|---:|");
+    let line = |figure: KernelFigure, flops: f64| {
+        let bound = (figure.flops / flops).max(figure.bytes / bytes);
+        let tera = if figure.flops > 0.0 { format!("{:.0}", figure.flops / figure.seconds / 1e12) } else { String::new() };
+        println!(
+            "| {} | {} | {:.1} | {:.0} | {tera} | {:.0} % |",
+            figure.name,
+            figure.rows,
+            figure.seconds * 1e6,
+            figure.bytes / figure.seconds / 1e9,
+            100.0 * bound / figure.seconds,
+        );
+    };
+    let mut bench = KernelBench::open(0, precision, config)?;
+    let mut figures = bench.elementwise(KERNEL_TOKENS)?;
+    figures.extend(bench.head()?);
+    for rows in PRODUCT_ROWS {
+        figures.extend(bench.products(rows)?);
+    }
+    figures.into_iter().for_each(|figure| line(figure, flops));
+    drop(bench);
+    let mut attention = AttentionBench::open(0)?;
+    let heads = HeadShape { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
+    for (name, row, rows) in [
+        ("attention, prompts of 400", (0, 400), 16),
+        ("attention, 60 after 340", (340, 60), 64),
+        ("attention, 1 after 419", (419, 1), 256),
+        ("attention, 1 after 4095", (4095, 1), 8),
+    ] {
+        let measured = attention.measure(heads, &vec![row; rows], 0)?;
+        let (seconds, flops, bytes) = (measured.seconds, measured.flops, measured.bytes);
+        // Attention is in bfloat16 in any precision.
+        line(KernelFigure { name: name.to_owned(), rows, seconds, flops, bytes }, peak_flops(Precision::Bf16));
+    }
+    Ok(())
+}
+
 fn passes(config: &ModelConfig, way: Way) -> Outcome<()> {
+    let peak = peak_flops(way.precision);
     // Activations of 16384 tokens would leave no room for pages beside the weights of the largest.
     let step_tokens = if config.layers > 60 { 8192 } else { 16384 };
     let mut device = open(config, step_tokens, way)?;
     println!(
-        "pass                                 |       ms | tokens/s | TFLOP/s | of 790 | gemm | attention | exchange | head | other (ms)"
+        "pass                                 |       ms | tokens/s | TFLOP/s | of peak | gemm | attention | exchange | head | other (ms)"
     );
     for (rows, tokens, context) in [
         (2, 512, 0),
@@ -199,7 +254,7 @@ fn passes(config: &ModelConfig, way: Way) -> Outcome<()> {
             format!("{rows} rows x {tokens} after {context}"),
             seconds * 1e3,
             n / seconds,
-            100.0 * rate * 1e12 / PEAK_FLOPS,
+            100.0 * rate * 1e12 / peak,
             part(times.gemm),
             part(times.attention),
             part(times.exchange),
@@ -251,7 +306,7 @@ impl Replay {
             let TokenCost { layer_flops, attention_flops, head_flops, kv_bytes } = config.token_cost();
             let decoded = (written - prompts.len()) as f64;
             let flops = computed as f64 * (layer_flops + attention_flops * mean / 2.0) + written as f64 * head_flops;
-            let ideal = flops / PEAK_FLOPS + decoded * mean * kv_bytes / PEAK_BYTES;
+            let ideal = flops / peak_flops(self.way.precision) + decoded * mean * kv_bytes / peak_bytes()?;
             let hit = 1.0 - (computed as f64 - decoded) / prompt as f64;
             println!(
                 "{{\"engine\": \"refrain\", \"shape\": \"{shape}\", \"order\": \"{order}\", \"rows\": {}, \"seconds\": {seconds:.3}, \
@@ -267,8 +322,10 @@ impl Replay {
     }
 }
 
-/// Bytes that a Hopper GPU reads from its memory in a second: of an H200, measured by copies.
-const PEAK_BYTES: f64 = 4.3e12;
+/// Bytes that the GPU reads from its memory in a second, measured by copies.
+fn peak_bytes() -> Outcome<f64> {
+    Ok(if find(0)?.name.contains("H200") { 4.3e12 } else { 3.0e12 })
+}
 
 /// Runs prompts as one batch and returns how many tokens were written.
 fn submit(backend: &LocalBackend, prompts: &[Arc<[TokenId]>], output: u32) -> usize {

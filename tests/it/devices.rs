@@ -30,3 +30,14 @@ async fn without_a_gpu_the_cpu_says_why() {
     assert_eq!(expected, format!("device: {}", device[0]));
     assert!(device[0].starts_with("cuda:0, ") || device[0].contains("no GPU"), "{device:?}");
 }
+
+#[tokio::test]
+async fn a_model_that_is_to_be_kept_as_gpus_do_is_refused_by_the_cpu() {
+    let db = Refrain::builder().setting("device", "cpu").build().await.unwrap();
+    rows(&db, "create model eight from 'random:mini' with (dtype = 'fp8')").await.unwrap();
+    assert_eq!(rows(&db, "select dtype from ai_models() where name = 'eight'").await.unwrap(), ["fp8"]);
+    let error = rows(&db, "select ai_filter('Is it?', 'a', model => 'eight')").await.unwrap_err().to_string();
+    assert!(error.contains("option dtype = 'fp8' is for GPUs") && error.contains("refrain.device"), "{error}");
+    let error = rows(&db, "create model nine from 'random:mini' with (dtype = 'int4')").await.unwrap_err().to_string();
+    assert!(error.contains("expected bf16, fp8 or f32"), "{error}");
+}

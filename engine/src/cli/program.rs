@@ -40,7 +40,13 @@ async fn run_inner(args: &Args) -> Outcome<()> {
     apply_settings(&session, args).await?;
     match &args.command {
         Some(Command::Demo(options)) => return demo::run(&mut session, options.seed).await,
-        Some(Command::Bench(options)) => return bench::run(&mut session, options).await,
+        Some(Command::Bench(options)) => {
+            // A script that is asked for may make the model; what is usual in the shell is not to be measured.
+            if args.init.is_some() && run_init(&mut session, args).await? == Flow::Quit {
+                return Ok(());
+            }
+            return bench::run(&mut session, options).await;
+        }
         None => {}
     }
     if run_init(&mut session, args).await? == Flow::Quit {

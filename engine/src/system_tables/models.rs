@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::Result;
+use refrain_serving::device::cuda::Precision;
 
 use super::columns::Columns;
 use super::table::SystemTable;
@@ -20,8 +21,8 @@ fn columns(models: &[ModelInfo]) -> Result<RecordBatch> {
         .text("kind", |model| Some(model.kind))
         .text("type", |model| Some(model.model_type.to_string()))
         .text("location", |model| Some(model.location.as_str()))
-        // Weights are kept as the device likes them; it does not say how.
-        .text::<String>("dtype", |_| None)
+        // What was said of it; else weights are kept as the device likes them.
+        .text("dtype", |model| model.dtype.map(Precision::name))
         .count("max_context", |model| model.max_context.map(|tokens| tokens as u64))
         .count("dimensions", |model| model.dimensions.map(u64::from))
         .text("digest", |model| model.digest.as_deref())

@@ -90,6 +90,24 @@ pub(in crate::device) fn featured_config() -> ModelConfig {
     }
 }
 
+/// Rounds to the nearest number of FP8 with 4 bits of exponent and 3 of mantissa (Micikevicius et al. 2022), at ties to the even
+/// one, and what is beyond the largest to that.
+pub(in crate::device) fn e4m3(x: f64) -> f64 {
+    // Below 2^-6 numbers lie as far apart as above it.
+    let exponent = (x.abs().max(2f64.powi(-6)).to_bits() >> 52) as i32 - 1023;
+    let step = 2f64.powi(exponent - 3);
+    ((x / step).round_ties_even() * step).clamp(-E4M3_MAX, E4M3_MAX)
+}
+
+/// The largest number that [`e4m3`] gives.
+pub(in crate::device) const E4M3_MAX: f64 = 448.0;
+
+/// Rounds a row to FP8 with one scale, which makes its largest magnitude the largest number of FP8.
+pub(in crate::device) fn quantised(row: &[f64]) -> Vec<f64> {
+    let scale = row.iter().fold(1e-30, |largest: f64, x| largest.max(x.abs())) / E4M3_MAX;
+    row.iter().map(|x| e4m3(x / scale) * scale).collect()
+}
+
 /// Tensors held in memory.
 #[derive(Clone, Debug)]
 pub(in crate::device) struct MemoryTensors {
@@ -116,6 +134,17 @@ impl MemoryTensors {
             (name, HostTensor { shape, dtype: DType::F32, bytes })
         });
         MemoryTensors { tensors: tensors.collect() }
+    }
+
+    /// The same with the projections of layers rounded, row by row, to bfloat16 and then to FP8.
+    pub(in crate::device) fn quantised(&self) -> Self {
+        let mut tensors = self.tensors.clone();
+        for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.ends_with("_proj.weight")) {
+            let bf16: Vec<f64> = self.values(name).into_iter().map(|x| half::bf16::from_f64(x).to_f64()).collect();
+            let rows = bf16.chunks(tensor.shape[1]).flat_map(quantised);
+            tensor.bytes = rows.flat_map(|x| (x as f32).to_le_bytes()).collect();
+        }
+        MemoryTensors { tensors }
     }
 
     pub(in crate::device) fn values(&self, name: &str) -> Vec<f64> {
@@ -160,13 +189,23 @@ pub(in crate::device) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usi
 
 /// Logits after each token of `row`, in double precision and without any cache.
 pub(in crate::device) fn naive_logits(config: &ModelConfig, tensors: &MemoryTensors, row: &[TokenId]) -> Vec<Vec<f64>> {
+    naive_logits_of_rounded(config, tensors, row, <[f64]>::to_vec)
+}
+
+/// As [`naive_logits`], with the inputs of the projections of layers rounded by `rounded`.
+pub(in crate::device) fn naive_logits_of_rounded(
+    config: &ModelConfig,
+    tensors: &MemoryTensors,
+    row: &[TokenId],
+    rounded: fn(&[f64]) -> Vec<f64>,
+) -> Vec<Vec<f64>> {
     let (hidden, dim, group) = (config.hidden_size, config.head_dim, config.heads / config.kv_heads);
     let embedding = tensors.values("model.embed_tokens.weight");
     let mut x: Vec<Vec<f64>> = row.iter().map(|&t| embedding[t as usize * hidden..][..hidden].to_vec()).collect();
     for layer in 0..config.layers {
         let values = |part: &str| tensors.values(&format!("model.layers.{layer}.{part}"));
         let project = |part: &str, x: &[f64]| {
-            let mut out = product(&values(&format!("{part}.weight")), x);
+            let mut out = product(&values(&format!("{part}.weight")), &rounded(x));
             let biased = match part {
                 "self_attn.o_proj" => config.output_bias,
                 _ if part.starts_with("mlp") => config.mlp_bias,

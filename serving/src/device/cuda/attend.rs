@@ -94,7 +94,7 @@ impl Attention {
             return Err(Error::Invalid(format!("a GPU runs heads of at most {HEAD_DIM_MAX} elements, not {head_dim}")));
         }
         let fits = TENSOR_HEAD_DIMS.contains(&head_dim) && heads / kv_heads <= FEW_ROWS as usize;
-        let kernels = if precision == Precision::Bf16 && fits {
+        let kernels = if precision.of_activations() == Precision::Bf16 && fits {
             Way::Tensor(Tensor::new(gpu, kernels, config)?)
         } else {
             Way::Simple(kernels.get("attention_simple", "attention_simple", 0)?)

@@ -28,6 +28,9 @@ use crate::step::{PAGE_TOKENS, PageCopy, StepPlan, StepResult, TokenSource};
 /// Passes that may be launched and not yet polled.
 const IN_FLIGHT_MAX: usize = 4;
 
+/// The sides of a matrix in FP8 are a multiple of this: 16 bytes are what the matrix units read at a time.
+const FP8_WIDTH: usize = 16;
+
 /// Of the memory that is free after all else, the part that the KV pool takes: drivers and libraries want some later on.
 const POOL_SHARE: f64 = 0.92;
 
@@ -141,6 +144,9 @@ impl CudaDevice {
         peer: Option<Peer>,
     ) -> Result<Self> {
         let precision = options.precision;
+        if precision == Precision::Fp8 {
+            check_fp8(&share.config(config)?, gpu.facts())?;
+        }
         let kernels = Kernels::load(&gpu, precision, options.kernel_cache.as_deref())?;
         let capacity = padded(options.step_tokens.max(1) as usize);
         let weights = Weights::load(&gpu, &kernels, precision, config, weights, share)?;
@@ -410,7 +416,7 @@ impl Device for CudaDevice {
     }
 
     fn rounding(&self) -> Option<&'static str> {
-        (self.precision == Precision::Bf16).then_some("bf16")
+        (self.precision != Precision::F32).then_some(self.precision.name())
     }
 
     fn overlaps(&self) -> bool {
@@ -455,6 +461,25 @@ impl Device for CudaDevice {
     }
 }
 
+/// Fails if a GPU cannot run a model in FP8, and says why.
+fn check_fp8(config: &ModelConfig, gpu: &GpuFacts) -> Result<()> {
+    let (major, minor) = gpu.capability;
+    if gpu.capability < (8, 9) {
+        return Err(Error::Invalid(format!(
+            "dtype fp8 needs a GPU of compute capability 8.9 or later, and {} has {major}.{minor}: choose bf16",
+            gpu.name
+        )));
+    }
+    let ModelConfig { hidden_size, intermediate_size, heads, kv_heads, head_dim, .. } = *config;
+    let widths = [hidden_size, intermediate_size, heads * head_dim, kv_heads * head_dim];
+    match widths.into_iter().find(|width| !width.is_multiple_of(FP8_WIDTH)) {
+        Some(width) => Err(Error::Invalid(format!(
+            "dtype fp8 needs matrices whose sides are multiples of {FP8_WIDTH}, and the model has one of {width}: choose bf16"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn copy_words(copy: &PageCopy) -> [i32; 4] {
     [copy.from.0 as i32, copy.to.0 as i32, copy.tokens as i32, 0]
 }
@@ -483,7 +508,10 @@ mod tests {
     use std::ops::Range;
 
     use super::*;
-    use crate::device::cpu::reference::{MemoryTensors, Random, add_row, close, featured_config, naive_logits, tiny_config};
+    use crate::device::cpu::reference::{
+        MemoryTensors, Random, add_row, close, featured_config, naive_logits, naive_logits_of_rounded, quantised,
+        tiny_config,
+    };
     use crate::device::cpu::{Activations, CpuDevice, CpuOptions};
     use crate::request::{Sampling, TokenId};
     use crate::step::{Allowed, KvWrite, PageId, RowSlot, SampleRow};
@@ -560,6 +588,55 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Errors are relative to the length of all logits. With the same inputs rounded in the same way, what is left is that numbers
+    /// next to the middle between two go one way here and the other there; with nothing rounded, all of what FP8 costs.
+    #[test]
+    #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+    fn fp8_is_near_a_naive_forward_pass() {
+        match super::super::find(0) {
+            Ok(facts) if facts.capability >= (8, 9) => {}
+            Ok(facts) => return eprintln!("skipped: {facts} does not multiply FP8"),
+            Err(reason) => return eprintln!("skipped: {reason}"),
+        }
+        let wide = ModelConfig { hidden_size: 64, intermediate_size: 128, ..featured_config() };
+        let featured = ModelConfig { rope_scaling: None, ..wide };
+        for config in configs().into_iter().filter(|config| config.hidden_size == 64).chain([featured]) {
+            let mut device = open(&config, Precision::Fp8).unwrap();
+            let row: Vec<TokenId> = tokens(67, 1).into_iter().map(|token| token % 96).collect();
+            let tensors = MemoryTensors::random(&config, 7);
+            let alike = naive_logits_of_rounded(&config, &tensors.quantised(), &row, quantised);
+            let exact = naive_logits(&config, &tensors, &row);
+            let mut plan = StepPlan::default();
+            add_row(&mut plan, &row, 0, &pages(2..7), config.vocab_size as u32);
+            let last = plan.sample[0].clone();
+            plan.sample.extend((0..66).map(|token| SampleRow { token, ..last.clone() }));
+            let result = run(&mut device, &plan);
+            let error = |expected: &[Vec<f64>]| {
+                let (mut off, mut all) = (0.0, 0.0);
+                for (sample, top) in plan.sample.iter().zip(&result.top_logits) {
+                    for &(token, logit) in top {
+                        let expected = expected[sample.token as usize][token as usize];
+                        off += (f64::from(logit) - expected).powi(2);
+                        all += expected * expected;
+                    }
+                }
+                (off / all).sqrt()
+            };
+            let (of_alike, of_exact) = (error(&alike), error(&exact));
+            assert!(of_alike <= 0.08 && of_exact <= 0.2, "relative errors {of_alike} and {of_exact} of {config:?}");
+        }
+    }
+
+    #[test]
+    fn fp8_is_refused_where_it_cannot_run() {
+        let gpu = |capability| GpuFacts { ordinal: 0, name: "some GPU".into(), memory: 0, capability, multiprocessors: 1 };
+        let fault = |config: &ModelConfig, capability| check_fp8(config, &gpu(capability)).unwrap_err().to_string();
+        let even = ModelConfig { hidden_size: 64, intermediate_size: 128, ..tiny_config() };
+        assert!(fault(&even, (8, 6)).contains("some GPU has 8.6"));
+        assert!(check_fp8(&even, &gpu((8, 9))).is_ok());
+        assert!(fault(&tiny_config(), (9, 0)).contains("one of 40"));
     }
 
     /// Rows of different lengths advance by chunks, some with others and some alone.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::attend::{Attention, AttentionPlaces};
 use super::driver::{Arg, Buffer, Gpu, Kernel, Size};
-use super::gemm::{Gemm, Product, padded};
+use super::gemm::{Gemm, Product, RowScales, padded};
 use super::kernels::{Kernels, Precision};
 use super::metadata::Metadata;
 use super::nccl::Peer;
 use super::timing::{Part, Timing};
-use super::weights::{LayerWeights, Slice, Weights, draw};
+use super::weights::{LayerWeights, Matrix, Slice, Weights, draw};
 use crate::device::cpu::rope::Rope;
 use crate::error::Result;
 use crate::model::{ModelConfig, Normal};
@@ -20,7 +20,9 @@ pub(super) const EMBED_THREADS: u32 = 128;
 pub(super) const NORM_THREADS: u32 = 256;
 pub(super) const ROPE_THREADS: u32 = 128;
 pub(super) const SWIGLU_THREADS: u32 = 256;
+pub(super) const SWIGLU_ROW_THREADS: u32 = 512;
 pub(super) const BIAS_THREADS: u32 = 256;
+pub(super) const FP8_THREADS: u32 = 256;
 
 /// A decoder on the GPU, and what its passes work on.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Decoder {
     /// [max_context, rotary_dim / 2], cosine and sine.
     angles: Buffer<[f32; 2]>,
     buffers: Buffers,
+    /// Where products are in FP8.
+    fp8: Option<Fp8>,
     /// The most tokens of a pass.
     capacity: usize,
     /// Where the model is split over GPUs: this one's place among them.
@@ -72,6 +76,25 @@ struct Buffers {
     activated: Buffer<u8>,
 }
 
+/// What makes the inputs of products in FP8, in place of `normed` and `activated`.
+#[derive(Debug)]
+struct Fp8 {
+    rms_norm: Kernel,
+    swiglu: Kernel,
+    quantise_rows: Kernel,
+    /// The input of the next product in e4m3, [capacity, ...].
+    input: Buffer<u8>,
+    /// `[capacity]`.
+    scales: Buffer<f32>,
+}
+
+/// The input of a product: where its rows lie, and their scales where they are in FP8.
+#[derive(Clone, Copy, Debug)]
+struct Input {
+    rows: u64,
+    scales: Option<u64>,
+}
+
 /// Addresses of what describes a pass, on the GPU.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PassInputs {
@@ -105,15 +128,17 @@ impl Decoder {
         let capacity = padded(capacity);
         let rows = |width: usize| gpu.allocate::<u8>(capacity * width * precision.bytes());
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let fp8 = (precision == Precision::Fp8).then(|| Fp8::new(gpu, kernels, config, capacity)).transpose()?;
+        let unless_fp8 = |width: usize| rows(if fp8.is_some() { 0 } else { width });
         let buffers = Buffers {
             x: rows(config.hidden_size)?,
             live_x: rows(config.hidden_size)?,
-            normed: rows(config.hidden_size)?,
+            normed: unless_fp8(config.hidden_size)?,
             qkv: rows(queries + 2 * keys)?,
             attended: rows(queries)?,
             live_attended: rows(queries)?,
             gate_up: rows(2 * config.intermediate_size)?,
-            activated: rows(config.intermediate_size)?,
+            activated: unless_fp8(config.intermediate_size)?,
         };
         // Rows that no token has are multiplied too, and must hold numbers.
         let Buffers { x, live_x, normed, qkv, attended, live_attended, gate_up, activated } = &buffers;
@@ -130,13 +155,14 @@ impl Decoder {
         Ok(Decoder {
             config: config.clone(),
             weights,
-            gemm: Gemm::new(gpu, precision, cache)?,
+            gemm: Gemm::new(gpu, kernels, precision, cache, capacity * config.hidden_size)?,
             attention: Attention::new(gpu, kernels, precision, config)?,
             gpu: Arc::clone(gpu),
             precision,
             functions,
             angles: angles(gpu, config)?,
             buffers,
+            fp8,
             capacity,
             peer,
         })
@@ -217,20 +243,12 @@ impl Decoder {
         // SAFETY: see `run`.
         unsafe {
             let weights = &self.weights.layers[layer];
-            let Buffers { x, normed, qkv, attended, .. } = &self.buffers;
-            self.rms_norm(x.at(0), 0, &weights.attention_norm, normed.at(0), n)?;
+            let Buffers { x, qkv, attended, .. } = &self.buffers;
+            let input = self.normed(x.at(0), &weights.attention_norm, n)?;
             timing.mark(&self.gpu, Part::Other)?;
-            self.gemm.run(Product {
-                m: n,
-                n: (heads + 2 * kv_heads) * head_dim,
-                k: hidden,
-                x: normed.at(0),
-                w: weights.qkv.at(0),
-                y: qkv.at(0),
-                bias: address(weights.qkv_bias.as_ref()),
-                accumulate: false,
-                wide: false,
-            })?;
+            let bias = address(weights.qkv_bias.as_ref());
+            let shape = [n, (heads + 2 * kv_heads) * head_dim, hidden];
+            self.gemm.run(Product { bias, ..product(shape, input, &weights.qkv, qkv) })?;
             timing.mark(&self.gpu, Part::Gemm)?;
             let attention = self.config.attention_of(layer);
             let (q_norm, k_norm) = weights.qk_norm.as_ref().map(|(q, k)| (q, k)).unzip();
@@ -265,47 +283,31 @@ impl Decoder {
     /// The projection after attention and the feed-forward layer, for `m` rows.
     unsafe fn feed_forward(&mut self, layer: usize, m: usize, live: bool, timing: &mut Timing) -> Result<()> {
         let ModelConfig { hidden_size: hidden, intermediate_size: inner, heads, head_dim, .. } = self.config;
-        let Buffers { x, live_x, normed, attended, live_attended, gate_up, activated, .. } = &self.buffers;
+        let Buffers { x, live_x, attended, live_attended, gate_up, .. } = &self.buffers;
         let (x, attended) = if live { (live_x, live_attended) } else { (x, attended) };
         let LayerWeights { output, output_bias, mlp_norm, gate_up: up, gate_up_bias, down, down_bias, .. } =
             &self.weights.layers[layer];
         let accumulate = self.adds_residual();
-        let onto_residual = |input: &Buffer<u8>, weights: &Buffer<u8>, k: usize| Product {
-            m,
-            n: hidden,
-            k,
-            x: input.at(0),
-            w: weights.at(0),
-            y: x.at(0),
-            bias: 0,
+        let onto_residual = |input: Input, weights: &Matrix, k: usize| Product {
             accumulate,
-            wide: false,
+            ..product([m, hidden, k], input, weights, x)
         };
         // SAFETY: see `run`.
         unsafe {
-            self.gemm.run(onto_residual(attended, output, heads * head_dim))?;
+            let input = self.attended(attended, m)?;
+            timing.mark(&self.gpu, Part::Other)?;
+            self.gemm.run(onto_residual(input, output, heads * head_dim))?;
             timing.mark(&self.gpu, Part::Gemm)?;
             self.sum(x, m, timing)?;
             self.add_bias(x, output_bias.as_ref(), m)?;
-            self.rms_norm(x.at(0), 0, mlp_norm, normed.at(0), m)?;
+            let input = self.normed(x.at(0), mlp_norm, m)?;
             timing.mark(&self.gpu, Part::Other)?;
-            self.gemm.run(Product {
-                m,
-                n: 2 * inner,
-                k: hidden,
-                x: normed.at(0),
-                w: up.at(0),
-                y: gate_up.at(0),
-                bias: address(gate_up_bias.as_ref()),
-                accumulate: false,
-                wide: false,
-            })?;
+            let bias = address(gate_up_bias.as_ref());
+            self.gemm.run(Product { bias, ..product([m, 2 * inner, hidden], input, up, gate_up) })?;
             timing.mark(&self.gpu, Part::Gemm)?;
-            let args: [Arg; 4] = [gate_up.into(), activated.into(), (m * inner).into(), inner.into()];
-            let blocks = (m * inner).div_ceil(8 * SWIGLU_THREADS as usize).min(1 << 16);
-            self.gpu.launch(self.functions.swiglu, Size::of(blocks, SWIGLU_THREADS), &args)?;
+            let input = self.activated(m)?;
             timing.mark(&self.gpu, Part::Other)?;
-            self.gemm.run(onto_residual(activated, down, inner))?;
+            self.gemm.run(onto_residual(input, down, inner))?;
             timing.mark(&self.gpu, Part::Gemm)?;
             self.sum(x, m, timing)?;
             self.add_bias(x, down_bias.as_ref(), m)?;
@@ -339,6 +341,46 @@ impl Decoder {
         self.gpu.synchronize()
     }
 
+    /// Normalises rows for a product.
+    unsafe fn normed(&self, x: u64, weight: &Buffer<f32>, rows: usize) -> Result<Input> {
+        let ModelConfig { hidden_size, rms_norm_eps, .. } = self.config;
+        let Some(fp8) = &self.fp8 else {
+            let normed = self.buffers.normed.at(0);
+            // SAFETY: the caller's promise.
+            unsafe { self.rms_norm(x, 0, weight, normed, rows) }?;
+            return Ok(Input { rows: normed, scales: None });
+        };
+        let args: [Arg; 6] =
+            [x.into(), weight.into(), (&fp8.input).into(), (&fp8.scales).into(), hidden_size.into(), rms_norm_eps.into()];
+        // SAFETY: the caller's promise.
+        unsafe { self.gpu.launch(fp8.rms_norm, Size::of(rows, NORM_THREADS), &args) }?;
+        Ok(fp8.as_input())
+    }
+
+    /// Makes what the heads have read the input of a product.
+    unsafe fn attended(&self, attended: &Buffer<u8>, rows: usize) -> Result<Input> {
+        let Some(fp8) = &self.fp8 else { return Ok(Input { rows: attended.at(0), scales: None }) };
+        // SAFETY: the caller's promise.
+        unsafe { fp8.quantise(&self.gpu, attended, rows, self.config.heads * self.config.head_dim) }
+    }
+
+    /// Combines gate and up, and makes that the input of a product.
+    unsafe fn activated(&self, rows: usize) -> Result<Input> {
+        let inner = self.config.intermediate_size;
+        let Buffers { gate_up, activated, .. } = &self.buffers;
+        let Some(fp8) = &self.fp8 else {
+            let args: [Arg; 4] = [gate_up.into(), activated.into(), (rows * inner).into(), inner.into()];
+            let blocks = (rows * inner).div_ceil(8 * SWIGLU_THREADS as usize).min(1 << 16);
+            // SAFETY: the caller's promise.
+            unsafe { self.gpu.launch(self.functions.swiglu, Size::of(blocks, SWIGLU_THREADS), &args) }?;
+            return Ok(Input { rows: activated.at(0), scales: None });
+        };
+        let args: [Arg; 4] = [gate_up.into(), (&fp8.input).into(), (&fp8.scales).into(), inner.into()];
+        // SAFETY: the caller's promise.
+        unsafe { self.gpu.launch(fp8.swiglu, Size::of(rows, SWIGLU_ROW_THREADS), &args) }?;
+        Ok(fp8.as_input())
+    }
+
     /// Copies row `ids[i]` of a table to row `i` of `out`; negative ids stand for what lies in a slot.
     unsafe fn embed(&self, ids: u64, slots: u64, table: u64, out: u64, count: usize, width: usize) -> Result<()> {
         let args: [Arg; 6] = [ids.into(), slots.into(), table.into(), out.into(), count.into(), width.into()];
@@ -370,30 +412,26 @@ impl Decoder {
         let Buffers { x, normed, qkv, attended, gate_up, activated, .. } = &self.buffers;
         let layers = &self.weights.layers;
         let few = layers.len().min(8);
-        let product = |n, k, input: &Buffer<u8>, output: &Buffer<u8>, bias: u64, accumulate| Product {
-            m,
-            n,
-            k,
-            x: input.at(0),
-            w: 0,
-            y: output.at(0),
-            bias,
-            accumulate,
-            wide: false,
+        let input = |buffer: &Buffer<u8>| match &self.fp8 {
+            Some(fp8) => fp8.as_input(),
+            None => Input { rows: buffer.at(0), scales: None },
         };
+        let first = &layers[0];
         let bias = |bias: &Option<Buffer<u8>>| address(bias.as_ref());
-        type Matrix = fn(&LayerWeights) -> u64;
-        let products: [(Product, Matrix); 4] = [
-            (product(queries + 2 * kv_heads * head_dim, hidden, normed, qkv, bias(&layers[0].qkv_bias), false), |l| {
-                l.qkv.at(0)
-            }),
-            (product(hidden, queries, attended, x, 0, self.adds_residual()), |l| l.output.at(0)),
-            (product(2 * inner, hidden, normed, gate_up, bias(&layers[0].gate_up_bias), false), |l| l.gate_up.at(0)),
-            (product(hidden, inner, activated, x, 0, self.adds_residual()), |l| l.down.at(0)),
+        let queries_and_keys = product([m, queries + 2 * kv_heads * head_dim, hidden], input(normed), &first.qkv, qkv);
+        let output = product([m, hidden, queries], input(attended), &first.output, x);
+        let gate_and_up = product([m, 2 * inner, hidden], input(normed), &first.gate_up, gate_up);
+        let down = product([m, hidden, inner], input(activated), &first.down, x);
+        type MatrixOf = fn(&LayerWeights) -> &Matrix;
+        let products: [(Product, MatrixOf); 4] = [
+            (Product { bias: bias(&first.qkv_bias), ..queries_and_keys }, |layer| &layer.qkv),
+            (Product { accumulate: self.adds_residual(), ..output }, |layer| &layer.output),
+            (Product { bias: bias(&first.gate_up_bias), ..gate_and_up }, |layer| &layer.gate_up),
+            (Product { accumulate: self.adds_residual(), ..down }, |layer| &layer.down),
         ];
         let mut total = 0.0;
         for (product, matrix) in products {
-            let weights: Vec<u64> = layers[..few].iter().map(matrix).collect();
+            let weights: Vec<u64> = layers[..few].iter().map(|layer| matrix(layer).values.at(0)).collect();
             // SAFETY: weights and buffers have the sizes that the products name.
             total += unsafe { self.gemm.tune(product, &weights) }?;
         }
@@ -403,13 +441,59 @@ impl Decoder {
 
     /// Fills the inputs of products with values that are not zero, since zeros are faster than numbers.
     pub(super) fn fill_for_tuning(&self, fill_normal: Kernel) -> Result<()> {
-        for buffer in [&self.buffers.normed, &self.buffers.attended, &self.buffers.activated] {
+        let Buffers { normed, attended, gate_up, activated, .. } = &self.buffers;
+        for buffer in [normed, attended, gate_up, activated] {
             let values = buffer.len() / self.precision.bytes();
             // SAFETY: the buffer has that many values.
             unsafe { draw(&self.gpu, fill_normal, buffer.at(0), Normal { seed: 7, std: 1.0 }, &Slice::whole(1, values)) }?;
         }
+        if let Some(fp8) = &self.fp8 {
+            // SAFETY: `gate_up` has a row of at least this width for each token, and so has the input.
+            unsafe { fp8.quantise(&self.gpu, gate_up, self.capacity, self.config.intermediate_size) }?;
+        }
         self.buffers.x.fill(0)
     }
+}
+
+impl Fp8 {
+    /// Takes the kernels, and memory for inputs of up to `capacity` rows.
+    fn new(gpu: &Arc<Gpu>, kernels: &Kernels, config: &ModelConfig, capacity: usize) -> Result<Self> {
+        let width = config.hidden_size.max(config.heads * config.head_dim).max(config.intermediate_size);
+        let (input, scales) = (gpu.allocate(capacity * width)?, gpu.allocate(capacity)?);
+        // Rows that no token has are multiplied too, and must hold numbers.
+        input.fill(0)?;
+        scales.fill(0)?;
+        Ok(Fp8 {
+            rms_norm: kernels.get("norm", "rms_norm_e4m3", 0)?,
+            swiglu: kernels.get("swiglu", "swiglu_e4m3", 0)?,
+            quantise_rows: kernels.get("fp8", "quantise_rows", 0)?,
+            input,
+            scales,
+        })
+    }
+
+    fn as_input(&self) -> Input {
+        Input { rows: self.input.at(0), scales: Some(self.scales.at(0)) }
+    }
+
+    /// Rounds rows for a product.
+    ///
+    /// # Safety
+    ///
+    /// `x` must have so many rows of `width`, which no input exceeds.
+    unsafe fn quantise(&self, gpu: &Gpu, x: &Buffer<u8>, rows: usize, width: usize) -> Result<Input> {
+        let args: [Arg; 4] = [x.into(), (&self.input).into(), (&self.scales).into(), width.into()];
+        // SAFETY: the kernel's parameters in their order; memory is the caller's promise.
+        unsafe { gpu.launch(self.quantise_rows, Size::of(rows, FP8_THREADS), &args) }?;
+        Ok(self.as_input())
+    }
+}
+
+/// The product `y[m, n] = x[m, k] * weights[n, k]^T`.
+fn product([m, n, k]: [usize; 3], x: Input, weights: &Matrix, y: &Buffer<u8>) -> Product {
+    let scales = x.scales.zip(weights.scales.as_ref()).map(|(x, w)| RowScales { x, w: w.at(0) });
+    let (x, w, y) = (x.rows, weights.values.at(0), y.at(0));
+    Product { m, n, k, x, w, y, bias: 0, accumulate: false, wide: false, scales }
 }
 
 fn address(buffer: Option<&Buffer<u8>>) -> u64 {

@@ -3,6 +3,9 @@
 //! Every product is `y[m, n] = x[m, k] * w[n, k]^T (+ y) (+ bias)`. cuBLASLt thinks in columns, so it is told that `w` is a
 //! transposed matrix `a` and `x` a matrix `b`, and gives `y` as its columns.
 //!
+//! In FP8 `x` and `w` are e4m3, and each of their rows has a scale. cuBLASLt of CUDA 12.9 and later applies them on Hopper; where it
+//! does not, it gives the sums alone, and a kernel of our own does the rest.
+//!
 //! Which algorithm is the fastest depends on the chip and the library, so the ones that matter most are timed when a device is
 //! opened, and remembered on disk.
 //!
@@ -23,13 +26,14 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
     cublasComputeType_t, cublasLtEpilogue_t, cublasLtGetVersion, cublasLtHandle_t, cublasLtMatmulAlgo_t,
     cublasLtMatmulAlgoCheck, cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulDesc_t,
-    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t,
+    cublasLtMatmulDescAttributes_t as DescAttribute, cublasLtMatmulHeuristicResult_t, cublasLtMatmulMatrixScale_t,
     cublasLtMatmulPreferenceAttributes_t as PreferenceAttribute, cublasLtMatrixLayout_t, cudaDataType,
 };
 use serde::{Deserialize, Serialize};
 
-use super::driver::{Buffer, Gpu};
-use super::kernels::Precision;
+use super::driver::{Arg, Buffer, Gpu, Kernel, Size};
+use super::forward::FP8_THREADS;
+use super::kernels::{Kernels, Precision};
 use crate::error::{Error, Result};
 
 /// Scratch memory that the library may use: what NVIDIA recommends for Hopper.
@@ -66,6 +70,17 @@ pub(super) struct Product {
     pub(super) accumulate: bool,
     /// Whether `y` is in single precision whatever `x` is.
     pub(super) wide: bool,
+    /// The scales of rows, where `x` and `w` are in FP8.
+    pub(super) scales: Option<RowScales>,
+}
+
+/// Addresses of what the rows of FP8 matrices are multiplied by, in single precision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowScales {
+    /// `[`[`padded`]`(m)]`.
+    pub(super) x: u64,
+    /// `[n]`.
+    pub(super) w: u64,
 }
 
 /// What a plan is for.
@@ -77,6 +92,14 @@ struct Key {
     bias: bool,
     accumulate: bool,
     wide: bool,
+    fp8: bool,
+}
+
+impl Key {
+    fn of(product: Product) -> Self {
+        let Product { m, n, k, bias, accumulate, wide, scales, x: _, w: _, y: _ } = product;
+        Key { m: padded(m), n, k, bias: bias != 0, accumulate, wide, fp8: scales.is_some() }
+    }
 }
 
 /// Descriptors and algorithm of a product.
@@ -115,6 +138,16 @@ pub(super) struct Gemm {
     /// Where set, the bits of a row do not depend on the others: algorithms are those that the library thinks best for so many
     /// rows, for any number of them.
     invariant_rows: Option<usize>,
+    /// Where the library does not apply the scales of rows.
+    scaling: Option<Scaling>,
+}
+
+/// What applies the scales of rows to sums that the library gives.
+#[derive(Debug)]
+struct Scaling {
+    scale_product: Kernel,
+    /// Sums of a product that is added to what its target holds, as activations.
+    sums: Buffer<u8>,
 }
 
 // SAFETY: the handle and the descriptors are used by whoever owns the value alone.
@@ -132,23 +165,66 @@ pub(super) fn padded(m: usize) -> usize {
 }
 
 impl Gemm {
-    /// Opens the library. What was timed before is looked up in `cache`.
-    pub(super) fn new(gpu: &Arc<Gpu>, precision: Precision, cache: Option<&Path>) -> Result<Self> {
+    /// Opens the library. What was timed before is looked up in `cache`. Products in FP8 that are added to what their target holds
+    /// have up to `sums` values.
+    pub(super) fn new(
+        gpu: &Arc<Gpu>,
+        kernels: &Kernels,
+        precision: Precision,
+        cache: Option<&Path>,
+        sums: usize,
+    ) -> Result<Self> {
         gpu.bind()?;
         let handle = result::create_handle().map_err(|e| fault("opening cuBLASLt", e))?;
         let workspace = gpu.allocate(WORKSPACE_BYTES)?;
         // SAFETY: has no preconditions.
         let version = unsafe { cublasLtGetVersion() };
         let timings = Timings::open(cache, &format!("{} cuBLASLt {version} {precision:?}", gpu.facts().name));
-        Ok(Gemm {
-            gpu: Arc::clone(gpu),
-            handle,
-            precision,
-            workspace,
-            plans: AHashMap::new(),
-            timings,
-            invariant_rows: None,
-        })
+        let (gpu, plans) = (Arc::clone(gpu), AHashMap::new());
+        let mut gemm = Gemm { gpu, handle, precision, workspace, plans, timings, invariant_rows: None, scaling: None };
+        if precision == Precision::Fp8 && !gemm.scales_rows()? {
+            gemm.scale_apart(kernels, sums)?;
+        }
+        Ok(gemm)
+    }
+
+    /// Returns whether the library applies the scales of rows on this chip. It says so at a product, and not before.
+    pub(super) fn scales_rows(&self) -> Result<bool> {
+        const SIDE: usize = 64;
+        // Zeros, and none of the products below reads what it writes but to add to it.
+        let memory = self.gpu.allocate::<u8>(8 * SIDE * SIDE)?;
+        memory.fill(0)?;
+        let at = |place: usize| memory.at(place * SIDE * SIDE);
+        let product = Product {
+            m: SIDE,
+            n: SIDE,
+            k: SIDE,
+            x: at(0),
+            w: at(1),
+            y: at(2),
+            bias: 0,
+            accumulate: true,
+            wide: false,
+            scales: Some(RowScales { x: at(6), w: at(7) }),
+        };
+        let runs = |product: Product| {
+            let Ok(plan) = self.plan(product) else { return false };
+            // SAFETY: all places have room for 4 KiB, of which the output takes at most four.
+            let ran = unsafe { self.launch(&plan, &plan.algorithm, product) }.is_ok();
+            plan.destroy();
+            ran
+        };
+        let all = runs(product) && runs(Product { bias: at(6), accumulate: false, ..product });
+        self.gpu.synchronize()?;
+        Ok(all)
+    }
+
+    /// From now on applies the scales of rows by a kernel.
+    pub(super) fn scale_apart(&mut self, kernels: &Kernels, sums: usize) -> Result<()> {
+        let scale_product = kernels.get("fp8", "scale_product", 0)?;
+        let sums = self.gpu.allocate::<u8>(sums * self.precision.bytes())?;
+        self.scaling = Some(Scaling { scale_product, sums });
+        Ok(())
     }
 
     /// From now on, the bits of a row do not depend on the others of its product. Algorithms are the best ones for `rows` rows.
@@ -166,25 +242,55 @@ impl Gemm {
         if product.m == 0 {
             return Ok(());
         }
-        let key = Key {
-            m: padded(product.m),
-            n: product.n,
-            k: product.k,
-            bias: product.bias != 0,
-            accumulate: product.accumulate,
-            wide: product.wide,
-        };
+        let whole = product;
+        let product = self.of_library(product);
+        let key = Key::of(product);
         if !self.plans.contains_key(&key) {
-            let plan = self.plan(key)?;
+            let plan = self.plan(product)?;
             self.plans.insert(key, plan);
         }
         let plan = &self.plans[&key];
-        if key.bias {
-            // SAFETY: the descriptor is the plan's; the attribute is a pointer.
-            unsafe { set(plan.operation, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product.bias) }?;
-        }
+        self.point(plan, product)?;
         // SAFETY: the plan was made for these sizes; the addresses are the caller's promise.
-        unsafe { self.launch(plan, &plan.algorithm, product) }.map_err(|e| fault("a matrix product", e))
+        unsafe { self.launch(plan, &plan.algorithm, product) }.map_err(|e| fault("a matrix product", e))?;
+        let (Some(scaling), Some(scales)) = (&self.scaling, whole.scales) else { return Ok(()) };
+        let args: [Arg; 7] = [
+            product.y.into(),
+            whole.y.into(),
+            scales.x.into(),
+            scales.w.into(),
+            whole.bias.into(),
+            whole.n.into(),
+            i32::from(whole.accumulate).into(),
+        ];
+        // SAFETY: the kernel's parameters in their order, for `m` rows of the product's memory.
+        unsafe { self.gpu.launch(scaling.scale_product, Size::of(whole.m, FP8_THREADS), &args) }
+    }
+
+    /// Returns what the library computes of a product: all of it, or only its sums.
+    fn of_library(&self, product: Product) -> Product {
+        match &self.scaling {
+            Some(scaling) if product.scales.is_some() => {
+                let y = if product.accumulate { scaling.sums.at(0) } else { product.y };
+                Product { y, bias: 0, accumulate: false, ..product }
+            }
+            _ => product,
+        }
+    }
+
+    /// Sets what differs between products of one plan, besides the matrices.
+    fn point(&self, plan: &Plan, product: Product) -> Result<()> {
+        // SAFETY: the descriptor is the plan's; the attributes are pointers.
+        unsafe {
+            if product.bias != 0 {
+                set(plan.operation, DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &product.bias)?;
+            }
+            if let (Some(scales), None) = (product.scales, &self.scaling) {
+                set(plan.operation, DescAttribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &scales.w)?;
+                set(plan.operation, DescAttribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &scales.x)?;
+            }
+        }
+        Ok(())
     }
 
     /// # Safety
@@ -217,20 +323,27 @@ impl Gemm {
     }
 
     /// Describes a product and takes the library's first choice of algorithm.
-    fn plan(&self, key: Key) -> Result<Plan> {
-        let plan = self.describe(key)?;
-        let algorithm = match self.invariant_rows {
-            None => self.candidates(&plan, key)?[0].algo,
-            Some(rows) => self.algorithm_for_any_rows(key, rows)?,
+    fn plan(&self, product: Product) -> Result<Plan> {
+        let plan = self.describe(product)?;
+        let chosen = match self.invariant_rows {
+            None => self.candidates(&plan, Key::of(product)).map(|found| found[0].algo),
+            Some(rows) => self.algorithm_for_any_rows(product, rows),
         };
-        Ok(Plan { algorithm, ..plan })
+        match chosen {
+            Ok(algorithm) => Ok(Plan { algorithm, ..plan }),
+            Err(error) => {
+                plan.destroy();
+                Err(error)
+            }
+        }
     }
 
     /// Returns the algorithm for a product whatever its rows: of those that the library thinks best for `rows` of them, the first
     /// that also does a few.
-    fn algorithm_for_any_rows(&self, key: Key, rows: usize) -> Result<cublasLtMatmulAlgo_t> {
-        let (many, few) = (self.describe(Key { m: padded(rows), ..key })?, self.describe(Key { m: padded(1), ..key })?);
-        let found = self.candidates(&many, key)?;
+    fn algorithm_for_any_rows(&self, product: Product, rows: usize) -> Result<cublasLtMatmulAlgo_t> {
+        let of_rows = |m| Product { m, ..product };
+        let (many, few) = (self.describe(of_rows(rows))?, self.describe(of_rows(1))?);
+        let found = self.candidates(&many, Key::of(of_rows(rows)))?;
         let [a, b, c] = few.layouts;
         let does_few = |algorithm: &cublasLtMatmulAlgo_t| {
             // SAFETY: all descriptors are alive, and there is room for the result.
@@ -244,7 +357,7 @@ impl Gemm {
         let algorithm = found.iter().map(|found| found.algo).find(does_few);
         many.destroy();
         few.destroy();
-        let none = || format!("cuBLASLt has no product of {} x {} for any number of rows", key.n, key.k);
+        let none = || format!("cuBLASLt has no product of {} x {} for any number of rows", product.n, product.k);
         algorithm.ok_or_else(|| Error::Device(none()))
     }
 
@@ -255,10 +368,9 @@ impl Gemm {
     ///
     /// As [`run`](Self::run), for each of the weights.
     pub(super) unsafe fn tune(&mut self, product: Product, weights: &[u64]) -> Result<f32> {
-        let m = padded(product.m);
-        let (bias, accumulate, wide) = (product.bias != 0, product.accumulate, product.wide);
-        let key = Key { m, n: product.n, k: product.k, bias, accumulate, wide };
-        let mut plan = self.describe(key)?;
+        let product = self.of_library(product);
+        let key = Key::of(product);
+        let mut plan = self.describe(product)?;
         if let Some(Timed { algorithm, milliseconds, .. }) = self.timings.find(key) {
             plan.algorithm = cublasLtMatmulAlgo_t { data: *algorithm };
             let milliseconds = *milliseconds;
@@ -309,24 +421,51 @@ impl Gemm {
         let _ = self.timings.save();
     }
 
-    fn describe(&self, key: Key) -> Result<Plan> {
+    fn describe(&self, product: Product) -> Result<Plan> {
+        let key = Key::of(product);
         let failed = |e| fault(&format!("planning a product of {} x {} x {}", key.m, key.n, key.k), e);
         let (narrow, wide) = (data_type(self.precision), cudaDataType::CUDA_R_32F);
         let output = if key.wide { wide } else { narrow };
+        let input = if key.fp8 { cudaDataType::CUDA_R_8F_E4M3 } else { narrow };
         let compute = cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let operation = result::create_matmul_desc(compute, wide).map_err(failed)?;
         let layout = |kind, rows: usize, columns: usize| {
             result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64).map_err(failed)
         };
-        let layouts = [layout(narrow, key.k, key.n)?, layout(narrow, key.k, key.m)?, layout(output, key.n, key.m)?];
+        let layouts = [layout(input, key.k, key.n)?, layout(input, key.k, key.m)?, layout(output, key.n, key.m)?];
+        let plan = Plan { operation, layouts, algorithm: cublasLtMatmulAlgo_t { data: [0; 8] } };
         // SAFETY: the descriptor is alive and each attribute has the type that the library's manual gives it.
+        let described = unsafe { self.describe_operation(operation, key) }.and_then(|()| self.point(&plan, product));
+        match described {
+            Ok(()) => Ok(plan),
+            Err(error) => {
+                plan.destroy();
+                Err(error)
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The operation must be alive.
+    unsafe fn describe_operation(&self, operation: cublasLtMatmulDesc_t, key: Key) -> Result<()> {
+        // SAFETY: each attribute has the type that the library's manual gives it; the rest is the caller's promise.
         unsafe {
             set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
             if key.bias {
                 set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS)?;
             }
+            if key.fp8 {
+                // The matrix units' own sums, as other engines take them: their error is small beside that of e4m3 itself.
+                set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1i8)?;
+            }
+            if key.fp8 && self.scaling.is_none() {
+                let rows = cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+                set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &rows)?;
+                set(operation, DescAttribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &rows)?;
+            }
         }
-        Ok(Plan { operation, layouts, algorithm: cublasLtMatmulAlgo_t { data: [0; 8] } })
+        Ok(())
     }
 
     /// Returns the algorithms that the library thinks best, best first; at least one.
@@ -440,7 +579,7 @@ impl fmt::Debug for Gemm {
 
 fn data_type(precision: Precision) -> cudaDataType {
     match precision {
-        Precision::Bf16 => cudaDataType::CUDA_R_16BF,
+        Precision::Bf16 | Precision::Fp8 => cudaDataType::CUDA_R_16BF,
         Precision::F32 => cudaDataType::CUDA_R_32F,
     }
 }
@@ -467,7 +606,7 @@ mod tests {
     #[test]
     fn what_was_timed_is_found_again_for_the_same_chip_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let key = |m| Key { m, n: 64, k: 32, bias: false, accumulate: true, wide: false };
+        let key = |m| Key { m, n: 64, k: 32, bias: false, accumulate: true, wide: false, fp8: false };
         let timed = |m, milliseconds| Timed { key: key(m), algorithm: [m as u64; 8], milliseconds };
         let mut timings = Timings::open(Some(folder.path()), "one");
         [timed(8, 1.0), timed(16, 2.0), timed(8, 0.5)].into_iter().for_each(|timed| timings.add(timed));

@@ -273,6 +273,7 @@ impl Head {
                     bias: 0,
                     accumulate: false,
                     wide: true,
+                    scales: None,
                 })?;
                 let args: [Arg; 7] = [
                     (&self.logits).into(),
@@ -462,7 +463,9 @@ fn candidates_of<'a>(plan: &'a StepPlan, sample: &SampleRow) -> &'a [TokenId] {
 
 fn floats(bytes: &[u8], precision: Precision) -> Vec<f32> {
     match precision {
-        Precision::Bf16 => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Precision::Bf16 | Precision::Fp8 => {
+            bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        }
         Precision::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }

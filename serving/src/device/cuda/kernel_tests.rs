@@ -16,16 +16,16 @@ use crate::request::{Sampling, TokenId};
 use crate::step::{Allowed, PAGE_TOKENS, RowSlot, SampleRow};
 
 /// A file of kernels on the first GPU, and what tests do with it.
-struct Lab {
-    gpu: Arc<Gpu>,
+pub(super) struct Lab {
+    pub(super) gpu: Arc<Gpu>,
     module: Module,
     precision: Precision,
-    random: Random,
+    pub(super) random: Random,
 }
 
 /// Runs a test of a file of kernels in both precisions, or says why there is no GPU.
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn on_gpu(file: &str, test: impl Fn(&mut Lab)) {
+pub(super) fn on_gpu(file: &str, test: impl Fn(&mut Lab)) {
     let gpu = match super::find(0).and_then(|facts| Gpu::open(facts.ordinal)) {
         Ok(gpu) => gpu,
         Err(reason) => return eprintln!("skipped: {reason}"),
@@ -40,64 +40,66 @@ fn on_gpu(file: &str, test: impl Fn(&mut Lab)) {
 
 impl Lab {
     /// Random numbers in -1..1 that activations can be, and the same on the GPU.
-    fn acts(&mut self, len: usize) -> (Vec<f32>, Buffer<u8>) {
+    pub(super) fn acts(&mut self, len: usize) -> (Vec<f32>, Buffer<u8>) {
         let values = self.random.floats(len).iter().map(|&x| self.round(x)).collect::<Vec<_>>();
         let buffer = self.put(&values);
         (values, buffer)
     }
 
-    fn floats(&mut self, len: usize) -> (Vec<f32>, Buffer<f32>) {
+    pub(super) fn floats(&mut self, len: usize) -> (Vec<f32>, Buffer<f32>) {
         let values = self.random.floats(len);
         let buffer = self.gpu.upload(&values).unwrap();
         (values, buffer)
     }
 
-    fn round(&self, x: f32) -> f32 {
+    pub(super) fn round(&self, x: f32) -> f32 {
         match self.precision {
-            Precision::Bf16 => half::bf16::from_f32(x).to_f32(),
+            Precision::Bf16 | Precision::Fp8 => half::bf16::from_f32(x).to_f32(),
             Precision::F32 => x,
         }
     }
 
-    fn put(&self, values: &[f32]) -> Buffer<u8> {
+    pub(super) fn put(&self, values: &[f32]) -> Buffer<u8> {
         let bytes: Vec<u8> = match self.precision {
-            Precision::Bf16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            Precision::Bf16 | Precision::Fp8 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
             Precision::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
         self.gpu.upload(&bytes).unwrap()
     }
 
-    fn get(&self, buffer: &Buffer<u8>) -> Vec<f32> {
+    pub(super) fn get(&self, buffer: &Buffer<u8>) -> Vec<f32> {
         let bytes = self.read(buffer);
         match self.precision {
-            Precision::Bf16 => bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+            Precision::Bf16 | Precision::Fp8 => {
+                bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect()
+            }
             Precision::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
         }
     }
 
     /// Activations that are not numbers.
-    fn unwritten(&self, len: usize) -> Buffer<u8> {
+    pub(super) fn unwritten(&self, len: usize) -> Buffer<u8> {
         self.filled(len * self.precision.bytes())
     }
 
     /// Values whose every bit is set: NaN, or -1.
-    fn filled<T: Plain>(&self, len: usize) -> Buffer<T> {
+    pub(super) fn filled<T: Plain>(&self, len: usize) -> Buffer<T> {
         let buffer = self.gpu.allocate(len).unwrap();
         buffer.fill(0xff).unwrap();
         buffer
     }
 
-    fn upload<T: Plain>(&self, values: &[T]) -> Buffer<T> {
+    pub(super) fn upload<T: Plain>(&self, values: &[T]) -> Buffer<T> {
         self.gpu.upload(values).unwrap()
     }
 
-    fn read<T: Plain + Default>(&self, buffer: &Buffer<T>) -> Vec<T> {
+    pub(super) fn read<T: Plain + Default>(&self, buffer: &Buffer<T>) -> Vec<T> {
         let mut values = vec![T::default(); buffer.len()];
         buffer.read(0, &mut values).unwrap();
         values
     }
 
-    fn run(&self, kernel: &str, size: Size, args: &[Arg]) {
+    pub(super) fn run(&self, kernel: &str, size: Size, args: &[Arg]) {
         let kernel = self.module.kernel(kernel, 0).unwrap();
         // SAFETY: every test passes what its kernel takes, in order, and buffers as large as its sizes say, which live until the
         // results have been read.
@@ -107,21 +109,21 @@ impl Lab {
 
     /// Asserts that the relative error is what one rounding of each value explains.
     #[track_caller]
-    fn check(&self, out: &[f32], expected: &[f64]) {
+    pub(super) fn check(&self, out: &[f32], expected: &[f64]) {
         let bound = if self.precision == Precision::Bf16 { 4e-3 } else { 3e-6 };
         let error = relative_error(out, expected);
         assert!(error <= bound, "relative error {error:e} in {:?}", self.precision);
     }
 }
 
-fn relative_error(out: &[f32], expected: &[f64]) -> f64 {
+pub(super) fn relative_error(out: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(out.len(), expected.len());
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let off = norm(&mut out.iter().zip(expected).map(|(&out, expected)| f64::from(out) - expected));
     off / norm(&mut expected.iter().copied()).max(f64::MIN_POSITIVE)
 }
 
-fn double(values: &[f32]) -> Vec<f64> {
+pub(super) fn double(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
@@ -180,7 +182,7 @@ fn rms_norm_normalises_rows_by_index() {
     });
 }
 
-fn normalised(x: &[f64], weight: &[f32], eps: f64) -> Vec<f64> {
+pub(super) fn normalised(x: &[f64], weight: &[f32], eps: f64) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     x.iter().zip(weight).map(|(x, &weight)| x / (mean + eps).sqrt() * f64::from(weight)).collect()
 }

@@ -1,8 +1,10 @@
 //! The kernels: their sources, compiled for the GPU at hand by NVRTC, and kept on disk by content.
 
 use std::ffi::CString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use cudarc::nvrtc::{result as nvrtc, sys};
@@ -30,6 +32,7 @@ pub(super) const SOURCES: &[Source] = sources![
     "attention_simple",
     "bias",
     "embed",
+    "fp8",
     "head",
     "norm",
     "pages",
@@ -47,15 +50,58 @@ pub enum Precision {
     Bf16,
     /// IEEE single precision, also in products: to compare with, at a tenth of the speed.
     F32,
+    /// bfloat16, but for the products of layers: their weights, and their inputs while they are multiplied, are of 8 bits (e4m3)
+    /// with a scale for each row. Needs compute capability 8.9.
+    Fp8,
 }
 
 impl Precision {
-    /// Returns the bytes of a value.
+    /// Returns the bytes of an activation.
     pub(super) fn bytes(self) -> usize {
+        match self {
+            Precision::Bf16 | Precision::Fp8 => 2,
+            Precision::F32 => 4,
+        }
+    }
+
+    /// Returns the bytes of most weights.
+    pub fn weight_bytes(self) -> u64 {
         match self {
             Precision::Bf16 => 2,
             Precision::F32 => 4,
+            Precision::Fp8 => 1,
         }
+    }
+
+    /// Returns what activations are stored as: all that most kernels ask.
+    pub(super) fn of_activations(self) -> Self {
+        if self == Precision::Fp8 { Precision::Bf16 } else { self }
+    }
+
+    /// Returns its name: what `CREATE MODEL … WITH (dtype = …)` takes, and what the digests of models end in.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Bf16 => "bf16",
+            Precision::F32 => "f32",
+            Precision::Fp8 => "fp8",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    /// Reads a name. Fails with a sentence that names all of them.
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Precision::Bf16, Precision::Fp8, Precision::F32];
+        let found = all.into_iter().find(|precision| text.eq_ignore_ascii_case(precision.name()));
+        found.ok_or_else(|| Error::Invalid(format!("expected bf16, fp8 or f32, not {text:?}")))
     }
 }
 
@@ -69,6 +115,7 @@ impl Kernels {
     /// Loads all kernels, from `cache` where they were compiled before. Kernels are compiled side by side.
     pub(super) fn load(gpu: &Arc<Gpu>, precision: Precision, cache: Option<&Path>) -> Result<Self> {
         let architecture = architecture(gpu.facts().capability);
+        let precision = precision.of_activations();
         let images: Vec<Result<Vec<u8>>> = std::thread::scope(|scope| {
             let compile = |source: &'static Source| {
                 let architecture = architecture.as_str();
@@ -181,6 +228,16 @@ unsafe fn machine_code(program: sys::nvrtcProgram) -> Result<Vec<u8>, nvrtc::Nvr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn precisions_are_read_as_they_are_written() {
+        for precision in [Precision::Bf16, Precision::F32, Precision::Fp8] {
+            assert_eq!(precision.to_string().parse::<Precision>().unwrap(), precision);
+        }
+        assert_eq!("FP8".parse::<Precision>().unwrap(), Precision::Fp8);
+        let error = "int4".parse::<Precision>().unwrap_err().to_string();
+        assert!(error.contains("bf16, fp8 or f32"), "{error}");
+    }
 
     /// Needs the compiler's library alone, no GPU.
     #[test]

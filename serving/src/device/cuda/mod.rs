@@ -13,6 +13,7 @@
 //! | `driver` | the GPU: memory, kernels, events |
 //! | `kernels` | compiles and loads `kernels/*.cu` |
 //! | `kernel_tests` | every kernel against plain Rust |
+//! | `fp8_tests` | products of 8 bits against plain Rust |
 //! | `weights` | tensors in the GPU's memory |
 //! | `tensor_parallel` | `TensorParallel`: one model split over several GPUs |
 //! | `share` | which part of a model a GPU holds |
@@ -25,6 +26,7 @@
 //! | `metadata` | what describes a pass, in one copy |
 //! | `timing` | where the time of a pass goes |
 //! | `bench` | attention alone, for examples/cuda_attention_bench.rs |
+//! | `kernel_bench` | the other kernels alone, for examples/cuda_bench.rs |
 #![expect(unsafe_code, reason = "CUDA is called through its C interfaces")]
 
 mod attend;
@@ -34,8 +36,12 @@ pub mod bench;
 mod device;
 mod driver;
 mod forward;
+#[cfg(test)]
+mod fp8_tests;
 mod gemm;
 mod head;
+#[doc(hidden)]
+pub mod kernel_bench;
 #[cfg(test)]
 mod kernel_tests;
 mod kernels;

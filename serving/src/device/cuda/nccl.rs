@@ -178,7 +178,7 @@ impl Peer {
     pub(super) unsafe fn sum(&self, x: u64, count: usize, precision: Precision) -> Result<()> {
         let Group { nccl, gpus, communicators, cause } = self.group.as_ref();
         let kind = match precision {
-            Precision::Bf16 => BFLOAT16,
+            Precision::Bf16 | Precision::Fp8 => BFLOAT16,
             Precision::F32 => FLOAT32,
         };
         let communicator = lock(&communicators[self.rank]);

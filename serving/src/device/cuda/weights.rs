@@ -4,7 +4,7 @@
 //!
 //! Projections that read the same input lie together as one matrix: query, key and value; gate and up. Norms and biases of norms
 //! stay in single precision, since their kernels compute in it. Tensors are converted on all cores, a piece at a time, while the
-//! piece before is copied.
+//! piece before is copied. Projections in FP8 are rounded on the GPU, from bfloat16.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::driver::{Arg, Buffer, Event, Gpu, Kernel, Pinned, Size};
+use super::forward::FP8_THREADS;
 use super::kernels::{Kernels, Precision};
 use super::share::Share;
 use crate::error::{Error, Result};
@@ -36,29 +37,38 @@ pub(super) struct Weights {
     pub(super) bytes: usize,
 }
 
+/// A projection.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    /// [outputs, inputs], as activations or in e4m3.
+    pub(super) values: Buffer<u8>,
+    /// `[outputs]`: what the values of each row are multiplied by, where they are in e4m3.
+    pub(super) scales: Option<Buffer<f32>>,
+}
+
 /// Weights of one decoder layer.
 #[derive(Debug)]
 pub(super) struct LayerWeights {
     /// `[hidden]`.
     pub(super) attention_norm: Buffer<f32>,
     /// [(heads + 2 * kv_heads) * head_dim, hidden].
-    pub(super) qkv: Buffer<u8>,
+    pub(super) qkv: Matrix,
     /// [(heads + 2 * kv_heads) * head_dim], as activations, where the model has it.
     pub(super) qkv_bias: Option<Buffer<u8>>,
     /// `[head_dim]` each, where the model normalises heads.
     pub(super) qk_norm: Option<(Buffer<f32>, Buffer<f32>)>,
     /// [hidden, heads * head_dim].
-    pub(super) output: Buffer<u8>,
+    pub(super) output: Matrix,
     /// `[hidden]`, where the model has it.
     pub(super) output_bias: Option<Buffer<f32>>,
     /// `[hidden]`.
     pub(super) mlp_norm: Buffer<f32>,
     /// [2 * intermediate, hidden], the gate first.
-    pub(super) gate_up: Buffer<u8>,
+    pub(super) gate_up: Matrix,
     /// [2 * intermediate], as activations, where the model has it.
     pub(super) gate_up_bias: Option<Buffer<u8>>,
     /// [hidden, intermediate].
-    pub(super) down: Buffer<u8>,
+    pub(super) down: Matrix,
     /// `[hidden]`, where the model has it.
     pub(super) down_bias: Option<Buffer<f32>>,
 }
@@ -111,6 +121,7 @@ struct Loader<'a> {
     precision: Precision,
     share: Share,
     fill_normal: Kernel,
+    quantise_rows: Kernel,
     /// Two pieces of pinned memory that take turns, and when each may be written again.
     pieces: [(Pinned<u8>, Event); 2],
     turn: usize,
@@ -129,8 +140,9 @@ impl Weights {
     ) -> Result<Self> {
         let piece = || Ok((gpu.pinned(PIECE_BYTES)?, gpu.event()?));
         let fill_normal = kernels.get("random", "fill_normal", 0)?;
-        let mut loader =
-            Loader { gpu, source, precision, share, fill_normal, pieces: [piece()?, piece()?], turn: 0, bytes: 0 };
+        let quantise_rows = kernels.get("fp8", "quantise_rows", 0)?;
+        let pieces = [piece()?, piece()?];
+        let mut loader = Loader { gpu, source, precision, share, fill_normal, quantise_rows, pieces, turn: 0, bytes: 0 };
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         let embedding =
             Arc::new(loader.matrix(&[("model.embed_tokens.weight".to_string(), vocabulary)], hidden, Cut::Not)?);
@@ -161,7 +173,7 @@ impl Loader<'_> {
         };
         Ok(LayerWeights {
             attention_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv: self.matrix(&weights(&qkv), hidden, Cut::Rows)?,
+            qkv: self.projection(&weights(&qkv), hidden, Cut::Rows)?,
             qkv_bias: config.qkv_bias.then(|| self.row(&biases(&qkv))).transpose()?,
             qk_norm: if config.qk_norm {
                 let mut norm = |part: &str| self.vector(&name(part), config.head_dim);
@@ -169,12 +181,12 @@ impl Loader<'_> {
             } else {
                 None
             },
-            output: self.matrix(&weights(&[("self_attn.o_proj", hidden)]), queries, Cut::Columns)?,
+            output: self.projection(&weights(&[("self_attn.o_proj", hidden)]), queries, Cut::Columns)?,
             output_bias: config.output_bias.then(|| self.vector(&name("self_attn.o_proj.bias"), hidden)).transpose()?,
             mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: self.matrix(&weights(&gate_up), hidden, Cut::Rows)?,
+            gate_up: self.projection(&weights(&gate_up), hidden, Cut::Rows)?,
             gate_up_bias: config.mlp_bias.then(|| self.row(&biases(&gate_up))).transpose()?,
-            down: self.matrix(&weights(&[("mlp.down_proj", hidden)]), inner, Cut::Columns)?,
+            down: self.projection(&weights(&[("mlp.down_proj", hidden)]), inner, Cut::Columns)?,
             down_bias: config.mlp_bias.then(|| self.vector(&name("mlp.down_proj.bias"), hidden)).transpose()?,
         })
     }
@@ -200,6 +212,23 @@ impl Loader<'_> {
         }
         self.bytes += bytes.len();
         self.gpu.upload(&bytes)
+    }
+
+    /// Reads the share of the matrices of a projection, which lie below each other.
+    fn projection(&mut self, parts: &[(String, usize)], width: usize, cut: Cut) -> Result<Matrix> {
+        let values = self.matrix(parts, width, cut)?;
+        if self.precision != Precision::Fp8 {
+            return Ok(Matrix { values, scales: None });
+        }
+        let width = Slice::of(1, width, if cut == Cut::Columns { cut } else { Cut::Not }, self.share).len();
+        let rows = values.len() / (width * self.precision.bytes());
+        let (rounded, scales) = (self.gpu.allocate::<u8>(rows * width)?, self.gpu.allocate::<f32>(rows)?);
+        let args: [Arg; 4] = [(&values).into(), (&rounded).into(), (&scales).into(), width.into()];
+        // SAFETY: the kernel's parameters in their order; it reads and writes `rows` rows, which all three buffers have. Freeing the
+        // first of them waits for the kernel.
+        unsafe { self.gpu.launch(self.quantise_rows, Size::of(rows, FP8_THREADS), &args) }?;
+        self.bytes -= values.len() - rounded.len() - 4 * rows;
+        Ok(Matrix { values: rounded, scales: Some(scales) })
     }
 
     /// Reads the share of matrices of equal width that lie below each other.
@@ -286,7 +315,7 @@ fn convert(tensor: &HostTensor, slice: &Slice, precision: Precision, out: &mut [
     let kept = columns.start * value_bytes..columns.end * value_bytes;
     let pairs = out.par_chunks_mut(to_bytes).zip(from.par_chunks(row_bytes));
     match (tensor.dtype, precision) {
-        (DType::BF16, Precision::Bf16) | (DType::F32, Precision::F32) => {
+        (DType::BF16, Precision::Bf16 | Precision::Fp8) | (DType::F32, Precision::F32) => {
             pairs.for_each(|(to, from)| to.copy_from_slice(&from[kept.clone()]))
         }
         (dtype, _) => pairs.for_each_init(
@@ -299,7 +328,7 @@ fn convert(tensor: &HostTensor, slice: &Slice, precision: Precision, out: &mut [
                     Precision::F32 => {
                         to.chunks_exact_mut(4).zip(values).for_each(|(to, v)| to.copy_from_slice(&v.to_le_bytes()));
                     }
-                    Precision::Bf16 => to
+                    Precision::Bf16 | Precision::Fp8 => to
                         .chunks_exact_mut(2)
                         .zip(values)
                         .for_each(|(to, v)| to.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),

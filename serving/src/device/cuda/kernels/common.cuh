@@ -8,6 +8,8 @@
 // A sum is formed in an order that depends on the sizes of its row alone, never on what else is in the pass.
 
 typedef unsigned long long u64;
+// A number of FP8 with 4 bits of exponent and 3 of mantissa (Micikevicius et al. 2022), as raw bits.
+typedef unsigned char e4m3;
 
 #ifdef ACT_F32
 typedef float act;
@@ -18,6 +20,8 @@ typedef unsigned short act;
 [[maybe_unused]] constexpr int PACK = 16 / sizeof(act);
 // Tokens of a KV page.
 [[maybe_unused]] constexpr int PAGE_TOKENS = 16;
+// The largest e4m3.
+[[maybe_unused]] constexpr float E4M3_MAX = 448;
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
@@ -78,6 +82,33 @@ __device__ __forceinline__ void store(act* to, const float (&from)[P]) {
         }
         *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
 #endif
+    }
+}
+
+// Rounds two floats to e4m3, to the nearest and at ties to the even one; what is too large becomes the largest. The first is the
+// low byte.
+__device__ __forceinline__ unsigned to_e4m3x2(float first, float second) {
+#if __CUDA_ARCH__ >= 890
+    unsigned short pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(second), "f"(first));
+    return pair;
+#else
+    // Chips that do not know the type are given no model in it.
+    return 0;
+#endif
+}
+
+// Rounds and writes a pack in e4m3.
+__device__ __forceinline__ void store_e4m3(e4m3* to, const float (&from)[PACK]) {
+    unsigned words[PACK / 4];
+#pragma unroll
+    for (int i = 0; i < PACK / 4; i++) {
+        words[i] = to_e4m3x2(from[4 * i], from[4 * i + 1]) | to_e4m3x2(from[4 * i + 2], from[4 * i + 3]) << 16;
+    }
+    if constexpr (PACK == 8) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[PACK / 4 - 1]);
+    } else {
+        *reinterpret_cast<unsigned*>(to) = words[0];
     }
 }
 
@@ -142,6 +173,25 @@ __device__ __forceinline__ float sum_block(float x) {
 #pragma unroll
     for (int warp = 0; warp < WARPS; warp++) {
         x += of_warps[warp];
+    }
+    __syncthreads();
+    return x;
+}
+
+// The largest magnitude of a row in e4m3, for all threads of a block of WARPS warps, given that of each thread: at least so large
+// that one can divide by it.
+template <int WARPS>
+__device__ __forceinline__ float largest_of_block(float x) {
+    __shared__ float of_warps[WARPS];
+    x = max_lanes(x);
+    if (threadIdx.x % WARP == 0) {
+        of_warps[threadIdx.x / WARP] = x;
+    }
+    __syncthreads();
+    x = 1e-30f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) {
+        x = fmaxf(x, of_warps[warp]);
     }
     __syncthreads();
     return x;

@@ -44,3 +44,43 @@ extern "C" __global__ void __launch_bounds__(NORM_THREADS) rms_norm(
         normalise<1>(x, weight, y, hidden, eps);
     }
 }
+
+// The same for an input of a product in FP8: y[i, c] * scales[i] is RMSNorm of x[i, :], and the largest |y| of a row is E4M3_MAX.
+//
+// y [rows, hidden] in e4m3, scales [rows]; hidden is a multiple of 16. The factor that norms a row goes into its scale alone.
+// Launch: a block of NORM_THREADS for each row. Reference: device/cpu, rmsnorm. Bound: memory, rows * hidden * (sizeof(act) + 1).
+extern "C" __global__ void __launch_bounds__(NORM_THREADS) rms_norm_e4m3(
+    const act* __restrict__ x, const float* __restrict__ weight, e4m3* __restrict__ y, float* __restrict__ scales, int hidden,
+    float eps) {
+    x += (long long)blockIdx.x * hidden;
+    y += (long long)blockIdx.x * hidden;
+    float squares = 0, largest = 0;
+#pragma unroll 4
+    for (int c = threadIdx.x * PACK; c < hidden; c += NORM_THREADS * PACK) {
+        float values[PACK], weights[PACK];
+        load<PACK>(x + c, values);
+        load_floats<PACK>(weight + c, weights);
+#pragma unroll
+        for (int i = 0; i < PACK; i++) {
+            squares += values[i] * values[i];
+            largest = fmaxf(largest, fabsf(values[i] * weights[i]));
+        }
+    }
+    squares = sum_block<NORM_THREADS / WARP>(squares);
+    largest = largest_of_block<NORM_THREADS / WARP>(largest);
+    if (threadIdx.x == 0) {
+        scales[blockIdx.x] = largest / E4M3_MAX / sqrtf(squares / hidden + eps);
+    }
+    float up = E4M3_MAX / largest;
+#pragma unroll 2
+    for (int c = threadIdx.x * PACK; c < hidden; c += NORM_THREADS * PACK) {
+        float values[PACK], weights[PACK];
+        load<PACK>(x + c, values);
+        load_floats<PACK>(weight + c, weights);
+#pragma unroll
+        for (int i = 0; i < PACK; i++) {
+            values[i] = values[i] * weights[i] * up;
+        }
+        store_e4m3(y + c, values);
+    }
+}
