@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use refrain_serving::device::cuda::PassTimes;
 use refrain_serving::model::{HostTensor, Normal, TensorSource};
 use refrain_serving::{Backend, Batch, BatchId, Capabilities, CompletionStream, Error, Result, Stats, Tokenizer};
 use tokio::sync::{Notify, watch};
@@ -269,6 +270,14 @@ impl Backend for Used {
 
     fn stats(&self) -> Stats {
         self.backend.stats()
+    }
+
+    fn time_passes(&self) {
+        self.backend.time_passes();
+    }
+
+    fn pass_times(&self) -> Vec<PassTimes> {
+        self.backend.pass_times()
     }
 
     fn is_lost(&self) -> bool {

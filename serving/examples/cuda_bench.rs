@@ -116,19 +116,9 @@ impl Opened {
         }
     }
 
-    fn time_passes(&mut self) {
-        match self {
-            Opened::Whole(device) => device.time_passes(),
-            Opened::Split(device) => device.time_passes(),
-        }
-    }
-
-    /// Returns where the time went since `time_passes`, and measures no longer.
+    /// Returns where the time went since the device's `time_passes`, and measures no longer.
     fn take_times(&mut self) -> PassTimes {
-        let times = match self {
-            Opened::Whole(device) => device.pass_times(),
-            Opened::Split(device) => device.pass_times(),
-        };
+        let times = self.device().pass_times();
         match self {
             Opened::Whole(device) => device.stop_timing(),
             Opened::Split(device) => device.stop_timing(),
@@ -238,7 +228,7 @@ fn passes(config: &ModelConfig, way: Way) -> Outcome<()> {
         }
         let plan = plan(rows, tokens, context, config.vocab_size);
         let seconds = best(|| step(device.device(), &plan)).as_secs_f64();
-        device.time_passes();
+        device.device().time_passes();
         step(device.device(), &plan);
         step(device.device(), &plan);
         let times = device.take_times();
@@ -288,7 +278,7 @@ impl Replay {
         };
         let mut device = open(config, self.step_tokens, self.way)?;
         if self.timed {
-            device.time_passes();
+            device.device().time_passes();
         }
         let tokenizer = Arc::new(Words(config.vocab_size));
         let backend = LocalBackend::start(move || Ok(device.into_device()), tokenizer, local)?;

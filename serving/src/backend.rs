@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use tokio::sync::mpsc;
 
+use crate::device::cuda::PassTimes;
 use crate::error::Result;
 use crate::request::{Batch, Completion};
 use crate::tokenizer::Tokenizer;
@@ -28,6 +29,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Returns counters since the backend was started.
     fn stats(&self) -> Stats;
+
+    /// From now on measures where the time of forward passes goes, if the devices can tell; it costs a little of that time.
+    fn time_passes(&self) {}
+
+    /// Returns where the time of forward passes has gone since [`time_passes`](Self::time_passes), one entry for each device.
+    /// Empty if it was not called, or if the devices cannot tell.
+    fn pass_times(&self) -> Vec<PassTimes> {
+        Vec::new()
+    }
 
     /// Returns whether the backend is lost, its device for instance: whatever is submitted fails, and only a new one helps.
     fn is_lost(&self) -> bool {

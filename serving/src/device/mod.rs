@@ -11,6 +11,7 @@ pub use choice::{DeviceChoice, FoundDevice};
 use std::fmt;
 use std::thread;
 
+use self::cuda::PassTimes;
 use crate::error::Result;
 use crate::request::TokenId;
 use crate::step::{PageCopy, StepPlan, StepResult};
@@ -51,6 +52,15 @@ pub trait Device: Send + fmt::Debug {
             thread::yield_now();
         }
         Ok(())
+    }
+
+    /// From now on measures where the time of passes goes, if the device can, which costs a few microseconds for each kernel.
+    fn time_passes(&mut self) {}
+
+    /// Returns where the time of the passes went that have ended since [`time_passes`](Self::time_passes). `None` if it was not
+    /// called, or if the device cannot tell.
+    fn pass_times(&self) -> Option<PassTimes> {
+        None
     }
 
     /// Copies page contents in launch order, apart from any pass.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here waits for the device, dropping the backend apart; see `bridge`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
@@ -10,6 +11,7 @@ use super::model::ModelId;
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
 use crate::bridge::{Bridge, check_tokens};
 use crate::device::Device;
+use crate::device::cuda::PassTimes;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::request::Batch;
@@ -61,6 +63,10 @@ pub(super) struct Shared {
     pub(super) bridge: Bridge,
     /// Set when the model is no longer wanted; tells when it is gone.
     closing: Mutex<Option<SyncSender<()>>>,
+    /// Whether somebody asks where the time of passes goes.
+    is_timed: AtomicBool,
+    /// Where it has gone.
+    times: Mutex<Option<PassTimes>>,
 }
 
 impl LocalBackend {
@@ -149,6 +155,14 @@ impl Backend for LocalBackend {
         self.shared.bridge.stats()
     }
 
+    fn time_passes(&self) {
+        self.shared.is_timed.store(true, Ordering::Relaxed);
+    }
+
+    fn pass_times(&self) -> Vec<PassTimes> {
+        lock(&self.shared.times).iter().copied().collect()
+    }
+
     fn is_lost(&self) -> bool {
         self.shared.bridge.failure().is_some()
     }
@@ -170,6 +184,20 @@ impl Drop for LocalBackend {
 impl Shared {
     pub(super) fn take_closing(&self) -> Option<SyncSender<()>> {
         lock(&self.closing).take()
+    }
+
+    /// Starts the device's measuring where somebody asks for it.
+    pub(super) fn time(&self, device: &mut dyn Device) {
+        if self.is_timed.load(Ordering::Relaxed) && device.pass_times().is_none() {
+            device.time_passes();
+        }
+    }
+
+    /// Notes what the device has measured.
+    pub(super) fn note_times(&self, device: &dyn Device) {
+        if let Some(times) = device.pass_times() {
+            *lock(&self.times) = Some(times);
+        }
     }
 
     /// Notes why the model ends. Nothing of it waits or runs from here on.

@@ -120,6 +120,7 @@ impl Model {
     /// Starts a step.
     pub(super) fn launch(&mut self, plan: &StepPlan) -> Result<()> {
         self.served += plan.tokens.len() as u64;
+        self.shared.time(self.device.as_mut());
         self.launched.push_back(self.device.launch(plan)?);
         Ok(())
     }
@@ -128,6 +129,7 @@ impl Model {
     pub(super) fn harvest(&mut self, workers: &ThreadPool) -> Result<()> {
         let Some(ticket) = self.launched.pop_front() else { return Ok(()) };
         self.device.wait(ticket, &mut self.result)?;
+        self.shared.note_times(self.device.as_ref());
         self.scheduler.harvest(&self.result, |decisions| decide(workers, decisions))?;
         self.answer();
         Ok(())

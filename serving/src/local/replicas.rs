@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 
 use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, Stats};
+use crate::device::cuda::PassTimes;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::request::{Batch, Request};
@@ -59,6 +60,14 @@ impl Backend for Replicas {
 
     fn cancel(&self, batch: BatchId) {
         self.backends.iter().for_each(|backend| backend.cancel(batch));
+    }
+
+    fn time_passes(&self) {
+        self.backends.iter().for_each(|backend| backend.time_passes());
+    }
+
+    fn pass_times(&self) -> Vec<PassTimes> {
+        self.backends.iter().flat_map(|backend| backend.pass_times()).collect()
     }
 
     fn is_lost(&self) -> bool {

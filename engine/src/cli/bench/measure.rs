@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::ArrayRef;
 use datafusion::arrow::compute::kernels::cmp::not_distinct;
+use refrain_serving::device::cuda::PassTimes;
 use refrain_serving::model::TokenCost;
 use refrain_serving::{Backend, Stats};
 
@@ -53,6 +54,10 @@ pub(crate) struct BenchArgs {
     /// What the device reads at most, in GB/s
     #[arg(long, value_name = "N", value_parser = positive)]
     peak_gbs: Option<f64>,
+
+    /// Say after each setting where the time of the GPUs went; measuring it costs a few microseconds for each kernel
+    #[arg(long)]
+    times: bool,
 
     /// Write the tokens of all prompts to this folder: `original` as stored, `refrain` distinct and in the order of the arm `auto`
     #[arg(long, value_name = "DIR")]
@@ -130,6 +135,8 @@ struct Measured {
     stats: Stats,
     /// The least time for what was computed, where the model and the device are known.
     ideal_s: Option<f64>,
+    /// Where the time of each device went, where that is asked for and known.
+    times: Vec<PassTimes>,
 }
 
 /// The model that is measured.
@@ -162,6 +169,9 @@ pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> 
     let scale = |number: Option<f64>, unit: f64| number.map(|number| number * unit);
     let device = backend.capabilities().device;
     let peaks = Peaks::of(&device, scale(args.peak_tflops, 1e12), scale(args.peak_gbs, 1e9));
+    if args.times {
+        backend.time_passes();
+    }
     let subject = Subject { backend, cost: config.map(|config| config.token_cost()), peaks };
     session.notice(&format!("model {model}, {device}"));
     session.print(HEADER)?;
@@ -169,13 +179,16 @@ pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> 
     for arm in arms {
         measured.push(measure(session, &subject, arm, args, &query).await?);
         session.print(&row(&measured)?)?;
+        if let Some(Measured { name, cost, times, .. }) = measured.last() {
+            times.iter().for_each(|times| session.notice(&format!("{name}: {}", shares(times, cost.elapsed_s))));
+        }
     }
     Ok(())
 }
 
 async fn measure(session: &mut Session, subject: &Subject, arm: &Arm, args: &BenchArgs, query: &str) -> Outcome<Measured> {
     session.set_defaults_and(arm.settings).await?;
-    let before = subject.backend.stats();
+    let (before, times_before) = (subject.backend.stats(), subject.backend.pass_times());
     let cost = session.collect(query).await?;
     let after = subject.backend.stats();
     let stats = Stats {
@@ -185,7 +198,10 @@ async fn measure(session: &mut Session, subject: &Subject, arm: &Arm, args: &Ben
     };
     let limits = subject.cost.as_ref().zip(subject.peaks);
     let ideal_s = limits.map(|(token, peaks)| ideal_s(token, peaks, &cost.usage, args.max_tokens.is_some()));
-    Ok(Measured { name: arm.name, answers: Arc::clone(cost.rows.column(0)), cost, stats, ideal_s })
+    let times_after = subject.backend.pass_times().into_iter().enumerate();
+    let times =
+        times_after.map(|(device, after)| after.since(&times_before.get(device).copied().unwrap_or_default())).collect();
+    Ok(Measured { name: arm.name, answers: Arc::clone(cost.rows.column(0)), cost, stats, ideal_s, times })
 }
 
 impl Session {
@@ -201,7 +217,7 @@ impl Session {
 /// One line of the table; ratios are to the first arm that ran.
 fn row(measured: &[Measured]) -> Outcome<String> {
     let (Some(first), Some(last)) = (measured.first(), measured.last()) else { return Ok(String::new()) };
-    let Measured { name, cost: Collected { usage, elapsed_s, .. }, answers, stats, ideal_s } = last;
+    let Measured { name, cost: Collected { usage, elapsed_s, .. }, answers, stats, ideal_s, times: _ } = last;
     let same = not_distinct(answers, &first.answers)?.true_count();
     let share = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole * 100.0 };
     let seconds = elapsed_s.max(f64::EPSILON);
@@ -221,6 +237,23 @@ fn row(measured: &[Measured]) -> Outcome<String> {
         first.cost.elapsed_s / seconds,
         share(same as f64, answers.len() as f64),
     ))
+}
+
+/// Says where the time of a device went while a query ran for so many seconds.
+fn shares(times: &PassTimes, elapsed_s: f64) -> String {
+    let PassTimes { gemm, attention, exchange, head, other, passes, tokens: _ } = *times;
+    let share = |milliseconds: f64| milliseconds / 10.0 / elapsed_s.max(f64::EPSILON);
+    let idle = 1e3 * elapsed_s - gemm - attention - exchange - head - other;
+    let parts = [
+        ("products", gemm),
+        ("attention", attention),
+        ("exchange", exchange),
+        ("LM head", head),
+        ("norms, activation and copies", other),
+        ("idle", idle.max(0.0)),
+    ];
+    let parts = parts.map(|(part, milliseconds)| format!("{part} {:.1} %", share(milliseconds)));
+    format!("{passes} passes: {}", parts.join(", "))
 }
 
 #[cfg(test)]
@@ -252,7 +285,7 @@ mod tests {
             let usage = QueryUsage { calls: 2, prompt_tokens: 100, cached_tokens, ..QueryUsage::default() };
             let cost = Collected { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), usage, elapsed_s };
             let stats = Stats { steps: 4, computed_tokens: 50, ..Stats::default() };
-            Measured { name, cost, answers: Arc::new(BooleanArray::from(answers)), stats, ideal_s }
+            Measured { name, cost, answers: Arc::new(BooleanArray::from(answers)), stats, ideal_s, times: vec![] }
         };
         let runs = [
             measured("naive", 4.0, 0, vec![Some(true), None], None),
@@ -263,6 +296,15 @@ mod tests {
         let expected = "| naive | 4.0 | 0.5 | 2 | 100 | 100 | 0.0 % | 4 | 12 | – | – | 1.00 × | 100.0 % |\n";
         assert_eq!(row(&runs[..1]).unwrap(), expected);
         assert_eq!(HEADER.lines().next().map(|line| line.matches('|').count()), Some(expected.matches('|').count()));
+    }
+
+    #[test]
+    fn shares_are_of_the_whole_time() {
+        let times =
+            PassTimes { gemm: 1100.0, attention: 100.0, exchange: 100.0, head: 40.0, other: 260.0, passes: 7, tokens: 5 };
+        let expected = "7 passes: products 55.0 %, attention 5.0 %, exchange 5.0 %, LM head 2.0 %, norms, activation and copies 13.0 %, idle 20.0 %";
+        assert_eq!(shares(&times, 2.0), expected);
+        assert!(shares(&times, 1.0).ends_with("idle 0.0 %"));
     }
 
     #[test]

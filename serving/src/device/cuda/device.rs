@@ -232,19 +232,9 @@ impl CudaDevice {
         self.decoder.weights.bytes
     }
 
-    /// From now on measures where the time of passes goes, which costs a few microseconds for each kernel.
-    pub fn time_passes(&mut self) {
-        self.times = Some(PassTimes::default());
-    }
-
     /// Measures no longer.
     pub fn stop_timing(&mut self) {
         self.times = None;
-    }
-
-    /// Returns where the time of the passes went that have been polled since [`time_passes`](Self::time_passes).
-    pub fn pass_times(&self) -> Option<PassTimes> {
-        self.times
     }
 
     fn limits(&self) -> Limits {
@@ -421,6 +411,14 @@ impl Device for CudaDevice {
 
     fn overlaps(&self) -> bool {
         true
+    }
+
+    fn time_passes(&mut self) {
+        self.times = Some(PassTimes::default());
+    }
+
+    fn pass_times(&self) -> Option<PassTimes> {
+        self.times
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {

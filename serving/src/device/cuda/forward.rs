@@ -288,10 +288,8 @@ impl Decoder {
         let LayerWeights { output, output_bias, mlp_norm, gate_up: up, gate_up_bias, down, down_bias, .. } =
             &self.weights.layers[layer];
         let accumulate = self.adds_residual();
-        let onto_residual = |input: Input, weights: &Matrix, k: usize| Product {
-            accumulate,
-            ..product([m, hidden, k], input, weights, x)
-        };
+        let onto_residual =
+            |input: Input, weights: &Matrix, k: usize| Product { accumulate, ..product([m, hidden, k], input, weights, x) };
         // SAFETY: see `run`.
         unsafe {
             let input = self.attended(attended, m)?;

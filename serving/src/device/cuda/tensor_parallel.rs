@@ -19,6 +19,7 @@ use super::device::{CudaDevice, CudaOptions, Prepared};
 use super::driver::{Gpu, GpuFacts};
 use super::nccl::{Group, Peer};
 use super::share::Share;
+use super::timing::PassTimes;
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -132,19 +133,9 @@ impl TensorParallel {
         self.ranks.iter().map(|rank| lock(rank).device.weight_bytes()).collect()
     }
 
-    /// As [`CudaDevice::time_passes`], of the first GPU.
-    pub fn time_passes(&mut self) {
-        self.first().time_passes();
-    }
-
     /// As [`CudaDevice::stop_timing`].
     pub fn stop_timing(&mut self) {
         self.first().stop_timing();
-    }
-
-    /// As [`CudaDevice::pass_times`], of the first GPU.
-    pub fn pass_times(&mut self) -> Option<super::PassTimes> {
-        self.first().pass_times()
     }
 
     fn first(&mut self) -> &mut CudaDevice {
@@ -179,6 +170,16 @@ impl Device for TensorParallel {
 
     fn overlaps(&self) -> bool {
         true
+    }
+
+    /// Of the first GPU.
+    fn time_passes(&mut self) {
+        self.first().time_passes();
+    }
+
+    /// Of the first GPU.
+    fn pass_times(&self) -> Option<PassTimes> {
+        lock(&self.ranks[0]).device.pass_times()
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {

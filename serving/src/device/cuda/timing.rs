@@ -39,6 +39,23 @@ pub struct PassTimes {
     pub tokens: u64,
 }
 
+impl PassTimes {
+    /// Returns the times since an earlier state of these.
+    #[must_use]
+    pub fn since(&self, earlier: &PassTimes) -> PassTimes {
+        let PassTimes { gemm, attention, exchange, head, other, passes, tokens } = *earlier;
+        PassTimes {
+            gemm: self.gemm - gemm,
+            attention: self.attention - attention,
+            exchange: self.exchange - exchange,
+            head: self.head - head,
+            other: self.other - other,
+            passes: self.passes - passes,
+            tokens: self.tokens - tokens,
+        }
+    }
+}
+
 /// The events of one pass.
 #[derive(Debug, Default)]
 pub(super) struct Timing {
