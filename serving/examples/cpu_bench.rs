@@ -10,6 +10,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::num::NonZeroUsize;
 
+use pulp::Arch;
 use refrain_serving::Result;
 use refrain_serving::device::cpu::{Activations, CpuDevice, CpuOptions, bench};
 use refrain_serving::model::{DType, HostTensor, ModelConfig, TensorSource};
@@ -28,15 +29,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         memory_rate(&pool)
     );
 
-    println!("matrix product         n x k |     m = 1 |     m = 8 |    m = 32 |   m = 512   GFLOP/s (of the peak)");
-    for (name, n, k) in [("qkv", 768, 512), ("gate_up", 2048, 512), ("down", 512, 1024), ("head", 16384, 512)] {
-        for dtype in [DType::F32, DType::F16, DType::BF16, DType::Q8_0] {
-            let cells = [1, 8, 32, 512].map(|m| {
-                let mut product = bench::Product::new(m, n, k, dtype);
-                let rate = 2.0 * (m * n * k) as f64 / pool.install(|| best(|| product.run())).as_secs_f64() / 1e9;
-                format!("{rate:4.0} {:3.0} %", 100.0 * rate / roof)
-            });
-            println!("{name:8} {:5} {n:6} x {k:4} | {}", format!("{dtype:?}"), cells.join(" | "));
+    for (name, arch) in instruction_sets() {
+        println!("{name:14}         n x k |     m = 1 |     m = 8 |    m = 32 |   m = 512   GFLOP/s (of the peak)");
+        for (name, n, k) in [("qkv", 768, 512), ("gate_up", 2048, 512), ("down", 512, 1024), ("head", 16384, 512)] {
+            let of_floats = [DType::F32, DType::F16, DType::BF16, DType::Q8_0].map(|dtype| (dtype, Activations::F32));
+            for (dtype, activations) in of_floats.into_iter().chain([(DType::Q8_0, Activations::Int8)]) {
+                let cells = [1, 8, 32, 512].map(|m| {
+                    let mut product = bench::Product::new(arch, activations, [m, n, k], dtype);
+                    let rate = 2.0 * (m * n * k) as f64 / pool.install(|| best(|| product.run())).as_secs_f64() / 1e9;
+                    format!("{rate:4.0} {:3.0} %", 100.0 * rate / roof)
+                });
+                let dtype = if activations == Activations::Int8 { "bytes".to_owned() } else { format!("{dtype:?}") };
+                println!("{name:8} {dtype:5} {n:6} x {k:4} | {}", cells.join(" | "));
+            }
         }
     }
 
@@ -65,6 +70,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         line(&name, time, rows * tokens, floor(rows * tokens));
     }
     Ok(())
+}
+
+/// The best instructions here, and AVX2 beside them. "Bytes" rounds activations where the instructions multiply bytes.
+fn instruction_sets() -> Vec<(&'static str, Arch)> {
+    let mut sets = vec![("best", Arch::new())];
+    #[cfg(target_arch = "x86_64")]
+    sets.extend(pulp::x86::V3::try_new().map(|v3| ("AVX2", Arch::V3(v3))));
+    sets
 }
 
 fn line(name: &dyn Display, time: f64, tokens: usize, floor: f64) {

@@ -35,8 +35,8 @@ pub struct CpuOptions {
 /// What the inputs of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// Bytes with a scale for each block of 32, where weights are stored so too and the processor multiplies bytes (AVX-512 VNNI):
-    /// several times as fast. An input is off by at most 1/254 of the largest of its block. Elsewhere as `F32`.
+    /// Bytes with a scale for each block of 32, where weights are stored so too and the processor multiplies bytes (AVX2,
+    /// AVX-512 VNNI): up to several times as fast, with the same bits on each. An input is off by at most 1/254 of the largest of its block. Elsewhere as `F32`.
     #[default]
     Int8,
     /// Nothing: products are those of the stored weights, rounded to single precision.

@@ -15,7 +15,7 @@
 //! | `attention` | paged causal attention |
 //! | `panels` | packed matrices, at 32, 16 or 8 bits a value |
 //! | `gemm` | their product with activations |
-//! | `gemm_int8` | the same of bytes, where the processor multiplies them |
+//! | `gemm_int8`, `int8_avx512`, `int8_avx2` | the same of bytes, and the instructions that multiply them |
 //! | `rmsnorm`, `rope`, `swiglu`, `exp` | small kernels |
 //! | `encoder` | encoders for embeddings, over the same kernels |
 //! | `bench` | one matrix product, for examples/cpu_bench.rs |
@@ -33,6 +33,10 @@ mod gemm;
 #[cfg(target_arch = "x86_64")]
 mod gemm_int8;
 mod head;
+#[cfg(target_arch = "x86_64")]
+mod int8_avx2;
+#[cfg(target_arch = "x86_64")]
+mod int8_avx512;
 mod kv;
 mod panels;
 #[cfg(test)]

@@ -19,7 +19,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use archmage::{SimdToken, X64V4xToken};
+use archmage::{SimdToken, X64V3Token, X64V4xToken};
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -40,18 +40,27 @@ pub(super) struct PackedMatrix {
     k: usize,
     panel: usize,
     cells: Cells,
-    /// Shows that this processor can multiply bytes, if products are to do so.
-    bytes: Option<X64V4xToken>,
+    /// What multiplies bytes here, if products are to do so.
+    bytes: Option<ByteProducts>,
 }
 
-/// A matrix of bytes, ready for products of bytes: panels are 32 columns wide.
+/// Instructions for products of bytes, shown to be there by a token. Each set takes panels of two of its vectors.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ByteProducts {
+    /// AVX-512 VNNI: panels of 32 columns.
+    Avx512(X64V4xToken),
+    /// AVX2: panels of 16 columns.
+    Avx2(X64V3Token),
+}
+
+/// A matrix of bytes, ready for products of bytes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bytes<'a> {
-    pub(super) token: X64V4xToken,
-    /// 128 more than each value: `[n / 32][k / 4][32]` words of four steps each.
+    pub(super) products: ByteProducts,
+    /// 128 more than each value: `[n / panel][k / 4][panel]` words of four steps each.
     pub(super) codes: &'a [u32],
-    /// `[n / 32][k / BLOCK][32]`.
+    /// `[n / panel][k / BLOCK][panel]`.
     pub(super) scales: &'a [f32],
 }
 
@@ -130,8 +139,9 @@ impl PackedMatrix {
     /// Lets products take the bytes as they are, and round activations to bytes, where the processor can multiply them and the
     /// matrix is of bytes.
     pub(super) fn multiply_bytes(mut self) -> Self {
-        self.bytes = match self.cells {
-            Cells::Q8 { .. } if self.panel == PANEL_MAX => X64V4xToken::summon(),
+        self.bytes = match (&self.cells, self.panel) {
+            (Cells::Q8 { .. }, 32) => X64V4xToken::summon().map(ByteProducts::Avx512),
+            (Cells::Q8 { .. }, 16) => X64V3Token::summon().map(ByteProducts::Avx2),
             _ => None,
         };
         self
@@ -146,7 +156,7 @@ impl PackedMatrix {
     #[cfg(target_arch = "x86_64")]
     pub(super) fn as_bytes(&self) -> Option<Bytes<'_>> {
         let Cells::Q8 { codes, scales } = &self.cells else { return None };
-        self.bytes.map(|token| Bytes { token, codes, scales })
+        self.bytes.map(|products| Bytes { products, codes, scales })
     }
 
     /// Returns the number of output columns.
