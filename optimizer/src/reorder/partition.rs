@@ -67,6 +67,11 @@ impl Refiner {
         self.visited
     }
 
+    /// Returns the cells looked at so far, and counts from zero again.
+    pub(super) fn take_visited(&mut self) -> u64 {
+        std::mem::take(&mut self.visited)
+    }
+
     /// Counts cells looked at elsewhere.
     pub(super) fn add_visited(&mut self, cells: u64) {
         self.visited += cells;

@@ -7,10 +7,15 @@
 //! searched on a sample of whole groups, then on larger ones.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
+use std::thread;
 
 use super::dependencies::{Dependencies, Unit};
 use super::partition::{Partition, Refiner};
 use super::schedule::Options;
+
+/// Rows from which on moves are tried on several threads.
+const ROWS_MIN_IN_PARALLEL: usize = 4096;
 
 /// Units by mean length times rows over distinct values, descending: the order of the paper's first
 /// version, which looks at each field by itself.
@@ -31,6 +36,8 @@ pub(super) fn scored_order(units: &[Unit<'_>]) -> Vec<u32> {
 /// Returns the order of units found within the budget of `options`.
 pub(super) fn searched_order(units: &[Unit<'_>], rows: usize, dependencies: &Dependencies, options: &Options) -> Vec<u32> {
     let mut refiner = Refiner::new(options.page);
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(units.len());
+    let mut others: Vec<Refiner> = (1..threads).map(|_| Refiner::new(options.page)).collect();
     let mut order: Option<Vec<u32>> = None;
     let mut target = options.sample_rows.max(1);
     loop {
@@ -44,6 +51,7 @@ pub(super) fn searched_order(units: &[Unit<'_>], rows: usize, dependencies: &Dep
             rows: sample.as_ref().map_or(rows, Vec::len),
             dependencies,
             refiner: &mut refiner,
+            others: &mut others,
             cells_max: options.search_cells,
         };
         let start = order.take().unwrap_or_else(|| search.greedy());
@@ -103,6 +111,8 @@ struct Search<'a> {
     rows: usize,
     dependencies: &'a Dependencies,
     refiner: &'a mut Refiner,
+    /// Those of the other threads that try moves.
+    others: &'a mut [Refiner],
     cells_max: u64,
 }
 
@@ -138,14 +148,11 @@ impl Search<'_> {
         loop {
             let mut improved = false;
             for from in 0..path.order.len() {
-                for to in 0..path.order.len() {
-                    // Behind the last shared field, positions differ in nothing.
-                    if to > path.depth() {
-                        break;
-                    }
-                    if from != to && from.min(to) < path.depth() && self.may_go_on() {
-                        improved |= self.try_move(&mut path, from, to);
-                    }
+                let mut to = 0;
+                while let Some(better) = self.first_better(&path, from, to) {
+                    self.make_move(&mut path, from, better);
+                    improved = true;
+                    to = better + 1;
                 }
             }
             if !improved || !self.may_go_on() {
@@ -154,49 +161,53 @@ impl Search<'_> {
         }
     }
 
-    /// Moves a field if that saves more. Only the fields between the two positions need looking at.
-    fn try_move(&mut self, path: &mut Path, from: usize, to: usize) -> bool {
-        let (first, last) = (from.min(to), from.max(to));
-        let mut moved = path.order[first..=last].to_vec();
-        if from < to {
-            moved.rotate_left(1)
-        } else {
-            moved.rotate_right(1)
+    /// Returns the first position from `start` on that saves more for the field at `from`, as far as the budget lasts. Positions are tried on
+    /// all threads; what is found and counted is what one thread would find and count.
+    fn first_better(&mut self, path: &Path, from: usize, start: usize) -> Option<usize> {
+        // Behind the last shared field, positions differ in nothing.
+        let end = path.order.len().min(path.depth() + 1);
+        let moves: Vec<usize> = (start..end).filter(|&to| from != to && from.min(to) < path.depth()).collect();
+        let Search { units, rows, refiner, others, cells_max, .. } = self;
+        if *rows < ROWS_MIN_IN_PARALLEL || others.is_empty() || moves.len() < 2 {
+            return moves
+                .into_iter()
+                .find(|&to| refiner.visited() < *cells_max && saves_more(units, refiner, path, from, to));
         }
-        if !self.saves_more(path, first, &moved) {
-            return false;
+        let before = refiner.take_visited();
+        let threads = others.len() + 1;
+        let (units, moves) = (*units, &moves);
+        let refiners = std::iter::once(&mut **refiner).chain(others.iter_mut());
+        let mut tried: Vec<(usize, bool, u64)> = thread::scope(|scope| {
+            let of_thread = |nth: usize, refiner: &mut Refiner| {
+                let mut try_move = |&to: &usize| (to, saves_more(units, refiner, path, from, to), refiner.take_visited());
+                moves.iter().skip(nth).step_by(threads).map(&mut try_move).collect::<Vec<_>>()
+            };
+            let running: Vec<_> =
+                refiners.enumerate().map(|(nth, refiner)| scope.spawn(move || of_thread(nth, refiner))).collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            running.into_iter().flat_map(join).collect()
+        });
+        tried.sort_unstable_by_key(|(to, ..)| *to);
+        refiner.add_visited(before);
+        for (to, is_better, visited) in tried {
+            if refiner.visited() >= *cells_max {
+                return None;
+            }
+            refiner.add_visited(visited);
+            if is_better {
+                return Some(to);
+            }
         }
-        path.order[first..=last].copy_from_slice(&moved);
-        path.cut(first);
-        path.extend(self);
-        true
+        None
     }
 
-    /// Whether `moved` saves more than the fields of `path` from position `first` that it permutes.
-    fn saves_more(&mut self, path: &Path, first: usize, moved: &[u32]) -> bool {
-        let end = first + moved.len();
-        let saved_so_far = path.saved_between(first, end);
-        // A field that moved forward makes the classes of those it passed finer, and finer classes
-        // save no more: once it cannot catch up, the rest need not be looked at.
-        let is_forward = moved[0] == path.order[end - 1];
-        let mut partition = Cow::Borrowed(&path.before[first]);
-        let mut saved = 0;
-        for (at, &field) in (first + 1..).zip(moved) {
-            if partition.is_empty() {
-                break;
-            }
-            if at == end {
-                saved += self.gain(&partition, field);
-                break;
-            }
-            let (gain, finer) = self.refine(&partition, field);
-            saved += gain;
-            partition = Cow::Owned(finer);
-            if is_forward && saved + path.saved_between(at - 1, end - 1) <= saved_so_far {
-                return false;
-            }
-        }
-        saved > saved_so_far
+    fn make_move(&mut self, path: &mut Path, from: usize, to: usize) {
+        let (first, moved) = moved(path, from, to);
+        path.order[first..first + moved.len()].copy_from_slice(&moved);
+        path.cut(first);
+        path.extend(self);
     }
 
     fn may_go_on(&self) -> bool {
@@ -204,15 +215,63 @@ impl Search<'_> {
     }
 
     fn gain(&mut self, partition: &Partition, field: u32) -> u64 {
-        match self.units[field as usize].as_slice() {
-            [column] => self.refiner.gain(partition, column),
-            _ => self.refine(partition, field).0,
-        }
+        gain(self.units, self.refiner, partition, field)
     }
 
     fn refine(&mut self, partition: &Partition, field: u32) -> (u64, Partition) {
-        self.refiner.refine_by(partition, self.units[field as usize].iter().map(Cow::as_ref))
+        refine(self.units, self.refiner, partition, field)
     }
+}
+
+/// Returns the fields between two positions, from the first of them on, once the field at `from` stands at `to`.
+fn moved(path: &Path, from: usize, to: usize) -> (usize, Vec<u32>) {
+    let (first, last) = (from.min(to), from.max(to));
+    let mut moved = path.order[first..=last].to_vec();
+    if from < to {
+        moved.rotate_left(1)
+    } else {
+        moved.rotate_right(1)
+    }
+    (first, moved)
+}
+
+/// Whether moving a field saves more. Only the fields between the two positions need looking at.
+fn saves_more(units: &[Unit<'_>], refiner: &mut Refiner, path: &Path, from: usize, to: usize) -> bool {
+    let (first, moved) = moved(path, from, to);
+    let end = first + moved.len();
+    let saved_so_far = path.saved_between(first, end);
+    // A field that moved forward makes the classes of those it passed finer, and finer classes
+    // save no more: once it cannot catch up, the rest need not be looked at.
+    let is_forward = moved[0] == path.order[end - 1];
+    let mut partition = Cow::Borrowed(&path.before[first]);
+    let mut saved = 0;
+    for (at, &field) in (first + 1..).zip(&moved) {
+        if partition.is_empty() {
+            break;
+        }
+        if at == end {
+            saved += gain(units, refiner, &partition, field);
+            break;
+        }
+        let (gain, finer) = refine(units, refiner, &partition, field);
+        saved += gain;
+        partition = Cow::Owned(finer);
+        if is_forward && saved + path.saved_between(at - 1, end - 1) <= saved_so_far {
+            return false;
+        }
+    }
+    saved > saved_so_far
+}
+
+fn gain(units: &[Unit<'_>], refiner: &mut Refiner, partition: &Partition, field: u32) -> u64 {
+    match units[field as usize].as_slice() {
+        [column] => refiner.gain(partition, column),
+        _ => refine(units, refiner, partition, field).0,
+    }
+}
+
+fn refine(units: &[Unit<'_>], refiner: &mut Refiner, partition: &Partition, field: u32) -> (u64, Partition) {
+    refiner.refine_by(partition, units[field as usize].iter().map(Cow::as_ref))
 }
 
 /// A field order with what is known in front of each field, as far as rows share anything.
@@ -292,6 +351,39 @@ mod tests {
         let mut order = field_order(&table, &options);
         order.sort_unstable();
         assert_eq!(order, [0, 1, 2]);
+    }
+
+    #[test]
+    fn threads_find_what_one_finds() {
+        let rows = 2 * ROWS_MIN_IN_PARALLEL as u32;
+        let column = |of: &dyn Fn(u32) -> u32, length: u32| {
+            Cow::Owned(Column::new((0..rows).map(of).collect(), vec![length; rows as usize]).unwrap())
+        };
+        let units: Vec<Unit<'_>> = vec![
+            vec![column(&|row| row, 9)],
+            vec![column(&|row| mix(row) as u32 % 40, 5)],
+            vec![column(&|row| mix(row) as u32 % 7, 2)],
+            vec![column(&|row| mix(row / 3) as u32 % 300, 30)],
+            vec![column(&|row| row % 11, 1)],
+        ];
+        for cells_max in [0, 100_000, 1_000_000, u64::MAX] {
+            let found = [0, 1, 3].map(|n_others| {
+                let (mut refiner, mut others) =
+                    (Refiner::new(1), (0..n_others).map(|_| Refiner::new(1)).collect::<Vec<_>>());
+                let dependencies = Dependencies::none(&Table::new(vec![], rows as usize).unwrap());
+                let mut search = Search {
+                    units: &units,
+                    rows: rows as usize,
+                    dependencies: &dependencies,
+                    refiner: &mut refiner,
+                    others: &mut others,
+                    cells_max,
+                };
+                let order = search.improve(vec![0, 1, 2, 3, 4]);
+                (order, refiner.visited())
+            });
+            assert_eq!((&found[0], &found[0]), (&found[1], &found[2]));
+        }
     }
 
     #[test]
