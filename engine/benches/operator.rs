@@ -28,6 +28,7 @@ impl Backend for AtOnce {
             model_digest: "at once".to_owned(),
             kind: ModelKind::Completion,
             token_scale: 1.0,
+            held_bytes: None,
         }
     }
 

@@ -340,6 +340,7 @@ fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
         state,
         device,
         loaded,
+        held_bytes,
         credential,
     } = model.clone();
     let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
@@ -357,6 +358,7 @@ fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
         ("device", device),
         ("load_seconds", load_seconds),
         ("weight_bytes", weight_bytes),
+        ("held_bytes", held_bytes.map(|bytes| bytes.to_string())),
         ("credential", credential),
     ];
     let (names, values): (Vec<_>, Vec<_>) = rows.into_iter().unzip();

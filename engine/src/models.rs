@@ -113,6 +113,8 @@ pub struct ModelInfo {
     pub device: Option<String>,
     /// How it was loaded, once it is.
     pub loaded: Option<LoadFacts>,
+    /// Bytes of memory that its weights take, once it is loaded and where that is known.
+    pub held_bytes: Option<u64>,
     /// The name of the secret that holds its key.
     pub credential: Option<String>,
 }
@@ -505,6 +507,7 @@ impl Model {
             state: if self.backend.loading().is_some() { "loading" } else { "not loaded" },
             device: None,
             loaded: None,
+            held_bytes: None,
             credential: self.credential().map(str::to_owned),
         };
         if let ModelSource::External(model) = &self.source {
@@ -520,6 +523,7 @@ impl Model {
             info.max_context = Some(capabilities.max_context);
             info.digest = Some(capabilities.model_digest);
             info.device = Some(capabilities.device);
+            info.held_bytes = capabilities.held_bytes;
             if let ModelKind::Embedding { dimensions } = capabilities.kind {
                 info.dimensions = dimensions;
             }

@@ -66,6 +66,9 @@ pub struct Capabilities {
     /// What one token of [`Backend::tokenizer`] counts for in the model's own tokens: 1, or an estimate where prompts are not
     /// tokenised here, such as 0.25 for bytes.
     pub token_scale: f64,
+    /// Bytes of the weights that the model holds, on each device; `None` where they are not known, as behind an endpoint. An encoder
+    /// holds nothing else between passes, a decoder its KV pages as well.
+    pub held_bytes: Option<u64>,
 }
 
 /// What a model makes of a prompt.

@@ -90,6 +90,8 @@ async fn a_folder_becomes_a_model_of_its_type() {
     assert_eq!(listed, ["embedding|32|not loaded"]);
     let found = rows(&db, "SELECT s FROM (VALUES ('a b'), ('c d')) AS t(s) ORDER BY ai_similarity(s, 'a b') DESC LIMIT 1");
     assert_eq!(found.await.unwrap(), ["a b"]);
+    let held = "SELECT state, held_bytes > 0 FROM ai_models() WHERE name = 'tiny'";
+    assert_eq!(rows(&db, held).await.unwrap(), ["loaded|true"]);
     let error = rows(&db, &create("WITH (type = 'completion')")).await.unwrap_err().to_string();
     assert!(error.contains("is a model of type 'embedding'"), "{error}");
     let long = rows(&db, "SELECT ai_embed(repeat('a ', 1000), on_error => 'capture')['error']").await.unwrap();

@@ -27,6 +27,7 @@ fn columns(models: &[ModelInfo]) -> Result<RecordBatch> {
         .count("dimensions", |model| model.dimensions.map(u64::from))
         .text("digest", |model| model.digest.as_deref())
         .text("state", |model| Some(model.state))
+        .count("held_bytes", |model| model.held_bytes)
         // A backend does not tell what its model takes of a GPU.
         .count("gpu_bytes", |_| None)
         .time("loaded_at", |model| model.loaded.as_ref().map(|facts| facts.at))

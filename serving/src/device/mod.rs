@@ -30,6 +30,12 @@ pub trait Device: Send + fmt::Debug {
         None
     }
 
+    /// Returns the bytes of the matrices and embeddings that it keeps, apart from KV pages and what one pass needs; `None` where
+    /// they are not known.
+    fn held_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Returns whether a pass runs while the host goes on: [`launch`](Self::launch) returns at once, and a second pass may be
     /// launched before the first has ended. Where it does not, a pass has ended when `launch` returns.
     fn overlaps(&self) -> bool {
@@ -99,6 +105,12 @@ pub struct PoolSpec {
 pub trait EncoderDevice: Send + fmt::Debug {
     /// Describes the device in a few words for people, such as `cpu, 2 threads`.
     fn describe(&self) -> String;
+
+    /// Returns the bytes of the matrices and embeddings that it keeps, apart from what one pass needs; `None` where
+    /// they are not known.
+    fn held_bytes(&self) -> Option<u64> {
+        None
+    }
 
     /// Returns the pooled vector of each text, as the model gives it, not yet of unit length.
     ///

@@ -81,12 +81,12 @@ impl EncoderBackend {
                 engine_thread.run(|| {
                     let device = open()?;
                     // A caller that does not wait for this any more has dropped the queue as well.
-                    let _ = opened.send(device.describe());
+                    let _ = opened.send((device.describe(), device.held_bytes()));
                     Ok(device)
                 })
             })
             .map_err(|error| Error::Device(format!("cannot start a thread: {error}")))?;
-        let Ok(device) = opening.recv() else {
+        let Ok((device, held_bytes)) = opening.recv() else {
             // The sender is dropped without a word only if opening failed, which the thread reports before it ends.
             let _ = thread.join();
             return Err(failure(&bridge));
@@ -98,6 +98,7 @@ impl EncoderBackend {
             model_digest,
             kind: ModelKind::Embedding { dimensions: Some(dimensions) },
             token_scale: 1.0,
+            held_bytes,
         };
         let (commands, thread) = (Some(commands), Some(thread));
         Ok(EncoderBackend { commands, thread, bridge, tokenizer, capabilities, dimensions })

@@ -89,6 +89,7 @@ impl LocalBackend {
         shared: Arc<Shared>,
         tokenizer: Arc<dyn Tokenizer>,
         device: String,
+        held_bytes: Option<u64>,
         config: LocalConfig,
     ) -> Self {
         let capabilities = Capabilities {
@@ -105,6 +106,7 @@ impl LocalBackend {
                 None => ModelKind::Completion,
             },
             token_scale: 1.0,
+            held_bytes,
         };
         LocalBackend { thread, model, shared, tokenizer, capabilities }
     }

@@ -143,7 +143,7 @@ impl LocalEngine {
             catch_unwind(AssertUnwindSafe(|| open(&self.resources))).map_err(|panic| panicked(panic.as_ref()))??;
         let id = ModelId(self.next_model.fetch_add(1, Ordering::Relaxed));
         let shared = Arc::new(Shared::default());
-        let description = device.describe();
+        let (description, held_bytes) = (device.describe(), device.held_bytes());
         if let Some(rounding) = device.rounding() {
             config.model_digest = format!("{}-{rounding}", config.model_digest);
         }
@@ -151,7 +151,7 @@ impl LocalEngine {
         if let Err(unsent) = self.thread.send(Command::Add(Box::new(model))) {
             return Err(unsent.error());
         }
-        Ok(LocalBackend::new(Arc::clone(&self.thread), id, shared, tokenizer, description, config))
+        Ok(LocalBackend::new(Arc::clone(&self.thread), id, shared, tokenizer, description, held_bytes, config))
     }
 }
 

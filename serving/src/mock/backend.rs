@@ -238,6 +238,7 @@ impl Backend for MockBackend {
                 None => ModelKind::Completion,
             },
             token_scale: 1.0,
+            held_bytes: None,
         }
     }
 

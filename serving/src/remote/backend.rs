@@ -104,6 +104,7 @@ impl Backend for RemoteBackend {
             model_digest: digest(config),
             kind,
             token_scale: TOKENS_PER_BYTE,
+            held_bytes: None,
         }
     }
 

@@ -94,6 +94,7 @@ impl Backend for Recorder {
             model_digest: RECORDER.to_owned(),
             kind: ModelKind::Completion,
             token_scale: 1.0,
+            held_bytes: None,
         }
     }
 

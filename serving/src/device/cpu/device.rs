@@ -35,8 +35,9 @@ pub struct CpuOptions {
 /// What the inputs of matrix products are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Activations {
-    /// Bytes with a scale for each block of 32, where weights are stored so too and the processor multiplies bytes (AVX2,
-    /// AVX-512 VNNI): up to several times as fast, with the same bits on each. An input is off by at most 1/254 of the largest of its block. Elsewhere as `F32`.
+    /// Bytes with a scale for each block of 32, where weights are stored so too and the processor multiplies bytes (AVX2, AVX-512
+    /// VNNI): up to several times as fast, with the same bits on each. An input is off by at most 1/254 of the largest of its block.
+    /// Elsewhere as `F32`.
     #[default]
     Int8,
     /// Nothing: products are those of the stored weights, rounded to single precision.
@@ -172,6 +173,10 @@ impl Device for CpuDevice {
 
     fn rounding(&self) -> Option<&'static str> {
         self.decoder.weights.multiply_bytes().then_some("int8")
+    }
+
+    fn held_bytes(&self) -> Option<u64> {
+        Some(self.decoder.weights.size_bytes() as u64)
     }
 
     fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {

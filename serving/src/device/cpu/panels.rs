@@ -159,6 +159,15 @@ impl PackedMatrix {
         self.bytes.map(|products| Bytes { products, codes, scales })
     }
 
+    /// Returns the bytes of main memory that the values take.
+    pub(super) fn size_bytes(&self) -> usize {
+        match &self.cells {
+            Cells::F32(cells) => size_of_val(&cells[..]),
+            Cells::F16(cells) | Cells::BF16(cells) => size_of_val(&cells[..]),
+            Cells::Q8 { codes, scales } => size_of_val(&codes[..]) + size_of_val(&scales[..]),
+        }
+    }
+
     /// Returns the number of output columns.
     pub(super) fn n(&self) -> usize {
         self.n

@@ -62,8 +62,13 @@ pub(super) struct Table {
 impl Weights {
     /// Returns whether any product rounds its activations to bytes.
     pub(super) fn multiply_bytes(&self) -> bool {
-        let of_layers = self.layers.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
-        of_layers.chain([&self.head]).any(PackedMatrix::multiplies_bytes)
+        self.layers.iter().flat_map(LayerWeights::matrices).chain([&self.head]).any(PackedMatrix::multiplies_bytes)
+    }
+
+    /// Returns the bytes of main memory that matrices and the embedding take; vectors are left out.
+    pub(super) fn size_bytes(&self) -> usize {
+        let of_layers = self.layers.iter().flat_map(LayerWeights::matrices).map(PackedMatrix::size_bytes).sum::<usize>();
+        of_layers + self.head.size_bytes() + self.embedding.as_ref().map_or(0, Table::size_bytes)
     }
 
     /// Reads all tensors of `config`. Fails if one is missing or damaged, or if the sizes of `config` contradict each other.
@@ -96,6 +101,10 @@ impl Weights {
 }
 
 impl LayerWeights {
+    fn matrices(&self) -> [&PackedMatrix; 4] {
+        [&self.qkv, &self.output, &self.gate_up, &self.down]
+    }
+
     fn load(packer: Packer, config: &ModelConfig, source: &dyn TensorSource, layer: usize) -> Result<Self> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let matrix = |part: &str, n: usize, k: usize| Table::read(source, &name(&format!("{part}.weight")), n, k);
@@ -145,6 +154,11 @@ impl Table {
     /// Decodes row `row` into `out`, which has the width of the table.
     pub(super) fn decode(&self, row: TokenId, out: &mut [f32]) {
         dequantize(self.tensor.dtype, self.row(row as usize), out);
+    }
+
+    /// Returns the bytes of main memory that the values take.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.tensor.bytes.len()
     }
 
     fn rows(&self) -> usize {

@@ -82,6 +82,10 @@ impl EncoderDevice for CpuEncoder {
         format!("cpu, {threads} thread{}", if threads == 1 { "" } else { "s" })
     }
 
+    fn held_bytes(&self) -> Option<u64> {
+        Some(self.weights.size_bytes() as u64)
+    }
+
     fn embed(&mut self, texts: &[Vec<TokenId>]) -> Result<Vec<Vec<f32>>> {
         texts.iter().try_for_each(|text| self.check(text))?;
         let CpuEncoder { config, weights, arch, pool, buffers } = self;

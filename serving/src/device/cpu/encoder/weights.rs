@@ -45,6 +45,14 @@ pub(super) struct Projection {
 }
 
 impl Weights {
+    /// Returns the bytes of main memory that matrices and embeddings take; vectors are left out.
+    pub(super) fn size_bytes(&self) -> usize {
+        let of_layer = |layer: &LayerWeights| {
+            [&layer.qkv, &layer.output, &layer.up, &layer.down].iter().map(|part| part.matrix.size_bytes()).sum::<usize>()
+        };
+        self.words.size_bytes() + self.positions.size_bytes() + self.layers.iter().map(of_layer).sum::<usize>()
+    }
+
     /// Reads all tensors of `config`, which must have been checked. Fails if one is missing or damaged.
     pub(super) fn load(arch: Arch, config: &EncoderConfig, source: &dyn TensorSource) -> Result<Self> {
         let reader = Reader { packer: Packer { arch, activations: Activations::F32 }, config, source };
