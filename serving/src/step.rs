@@ -56,6 +56,11 @@ impl StepPlan {
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty() && self.copies.is_empty()
     }
+
+    /// Returns whether it is not known yet, of some sample, which tokens are [allowed](Allowed::Open).
+    pub fn is_open(&self) -> bool {
+        self.sample.iter().any(|sample| sample.allowed == Allowed::Open)
+    }
 }
 
 /// Stores the keys and values of one token.
@@ -111,6 +116,8 @@ pub enum Allowed {
     Mask(Range<u32>),
     /// None: nothing is chosen, and the token's own state after the last norm is returned.
     Hidden,
+    /// Not known yet: what is said when the device is about to choose; see [`Device::launch_open`](crate::device::Device::launch_open).
+    Open,
 }
 
 /// Copies the first tokens of a page, in all layers.

@@ -146,7 +146,7 @@ pub(super) mod tests {
     });
 
     /// Writes an answer: `choose` picks among the allowed tokens, the end token 2 among them. Checks on the way that asking
-    /// twice gives the same, that lists are sorted, that an end is offered where the answer is complete and nowhere else, and
+    /// twice gives the same, and asking early a part of it, that lists are sorted, that an end is offered where the answer is complete and nowhere else, and
     /// gives up with `None` after `limit` tokens.
     pub(in crate::constraint) fn write(
         state: &mut dyn Constraint,
@@ -155,8 +155,14 @@ pub(super) mod tests {
     ) -> Option<String> {
         let mut tokens = Vec::new();
         while tokens.len() < limit {
+            let early = state.next_early().unwrap();
             let next = state.next().unwrap();
             assert_eq!(next, state.next().unwrap());
+            match (early, &next) {
+                (None, _) => {}
+                (Some(Next::Forced(part)), Next::Forced(all) | Next::Finish(all)) => assert!(all.starts_with(&part)),
+                (Some(early), next) => assert_eq!(early, *next),
+            }
             let allowed: Vec<TokenId> = match next {
                 Next::Free | Next::Hidden { .. } => return None,
                 Next::Finish(rest) => {

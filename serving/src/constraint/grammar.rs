@@ -181,7 +181,7 @@ pub(super) struct Grammar {
     vocabulary: Vocabulary,
     /// Forced tokens that the request has not accepted yet.
     pending: VecDeque<TokenId>,
-    /// What comes after the pending tokens, once that is known: a choice, or the end.
+    /// What comes after the pending tokens, once everything that is forced without a mask is pending.
     after: Option<After>,
     lane: usize,
 }
@@ -189,11 +189,13 @@ pub(super) struct Grammar {
 #[derive(Clone, Debug)]
 enum After {
     End,
+    /// What a mask will tell that has not been made.
+    Open,
     Choice(Next),
 }
 
 impl Grammar {
-    /// Lets the matcher run ahead over everything that is forced, up to a choice or the end.
+    /// Lets the matcher run ahead over what is forced, up to the end or to where it takes a mask to tell.
     fn run_ahead(&mut self) -> Result<After> {
         loop {
             if let Some(message) = self.matcher.get_error() {
@@ -202,30 +204,58 @@ impl Grammar {
             if self.matcher.is_stopped() {
                 return Ok(After::End);
             }
-            let mut forced = self.matcher.compute_ff_tokens();
+            let forced = self.matcher.compute_ff_tokens();
             if forced.is_empty() {
-                let mut words =
-                    self.matcher.compute_mask().map_err(|error| invalid("the grammar", &error))?.as_slice().to_vec();
-                words.resize(self.vocabulary.size.div_ceil(32), 0);
-                let tokens = first_tokens(&words);
-                if tokens.is_empty() {
-                    return Err(invalid("the grammar", &"nothing may follow, and the answer is not complete"));
-                }
-                if tokens.iter().all(|token| self.vocabulary.end_tokens.contains(token)) {
-                    return Ok(After::End);
-                }
-                match tokens.len() {
-                    1 => forced = tokens,
-                    2..=LISTED_MAX => return Ok(After::Choice(Next::OneOf(tokens))),
-                    _ => return Ok(After::Choice(Next::Mask(words))),
-                }
+                return Ok(After::Open);
             }
-            self.matcher.consume_tokens(&forced).map_err(|error| invalid("the grammar", &error))?;
-            self.pending.extend(forced);
-            if self.pending.len() > FORCED_MAX {
-                return Err(invalid("the grammar", &format!("it forces more than {FORCED_MAX} tokens")));
+            self.force(forced)?;
+        }
+    }
+
+    /// Makes the masks that it takes to find a choice or the end: one, unless that allows a single token.
+    fn look(&mut self) -> Result<After> {
+        loop {
+            let mut words = self.matcher.compute_mask().map_err(|error| invalid("the grammar", &error))?.as_slice().to_vec();
+            words.resize(self.vocabulary.size.div_ceil(32), 0);
+            let tokens = first_tokens(&words);
+            if tokens.is_empty() {
+                return Err(invalid("the grammar", &"nothing may follow, and the answer is not complete"));
+            }
+            if tokens.iter().all(|token| self.vocabulary.end_tokens.contains(token)) {
+                return Ok(After::End);
+            }
+            match tokens.len() {
+                1 => self.force(tokens)?,
+                2..=LISTED_MAX => return Ok(After::Choice(Next::OneOf(tokens))),
+                _ => return Ok(After::Choice(Next::Mask(words))),
+            }
+            if let After::End = self.run_ahead()? {
+                return Ok(After::End);
             }
         }
+    }
+
+    /// Lets the matcher run ahead over these tokens.
+    fn force(&mut self, tokens: Vec<TokenId>) -> Result<()> {
+        self.matcher.consume_tokens(&tokens).map_err(|error| invalid("the grammar", &error))?;
+        self.pending.extend(tokens);
+        if self.pending.len() > FORCED_MAX {
+            return Err(invalid("the grammar", &format!("it forces more than {FORCED_MAX} tokens")));
+        }
+        Ok(())
+    }
+
+    /// Says what comes next, with `after` behind the pending tokens.
+    fn say(&mut self, after: After) -> Option<Next> {
+        let pending: Vec<_> = self.pending.iter().copied().collect();
+        let next = match &after {
+            After::End => Some(Next::Finish(pending)),
+            After::Open | After::Choice(_) if !pending.is_empty() => Some(Next::Forced(pending)),
+            After::Choice(choice) => Some(choice.clone()),
+            After::Open => None,
+        };
+        self.after = Some(after);
+        next
     }
 }
 
@@ -240,18 +270,22 @@ fn first_tokens(words: &[u32]) -> Vec<TokenId> {
 
 impl Constraint for Grammar {
     fn next(&mut self) -> Result<Next> {
+        let mut after = match self.after.take() {
+            Some(after) => after,
+            None => self.run_ahead()?,
+        };
+        if let After::Open = after {
+            after = self.look()?;
+        }
+        Ok(self.say(after).expect("a mask leaves nothing open"))
+    }
+
+    fn next_early(&mut self) -> Result<Option<Next>> {
         let after = match self.after.take() {
             Some(after) => after,
             None => self.run_ahead()?,
         };
-        let pending: Vec<_> = self.pending.iter().copied().collect();
-        let next = match &after {
-            After::End => Next::Finish(pending),
-            After::Choice(choice) if pending.is_empty() => choice.clone(),
-            After::Choice(_) => Next::Forced(pending),
-        };
-        self.after = Some(after);
-        Ok(next)
+        Ok(self.say(after))
     }
 
     fn accept(&mut self, token: TokenId) -> Result<()> {
@@ -360,6 +394,39 @@ mod tests {
         let mut grammar = COMPILER.json(&schema).unwrap().open();
         let text = write(&mut grammar, 50, |allowed| allowed[0]).unwrap();
         assert!([r#"{"x": "a"}"#, r#"{"x": "b"}"#].contains(&text.as_str()), "{text}");
+    }
+
+    /// Tokens of an answer in which every choice is made by its place, asked for early or not.
+    fn tokens(mut state: Grammar, early: bool, pick: usize) -> Vec<TokenId> {
+        let mut tokens = Vec::new();
+        loop {
+            let next = if early { state.next_early().unwrap() } else { None };
+            let chosen = match next.unwrap_or_else(|| state.next().unwrap()) {
+                Next::Finish(rest) => return [tokens, rest].concat(),
+                Next::Forced(forced) => forced,
+                Next::OneOf(list) => vec![list[(pick + tokens.len()) % list.len()]],
+                Next::Mask(words) => {
+                    let allowed: Vec<_> = (0..32 * words.len()).filter(|t| words[t / 32] >> (t % 32) & 1 == 1).collect();
+                    vec![allowed[(31 * pick + tokens.len()) % allowed.len()] as TokenId]
+                }
+                Next::Free | Next::Hidden { .. } => panic!("a grammar restricts"),
+            };
+            if chosen == [2] {
+                return tokens;
+            }
+            chosen.iter().for_each(|token| state.accept(*token).unwrap());
+            tokens.extend(chosen);
+        }
+    }
+
+    #[test]
+    fn masks_that_are_made_later_lead_to_the_same_tokens() {
+        let expression = COMPILER.regex("(ab|abc|x[0-9]{1,3}y?){1,4}").unwrap().open();
+        for state in [EXTRACTION.clone(), expression] {
+            for pick in 0..30 {
+                assert_eq!(tokens(state.clone(), true, pick), tokens(state.clone(), false, pick));
+            }
+        }
     }
 
     #[test]

@@ -25,10 +25,17 @@ use crate::request::TokenId;
 
 /// The state of one request's output shape.
 ///
-/// The scheduler alternates `next` and `accept`: `next` says what may follow the tokens accepted so far.
+/// The scheduler alternates `next` and `accept`: `next` says what may follow the tokens accepted so far. Before `next` it asks
+/// `next_early`, which leaves to `next` what takes long to say, so that a pass may run meanwhile.
 pub trait Constraint: Send + fmt::Debug {
     /// Returns what may come next. May be called again without `accept` and returns the same.
     fn next(&mut self) -> Result<Next>;
+
+    /// Returns what may come next if that is quick to say. `None` is for [`next`](Self::next) to say, which then may find that
+    /// there is a choice, or after all none. Of forced tokens it may return a part, and leave it open what follows them.
+    fn next_early(&mut self) -> Result<Option<Next>> {
+        self.next().map(Some)
+    }
 
     /// Takes one token, sampled or forced, that `next` allowed. The end token is never passed in.
     fn accept(&mut self, token: TokenId) -> Result<()>;

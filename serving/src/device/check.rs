@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::Bind;
 use crate::error::{Error, Result};
 use crate::request::{Sampling, TokenId};
 use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageCopy, PageId, RowSlot, RowSpan, SampleRow, StepPlan};
@@ -18,9 +19,10 @@ pub(super) struct Limits {
     pub(super) vocabulary: usize,
 }
 
-/// Fails with `Error::Device`, naming what is wrong, if `plan` breaks a promise of `StepPlan`. Input tokens are not looked at.
+/// Fails with `Error::Device`, naming what is wrong, if `plan` breaks a promise of `StepPlan`. Input tokens are not looked at, nor
+/// what is left open.
 pub(super) fn check_plan(plan: &StepPlan, limits: Limits) -> Result<()> {
-    let StepPlan { tokens, positions, writes, rows, block_tables, sample, candidates, masks, copies } = plan;
+    let StepPlan { tokens, positions, writes, rows, block_tables, sample, copies, .. } = plan;
     ensure(tokens.len() == positions.len(), || format!("{} tokens have {} positions", tokens.len(), positions.len()))?;
     ensure(u32::try_from(tokens.len()).is_ok(), || format!("{} tokens are too many", tokens.len()))?;
     for &page in block_tables {
@@ -29,9 +31,19 @@ pub(super) fn check_plan(plan: &StepPlan, limits: Limits) -> Result<()> {
     check_rows(rows, positions, block_tables.len())?;
     check_writes(writes, positions, limits)?;
     for sample in sample {
-        check_sample(sample, plan, candidates, masks, limits)?;
+        check_sample(sample, plan, limits)?;
     }
     check_copies(copies, limits)
+}
+
+/// Lets `bind` say what a checked plan leaves open, and fails if what it says is malformed or nothing.
+pub(super) fn bind_plan(plan: &mut StepPlan, bind: Bind<'_>, limits: Limits) -> Result<()> {
+    if !plan.is_open() {
+        return Ok(());
+    }
+    bind(plan);
+    ensure(!plan.is_open(), || "what a sample may choose was left open".to_string())?;
+    plan.sample.iter().try_for_each(|sample| check_sample(sample, plan, limits))
 }
 
 /// Fails if a copy names pages or tokens that do not exist.
@@ -86,13 +98,14 @@ fn check_writes(writes: &[KvWrite], positions: &[u32], limits: Limits) -> Result
     }
 }
 
-fn check_sample(sample: &SampleRow, plan: &StepPlan, candidates: &[TokenId], masks: &[u32], limits: Limits) -> Result<()> {
+fn check_sample(sample: &SampleRow, plan: &StepPlan, limits: Limits) -> Result<()> {
     let SampleRow { token, slot, allowed, sampling, .. } = sample;
+    let StepPlan { candidates, masks, .. } = plan;
     ensure((*token as usize) < plan.tokens.len(), || format!("a sample after token {token} of {}", plan.tokens.len()))?;
     check_slot(*slot)?;
     check_sampling(sampling)?;
     match allowed {
-        Allowed::All | Allowed::Hidden => Ok(()),
+        Allowed::All | Allowed::Hidden | Allowed::Open => Ok(()),
         Allowed::Candidates(range) => {
             ensure(inside(range, candidates.len()) && !range.is_empty(), || format!("no candidates lie at {range:?}"))?;
             candidates[range.start as usize..range.end as usize].iter().try_for_each(|&token| check_token(token, limits))
@@ -196,5 +209,20 @@ mod tests {
         check(|p| p.sample[0].allowed = Allowed::Mask(0..2), "allows no token");
         check(|p| p.copies[0].tokens = 17, "more than a page");
         check(|p| p.copies[0].to = PageId(5), "page 5");
+    }
+
+    #[test]
+    fn what_is_bound_late_is_checked_as_well() {
+        let bind = |allowed: Allowed| {
+            let mut plan = sound();
+            plan.sample[0].allowed = Allowed::Open;
+            let limits = Limits { pages: 2, vocabulary: 40 };
+            check_plan(&plan, limits).unwrap();
+            let bound = bind_plan(&mut plan, &mut |plan| plan.sample[0].allowed = allowed.clone(), limits);
+            bound.map_or_else(|error| error.to_string(), |()| "sound".into())
+        };
+        assert_eq!(bind(Allowed::Candidates(0..1)), "sound");
+        assert!(bind(Allowed::Candidates(0..2)).contains("token 40 is outside"));
+        assert!(bind(Allowed::Open).contains("left open"));
     }
 }

@@ -36,17 +36,25 @@ pub trait Device: Send + fmt::Debug {
         None
     }
 
-    /// Returns whether a pass runs while the host goes on: [`launch`](Self::launch) returns at once, and a second pass may be
-    /// launched before the first has ended. Where it does not, a pass has ended when `launch` returns.
+    /// Returns whether a pass runs while the host goes on: [`launch`](Self::launch) returns without waiting for it, and a second
+    /// pass may be launched before the first has ended. Where it does not, a pass has ended when `launch` returns.
     fn overlaps(&self) -> bool {
         false
     }
 
     /// Starts a pass and returns without waiting for it where the device [overlaps](Self::overlaps).
     ///
-    /// Passes run in the order of their launch: one sees all that those before it wrote to pages and slots. Fails if the device
-    /// is lost.
-    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket>;
+    /// `bind` says which tokens are allowed where the plan leaves that [open](StepPlan::is_open). It is called at most once, when
+    /// tokens are about to be chosen, so that a device which overlaps the host runs the layers meanwhile.
+    ///
+    /// Passes run in the order of their launch: one sees all that those before it wrote to pages and slots. Fails if the plan is
+    /// malformed, before or after `bind`, or if the device is lost.
+    fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket>;
+
+    /// As [`launch_open`](Self::launch_open), of a plan that leaves nothing open.
+    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
+        self.launch_open(&mut plan.clone(), &mut |_| ())
+    }
 
     /// Asks for the result of a pass: `true` once `result` has been filled in, `false` while the pass is still running.
     fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool>;
@@ -87,6 +95,9 @@ pub trait Device: Send + fmt::Debug {
     /// Gives the memory of a slab back. What its pages held is lost. No pass of the device runs.
     fn give_slab(&mut self, _slab: u32) {}
 }
+
+/// Replaces [`Allowed::Open`](crate::step::Allowed::Open) in a plan, and changes nothing else but the arenas of candidates and masks.
+pub type Bind<'a> = &'a mut dyn FnMut(&mut StepPlan);
 
 /// A pass that was launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -43,7 +43,7 @@ impl EngineConfig {
 /// What a model's device is opened with.
 #[derive(Clone, Debug)]
 pub struct EngineResources {
-    /// The engine's threads, idle while no step runs. Between steps they work out what each row may say next.
+    /// The engine's threads, idle while no step runs. They also work out what each row may say next.
     pub threads: Arc<ThreadPool>,
     /// The most bytes of KV pages that a model can have, while no other needs any.
     pub kv_bytes: usize,

@@ -117,11 +117,14 @@ impl Model {
         }
     }
 
-    /// Starts a step.
-    pub(super) fn launch(&mut self, plan: &StepPlan) -> Result<()> {
+    /// Starts a step. What its plan leaves open is worked out on `workers` while the device computes.
+    pub(super) fn launch(&mut self, mut plan: StepPlan, workers: &ThreadPool) -> Result<()> {
         self.served += plan.tokens.len() as u64;
         self.shared.time(self.device.as_mut());
-        self.launched.push_back(self.device.launch(plan)?);
+        let Model { device, scheduler, .. } = self;
+        let mut bind = |plan: &mut StepPlan| scheduler.bind(plan, |decisions| decide(workers, decisions));
+        let ticket = device.launch_open(&mut plan, &mut bind)?;
+        self.launched.push_back(ticket);
         Ok(())
     }
 

@@ -87,7 +87,7 @@ impl Models {
         order.sort_unstable();
         for &(.., index) in &order {
             let id = self.models[index].id;
-            match self.guard(index, |models| models.turn(index, order.len())) {
+            match self.guard(index, |models| models.turn(index, order.len(), workers)) {
                 Some(false) if self.in_flight.contains(&id) => break,
                 Some(false) => continue,
                 Some(true) => {
@@ -131,7 +131,7 @@ impl Models {
     }
 
     /// Gives one model its turn. Returns whether it did anything.
-    fn turn(&mut self, index: usize, active: usize) -> Result<bool> {
+    fn turn(&mut self, index: usize, active: usize, workers: &ThreadPool) -> Result<bool> {
         let Models { models, budget, .. } = self;
         let (before, rest) = models.split_at_mut(index);
         let (model, after) = rest.split_first_mut().expect("the order names models that are there");
@@ -147,11 +147,12 @@ impl Models {
             self.budget.note(&self.models[index], active);
         }
         let model = &mut self.models[index];
-        if let Some(plan) = &plan {
-            model.launch(plan)?;
+        let launches = plan.is_some();
+        if let Some(plan) = plan {
+            model.launch(plan, workers)?;
             self.in_flight.push_back(model.id);
         }
-        Ok(model.answer() || plan.is_some())
+        Ok(model.answer() || launches)
     }
 
     /// Ends every model.

@@ -10,7 +10,7 @@ use futures::executor::block_on;
 use super::model::CompileShape;
 use super::{EngineConfig, LocalBackend, LocalConfig, LocalEngine};
 use crate::backend::{Backend, CompletionStream};
-use crate::device::{Device, PoolSpec, StepTicket};
+use crate::device::{Bind, Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::request::{Batch, Completion, FinishReason, OutputShape, Request, RequestId, RowFailure, Sampling};
 use crate::scheduler::fake_device::{Digits, FakeDevice, VOCAB};
@@ -46,14 +46,14 @@ impl Device for GatedDevice {
         self.device.overlaps()
     }
 
-    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
+    fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket> {
         if let Some(launched) = &self.launched {
             let _ = launched.send(());
         }
         if let Some(permits) = &self.permits {
             let _ = permits.lock().unwrap().recv();
         }
-        self.device.launch(plan)
+        self.device.launch_open(plan, bind)
     }
 
     fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool> {

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::device::{Device, PoolSpec, StepTicket};
+use crate::device::{Bind, Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::request::{TokenId, TokenLogprobs};
 use crate::step::{Allowed, PAGE_TOKENS, PageCopy, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
@@ -181,7 +181,8 @@ impl Device for FakeDevice {
         self.overlaps
     }
 
-    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
+    fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket> {
+        bind(plan);
         self.steps += 1;
         let ticket = StepTicket(self.steps);
         if self.overlaps {
@@ -273,6 +274,7 @@ impl Tokenizer for Digits {
 fn choose_of(plan: &StepPlan, sample: &SampleRow, hash: u64) -> TokenId {
     let allowed: Vec<TokenId> = match &sample.allowed {
         Allowed::All | Allowed::Hidden => (0..VOCAB).collect(),
+        Allowed::Open => panic!("nothing is open once tokens are chosen"),
         Allowed::Candidates(range) => plan.candidates[range.start as usize..range.end as usize].to_vec(),
         Allowed::Mask(range) => set_bits(&plan.masks[range.start as usize..range.end as usize]),
     };

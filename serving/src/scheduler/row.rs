@@ -7,6 +7,7 @@ use super::stop::{Cut, StopState};
 use super::waiting::Job;
 use crate::backend::BatchId;
 use crate::constraint::{Constraint, Next};
+use crate::error::Result;
 use crate::request::{RequestId, Sampling, TokenId, TokenLogprobs, Usage};
 use crate::step::{PageId, RowSlot};
 
@@ -43,12 +44,12 @@ impl Row {
 
     /// Returns whether there is something to compute that does not depend on a token the host has not seen.
     pub(super) fn is_ready(&self) -> bool {
-        self.unseen == 0 || (self.answer.allowed == Next::Free && self.answer.room() > self.unseen)
+        self.unseen == 0 || (self.answer.allowed == Some(Next::Free) && self.answer.room() > self.unseen)
     }
 
     /// Returns whether the row's constraint has to see a sample in flight before the row goes on.
     pub(super) fn is_held_up(&self) -> bool {
-        self.unseen > 0 && !matches!(self.answer.allowed, Next::Free | Next::Hidden { .. })
+        self.unseen > 0 && !matches!(self.answer.allowed, Some(Next::Free | Next::Hidden { .. }))
     }
 
     /// Returns what the row has cost so far.
@@ -72,8 +73,8 @@ pub(super) struct AnswerState {
     pub(super) sampling: Sampling,
     /// Tokens drawn so far.
     pub(super) draws: u32,
-    /// What may be sampled after the last known token.
-    pub(super) allowed: Next,
+    /// What may be sampled after the last known token; `None` until the constraint is asked in [`bind`](Self::bind).
+    pub(super) allowed: Option<Next>,
     /// How many probable tokens are reported for each token, and what was reported so far.
     pub(super) top_logprobs: Option<u32>,
     logprobs: Vec<TokenLogprobs>,
@@ -104,8 +105,7 @@ impl AnswerState {
             constraint: constraint(),
             sampling: request.sampling,
             draws: 0,
-            // Nothing until the constraint was asked.
-            allowed: Next::Finish(Vec::new()),
+            allowed: None,
             top_logprobs: request.logprobs,
             logprobs: Vec::new(),
             stop: stop.as_ref().map(StopState::new),
@@ -114,16 +114,29 @@ impl AnswerState {
     }
 
     /// Follows the constraint up to the next choice: appends what is forced, and returns an ending if nothing is to be chosen.
+    /// Whether there is a choice may be left open, for [`bind`](Self::bind).
     pub(super) fn advance(&mut self) -> Option<Ending> {
+        let next = self.constraint.next_early();
+        self.follow(next)
+    }
+
+    /// Asks the constraint for what [`advance`](Self::advance) left open, and returns nothing: a choice is made by the device, and
+    /// what is none is followed when the device's answer is taken.
+    pub(super) fn bind(&mut self) {
+        // No tokens, and no end: what leads nowhere.
+        self.allowed = Some(self.constraint.next().unwrap_or(Next::Forced(Vec::new())));
+    }
+
+    fn follow(&mut self, mut next: Result<Option<Next>>) -> Option<Ending> {
         loop {
-            match self.constraint.next() {
-                Ok(Next::Finish(tokens)) if tokens.len() <= self.room() => {
+            match next {
+                Ok(Some(Next::Finish(tokens))) if tokens.len() <= self.room() => {
                     let cut = tokens.into_iter().find_map(|token| self.append(token, None));
                     return Some(cut.unwrap_or(Ending::Stop));
                 }
                 // An empty list would never lead to a choice.
-                Ok(Next::Forced(tokens)) if tokens.is_empty() => return Some(Ending::Incomplete),
-                Ok(Next::Finish(tokens) | Next::Forced(tokens)) => {
+                Ok(Some(Next::Forced(tokens))) if tokens.is_empty() => return Some(Ending::Incomplete),
+                Ok(Some(Next::Finish(tokens) | Next::Forced(tokens))) => {
                     for token in tokens {
                         if self.room() == 0 {
                             return Some(Ending::Incomplete);
@@ -132,13 +145,16 @@ impl AnswerState {
                             return Some(ending);
                         }
                     }
+                    next = self.constraint.next_early();
                 }
                 // A vector takes no room.
-                Ok(choice @ Next::Hidden { .. }) => {
+                Ok(choice @ Some(Next::Hidden { .. })) => {
                     self.allowed = choice;
                     return None;
                 }
-                Ok(Next::Free) if self.room() == 0 => return Some(Ending::Length),
+                // Nothing more is computed, so it has to be said now whether the answer is complete.
+                Ok(None) if self.room() == 0 => next = self.constraint.next().map(Some),
+                Ok(Some(Next::Free)) if self.room() == 0 => return Some(Ending::Length),
                 // A number or a label that could go on is not the answer, even if it could end here: 8 of 87 is wrong.
                 Ok(_) if self.room() == 0 => return Some(Ending::Incomplete),
                 Ok(choice) => {
@@ -150,13 +166,17 @@ impl AnswerState {
         }
     }
 
-    /// Takes a sampled token and follows the constraint.
+    /// Takes a sampled token and follows the constraint. Where [`bind`](Self::bind) found no choice, the token means nothing.
     pub(super) fn take(
         &mut self,
         token: TokenId,
         logprobs: Option<TokenLogprobs>,
         end_tokens: &[TokenId],
     ) -> Option<Ending> {
+        if let Some(Next::Forced(_) | Next::Finish(_)) = self.allowed {
+            let next = self.allowed.take();
+            return self.follow(Ok(next));
+        }
         self.draws += 1;
         if end_tokens.contains(&token) {
             return Some(Ending::Stop);
@@ -196,7 +216,7 @@ impl AnswerState {
             self.logprobs.push(logprobs.unwrap_or(TokenLogprobs { logprob: 0.0, top: Vec::new() }));
         }
         self.cut = self.stop.as_mut()?.push(&self.tokens[self.prompt..]);
-        self.cut.as_ref().map(|_| if self.allowed == Next::Free { Ending::Stop } else { Ending::Incomplete })
+        self.cut.as_ref().map(|_| if self.allowed == Some(Next::Free) { Ending::Stop } else { Ending::Incomplete })
     }
 }
 
@@ -206,7 +226,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::stop::StopStrings;
-    use super::super::test_constraints::{any_text, labels};
+    use super::super::test_constraints::{any_text, labels, late_labels};
     use super::super::waiting::OpenConstraint;
     use super::*;
     use crate::request::{OutputShape, Request};
@@ -229,6 +249,9 @@ mod tests {
         let mut ending = answer.advance();
         for sample in samples {
             assert_eq!(ending, None, "nothing is sampled after the end");
+            if answer.allowed.is_none() {
+                answer.bind();
+            }
             let logprobs = TokenLogprobs { logprob: -1.0, top: vec![(*sample, -1.0)] };
             ending = answer.take(*sample, Some(logprobs), &[END]);
         }
@@ -261,6 +284,22 @@ mod tests {
         // One label is the beginning of the other, and does not stand for it.
         check(labels(&[&[1], &[1, 2]], true), 1, &[], (&[1], Some(Ending::Incomplete)));
         check(labels(&[&[1], &[1, 2]], true), 2, &[END], (&[1], Some(Ending::Stop)));
+    }
+
+    #[test]
+    fn what_turns_out_to_be_no_choice_is_not_sampled() {
+        let shape = || late_labels(&[&[1, 2, 3, 4], &[1, 2, 5]]);
+        check(shape(), 4, &[], (&[], None));
+        check(shape(), 4, &[7, 7, 3, 7], (&[1, 2, 3, 4], Some(Ending::Stop)));
+        check(shape(), 3, &[7, 7, 5], (&[1, 2, 5], Some(Ending::Stop)));
+        check(shape(), 2, &[7, 7], (&[1, 2], Some(Ending::Incomplete)));
+        check(late_labels(&[&[6, 7]]), 2, &[1], (&[6, 7], Some(Ending::Stop)));
+        check(late_labels(&[&[6, 7]]), 1, &[1], (&[6], Some(Ending::Incomplete)));
+        check(late_labels(&[&[1], &[1, 2]]), 1, &[7], (&[1], Some(Ending::Incomplete)));
+        let (answer, ending) = write(job(shape(), None, Some(1)), 4, &[7, 7, 3, 7]);
+        assert_eq!(answer.draws, 1);
+        let Outcome::Answer { logprobs, .. } = answer.outcome(ending.unwrap()) else { panic!("it is an answer") };
+        assert_eq!(logprobs.iter().map(|token| token.logprob).collect::<Vec<_>>(), [0.0, 0.0, -1.0, 0.0]);
     }
 
     #[test]

@@ -21,6 +21,10 @@
 //! see the sample, wait for it. So that they are not left behind by one small step after another, a step without them is planned
 //! only as long as there is enough else to do: the step before must have been full.
 //!
+//! **Masks.** Which tokens a grammar allows takes long to say, and is not needed before the last layer. Such a row is planned with
+//! its choice left open, and the grammar is asked by [`bind`](Scheduler::bind), while the pass runs. Then it may turn out that
+//! there is no choice: what the device chose for the row means nothing, and the row goes on as if it had not been sampled.
+//!
 //! Pages and slots are given back, and may have a new holder, while a step in flight still writes to them for a row that has
 //! ended or was aborted: passes run in the order of their launch, and whatever the new holder reads, a later pass has written
 //! before. Memory itself is another matter: no slab is given back while a step is in flight.
@@ -34,7 +38,7 @@ use super::pool::{KvPool, Memory};
 use super::prefix_tree::PrefixTree;
 use super::row::{AnswerState, Ending, Row};
 use super::run::Run;
-use super::step_builder::StepBuilder;
+use super::step_builder::{StepBuilder, allow};
 use super::waiting::{Rank, WaitingBatch, Work};
 use crate::backend::{BatchId, Stats};
 use crate::constraint::Next;
@@ -49,8 +53,8 @@ const IN_FLIGHT_MAX: usize = 2;
 
 /// Turns batches into step plans and step results into answers. Knows neither device nor model nor threads.
 ///
-/// [`plan`](Self::plan) a step, run it, [`harvest`](Self::harvest) it, and so on; a second step may be planned, and launched
-/// after the first, before the first is harvested.
+/// [`plan`](Self::plan) a step, run it, [`bind`](Self::bind) what it leaves open, [`harvest`](Self::harvest) it, and so on; a
+/// second step may be planned, and launched after the first, before the first is harvested.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(super) config: SchedulerConfig,
@@ -124,14 +128,13 @@ pub enum Outcome {
     },
 }
 
-/// What a sampled token means for its row: whether it ends the answer, and what may come next. Pure computing on one row, so
-/// decisions may be made in any order and on several threads.
+/// What a sampled token means for its row: whether it ends the answer, and what may come next. Or, without a token, what may come
+/// next where that was left open. Pure computing on one row, so decisions may be made in any order and on several threads.
 #[derive(Debug)]
 pub struct Decision<'a> {
     row: RowId,
     answer: &'a mut AnswerState,
-    token: TokenId,
-    logprobs: Option<TokenLogprobs>,
+    sampled: Option<(TokenId, Option<TokenLogprobs>)>,
     end_tokens: &'a [TokenId],
     ending: Option<Ending>,
 }
@@ -139,7 +142,10 @@ pub struct Decision<'a> {
 impl Decision<'_> {
     /// Makes the decision; to be called once.
     pub fn make(&mut self) {
-        self.ending = self.answer.take(self.token, self.logprobs.take(), self.end_tokens);
+        match self.sampled.take() {
+            Some((token, logprobs)) => self.ending = self.answer.take(token, logprobs, self.end_tokens),
+            None => self.answer.bind(),
+        }
     }
 
     /// Returns the lane of the row's constraint; decisions of one lane are better made one after the other.
@@ -237,6 +243,25 @@ impl Scheduler {
         Some(plan)
     }
 
+    /// Says which tokens are allowed where the last plan leaves that open, and lets `decide` [make](Decision::make) the decision of
+    /// each such row.
+    pub fn bind(&mut self, plan: &mut StepPlan, decide: impl FnOnce(&mut [Decision<'_>])) {
+        let Some(InFlight { samples, .. }) = self.in_flight.back() else { return };
+        debug_assert_eq!(samples.len(), plan.sample.len(), "it is the last plan that is bound");
+        let open =
+            samples.iter().copied().zip(0..).filter(|(_, index): &(_, usize)| plan.sample[*index].allowed == Allowed::Open);
+        let open: BTreeMap<RowId, usize> = open.collect();
+        let end_tokens = self.end_tokens.as_slice();
+        let rows = self.rows.iter_mut().filter(|(id, _)| open.contains_key(id));
+        let decisions =
+            rows.map(|(id, row)| Decision { row: *id, answer: &mut row.answer, sampled: None, end_tokens, ending: None });
+        let mut decisions: Vec<_> = decisions.collect();
+        decide(&mut decisions);
+        for Decision { row, answer, .. } in decisions {
+            plan.sample[open[&row]].allowed = allow(plan, answer.allowed.as_ref());
+        }
+    }
+
     /// Takes the result of the oldest step in flight, and lets `decide` [make](Decision::make) the decision of each sampled row.
     ///
     /// Fails if the device did not answer every sample of the plan.
@@ -256,15 +281,15 @@ impl Scheduler {
         for (id, row) in &mut self.rows {
             let Some(&index) = samples.get(id) else { continue };
             row.unseen -= 1;
-            if let Next::Hidden { dimensions } = row.answer.allowed {
+            if let Some(Next::Hidden { dimensions }) = row.answer.allowed {
                 let Some(state) = result.hidden.get(index).filter(|state| !state.is_empty()) else {
                     return Err(Error::Device("the device gave no state where one was asked for".to_string()));
                 };
                 vectors.push((*id, unit_vector(state.clone(), dimensions)));
                 continue;
             }
-            let (token, logprobs) = (result.sampled[index], result.logprobs.get(index).cloned().flatten());
-            decisions.push(Decision { row: *id, answer: &mut row.answer, token, logprobs, end_tokens, ending: None });
+            let sampled = Some((result.sampled[index], result.logprobs.get(index).cloned().flatten()));
+            decisions.push(Decision { row: *id, answer: &mut row.answer, sampled, end_tokens, ending: None });
         }
         decide(&mut decisions);
         // In an order that does not depend on who decided first.
@@ -355,7 +380,7 @@ impl Scheduler {
                 top_logits: 0,
                 logprobs: top_logprobs,
             };
-            builder.sample(allowed, sample);
+            builder.sample(allowed.as_ref(), sample);
             samples.push(id);
             row.unseen += 1;
         }

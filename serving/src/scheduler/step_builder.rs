@@ -67,14 +67,9 @@ impl StepBuilder {
     }
 
     /// Asks for the token after the last one; `allowed` is what its constraint said.
-    pub(super) fn sample(&mut self, allowed: &Next, mut sample: SampleRow) {
+    pub(super) fn sample(&mut self, allowed: Option<&Next>, mut sample: SampleRow) {
         sample.token = self.plan.tokens.len() as u32 - 1;
-        sample.allowed = match allowed {
-            Next::OneOf(tokens) => Allowed::Candidates(append(&mut self.plan.candidates, tokens)),
-            Next::Mask(words) => Allowed::Mask(append(&mut self.plan.masks, words)),
-            Next::Hidden { .. } => Allowed::Hidden,
-            Next::Free | Next::Forced(_) | Next::Finish(_) => Allowed::All,
-        };
+        sample.allowed = allow(&mut self.plan, allowed);
         self.plan.sample.push(sample);
     }
 
@@ -98,6 +93,19 @@ impl StepBuilder {
         let copy = PageCopy { from, to, tokens: tokens as u32 };
         self.plan.copies.push(copy);
         self.copied.insert(to, copy);
+    }
+}
+
+/// Enters what a constraint said in a plan. Where it said nothing yet, that stays open.
+pub(super) fn allow(plan: &mut StepPlan, allowed: Option<&Next>) -> Allowed {
+    match allowed {
+        None => Allowed::Open,
+        Some(Next::OneOf(tokens)) => Allowed::Candidates(append(&mut plan.candidates, tokens)),
+        Some(Next::Mask(words)) => Allowed::Mask(append(&mut plan.masks, words)),
+        Some(Next::Hidden { .. }) => Allowed::Hidden,
+        Some(Next::Free) => Allowed::All,
+        // No choice, found when the pass was under way: any token will do, and one logit is less than all.
+        Some(Next::Forced(_) | Next::Finish(_)) => Allowed::Candidates(append(&mut plan.candidates, &[0])),
     }
 }
 

@@ -8,14 +8,14 @@ use proptest::prelude::*;
 use super::fake_device::{Digits, END, FakeDevice, VOCAB, choose, extend, logprobs_of, set_bits, state};
 use super::row::AnswerState;
 use super::scheduler::decide;
-use super::test_constraints::{any_text, labels, vector};
+use super::test_constraints::{any_text, at_once, labels, late_labels, vector};
 use super::*;
 use crate::backend::BatchId;
 use crate::constraint::Next;
 use crate::device::{Device, PoolSpec, StepTicket};
 use crate::encoder::unit_vector;
 use crate::request::{OutputShape, Request, RequestId, Sampling, TokenId};
-use crate::step::{PAGE_TOKENS, PageId, RowSlot, StepPlan, StepResult, TokenSource};
+use crate::step::{Allowed, PAGE_TOKENS, PageId, RowSlot, StepPlan, StepResult, TokenSource};
 
 const MAX_CONTEXT: usize = 96;
 
@@ -26,12 +26,15 @@ fn job(id: u32, prompt: &[TokenId], shape: u8, max_tokens: u32) -> Job {
         2 => labels(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 5, 6, 7, 7, 1]], false),
         3 => labels(&[&[3, 3, 3, 1], &[4, 4], &[4, 4, 4]], true),
         4 => labels(&[&[5, 6]], false),
+        5 => late_labels(&[&[3, 3, 3, 1], &[4, 4], &[4, 4, 4]]),
+        6 => late_labels(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 5, 6, 7, 7, 1]]),
+        7 => late_labels(&[&[5, 6]]),
         _ => vector(2),
     };
     let middle = prompt.len() / 2;
     let prompt = vec![prompt[..middle].into(), prompt[middle..].into()];
     let sampling = Sampling { seed: u64::from(id % 3), ..Sampling::GREEDY };
-    let output = if shape < 5 { OutputShape::Text } else { OutputShape::Embedding { dimensions: Some(2) } };
+    let output = if shape < 8 { OutputShape::Text } else { OutputShape::Embedding { dimensions: Some(2) } };
     let request = Request::new(RequestId(id), prompt, Arc::new(output), sampling, max_tokens);
     let stop = if id % 4 == 1 { StopStrings::new(&["77".to_string(), "4".to_string()], &Digits::shared()) } else { None };
     let request = Request { logprobs: (id % 5 == 2).then_some(id % 2), ..request };
@@ -86,8 +89,11 @@ impl Harness {
 
     /// Plans a step and leaves it in flight.
     fn launch(&mut self) -> Option<StepPlan> {
-        let plan = self.scheduler.plan(&mut Fixed);
-        self.tickets.extend(plan.as_ref().map(|plan| self.device.launch(plan).unwrap()));
+        let Harness { scheduler, device, tickets, .. } = self;
+        let mut plan = scheduler.plan(&mut Fixed);
+        if let Some(plan) = &mut plan {
+            tickets.push_back(device.launch_open(plan, &mut |plan| scheduler.bind(plan, decide)).unwrap());
+        }
         self.collect();
         plan
     }
@@ -120,8 +126,9 @@ impl Harness {
     }
 }
 
-/// Answers a job without pages, steps or other rows.
+/// Answers a job without pages, steps or other rows, and with nothing left for later.
 fn reference(job: &Job, pages: u32) -> String {
+    let job = &Job { constraint: at_once(&job.constraint), ..job.clone() };
     let tokens = job.request.prompt.concat();
     let prompt = tokens.len();
     if prompt + 1 > MAX_CONTEXT {
@@ -137,7 +144,7 @@ fn reference(job: &Job, pages: u32) -> String {
     let mut ending = answer.advance();
     while ending.is_none() {
         let hash = answer.tokens.iter().fold(0, |hash, token| extend(hash, *token));
-        let allowed = match &answer.allowed {
+        let allowed = match answer.allowed.as_ref().expect("all is said at once") {
             Next::Hidden { dimensions } => {
                 return format!("{:?}", Outcome::Vector(unit_vector(state(hash), *dimensions)));
             }
@@ -235,15 +242,15 @@ fn any_config() -> impl Strategy<Value = SchedulerConfig> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let batches = prop::collection::vec(any::<bool>().prop_flat_map(|sorted| batch(sorted, 0..6, 0..20)), 1..4);
+    let batches = prop::collection::vec(any::<bool>().prop_flat_map(|sorted| batch(sorted, 0..9, 0..20)), 1..4);
     (batches, any_config(), 4..60_u32).prop_map(|(batches, config, pages)| Case { batches, config, pages })
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever the budgets, the pool, the order and the company, and whether steps are planned ahead, each row has the answer
-    /// that it has alone, for the same price.
+    /// Whatever the budgets, the pool, the order and the company, whether steps are planned ahead, and whether it is said before
+    /// a step or within it which tokens are allowed, each row has the answer that it has alone, for the same price.
     #[test]
     fn answers_do_not_depend_on_scheduling(Case { batches, config, pages } in case(), wait_every in 1..5_u64) {
         let mut harness = Harness::ahead(config, pages, wait_every);
@@ -471,6 +478,24 @@ fn rows_that_must_see_their_sample_are_left_out_of_full_steps_only() {
     assert!(third.sample.iter().all(|sample| second.sample.iter().all(|before| before.slot != sample.slot)));
     harness.harvest(1);
     harness.run();
+}
+
+#[test]
+fn a_choice_is_left_open_until_the_step_runs() {
+    let mut harness = Harness::new(config(), 100);
+    harness.scheduler.add(BatchId(0), work(vec![job(0, &[1; 20], 5, 9), job(1, &[1; 20], 7, 9)])).unwrap();
+    let mut plan = harness.scheduler.plan(&mut Fixed).unwrap();
+    assert!(plan.is_open() && plan.masks.is_empty());
+    harness.scheduler.bind(&mut plan, decide);
+    assert_eq!(
+        plan.sample.iter().map(|sample| &sample.allowed).collect::<Vec<_>>(),
+        [
+            &Allowed::Mask(0..1),
+            // There was none, and the answer is known without what is chosen here.
+            &Allowed::Candidates(0..1),
+        ]
+    );
+    assert_eq!(plan.masks, [1 << 3 | 1 << 4]);
 }
 
 #[test]

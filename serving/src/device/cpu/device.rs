@@ -11,8 +11,8 @@ use super::forward::{Buffers, Decoder};
 use super::head::{HeadBuffers, sample};
 use super::kv::KvPool;
 use super::weights::Packer;
-use crate::device::check::{Limits, check_copies, check_plan, check_slot, check_token};
-use crate::device::{Device, PoolSpec, StepTicket};
+use crate::device::check::{Limits, bind_plan, check_copies, check_plan, check_slot, check_token};
+use crate::device::{Bind, Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TensorSource};
 use crate::request::TokenId;
@@ -138,16 +138,20 @@ impl CpuDevice {
         token.ok_or_else(|| Error::Device(format!("malformed plan: nothing was sampled into slot {}", slot.0)))
     }
 
-    fn run(&mut self, plan: &StepPlan) -> StepResult {
+    fn run(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepResult> {
+        let limits = self.limits();
         let CpuDevice { decoder, kv, pool, buffers, head, tokens, .. } = self;
         pool.install(|| {
             kv.copy(&plan.copies);
-            if tokens.is_empty() {
-                return StepResult::default();
+            if !tokens.is_empty() {
+                decoder.forward(kv, plan, tokens, buffers);
             }
-            decoder.forward(kv, plan, tokens, buffers);
-            sample(decoder, plan, buffers, head)
-        })
+        });
+        if tokens.is_empty() {
+            return Ok(StepResult::default());
+        }
+        bind_plan(plan, bind, limits)?;
+        Ok(pool.install(|| sample(decoder, plan, buffers, head)))
     }
 
     fn keep(&mut self, slot: RowSlot, token: TokenId) -> Result<()> {
@@ -179,7 +183,7 @@ impl Device for CpuDevice {
         Some(self.decoder.weights.size_bytes() as u64)
     }
 
-    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
+    fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket> {
         if self.finished.len() >= UNPOLLED_MAX {
             return Err(Error::Device(format!("{UNPOLLED_MAX} passes wait to be polled")));
         }
@@ -187,7 +191,7 @@ impl Device for CpuDevice {
         let written = plan.writes.iter().map(|write| write.page);
         self.check_taken(written.chain(plan.block_tables.iter().copied()).chain(pages_of(&plan.copies)))?;
         self.resolve(&plan.tokens)?;
-        let result = self.run(plan);
+        let result = self.run(plan, bind)?;
         for (sample, &token) in plan.sample.iter().zip(&result.sampled) {
             self.keep(sample.slot, token)?;
         }
@@ -241,7 +245,9 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::reference::{MemoryTensors, Random, add_row, close, featured_config, naive_logits, tiny_config};
+    use super::super::reference::{
+        MemoryTensors, Random, add_row, close, featured_config, naive_logits, run_open, tiny_config,
+    };
     use super::*;
     use crate::request::{Sampling, TokenLogprobs};
     use crate::step::{Allowed, PAGE_TOKENS};
@@ -392,7 +398,9 @@ mod tests {
                 let sampled = |temperature: f32, plan: &mut StepPlan| {
                     plan.sample[0].sampling = Sampling { temperature, seed: 11, ..Sampling::GREEDY };
                     (plan.sample[0].allowed, plan.sample[0].top_logits) = (choice.clone(), top);
-                    run(&mut device(&config, 1), plan)
+                    let result = run(&mut device(&config, 1), plan);
+                    assert_eq!(run_open(&mut device(&config, 1), &[&*plan, &*plan]), [result.clone(), result.clone()]);
+                    result
                 };
                 let result = sampled(0.0, &mut plan);
                 assert_eq!(result.sampled, [best_of(&allowed)]);

@@ -63,7 +63,7 @@ fn needs_all(sample: &SampleRow) -> bool {
     match sample.allowed {
         Allowed::Candidates(_) => sample.logprobs.is_some_and(|top| top > 0),
         Allowed::All | Allowed::Mask(_) => sample.logprobs.is_some(),
-        Allowed::Hidden => false,
+        Allowed::Hidden | Allowed::Open => false,
     }
 }
 
@@ -77,7 +77,7 @@ fn state_of<'a>(hidden: &'a Buffers, sample: &SampleRow, width: usize) -> &'a [f
 fn candidates<'a>(plan: &'a StepPlan, sample: &SampleRow) -> &'a [TokenId] {
     match &sample.allowed {
         Allowed::Candidates(range) => &plan.candidates[range.start as usize..range.end as usize],
-        Allowed::All | Allowed::Mask(_) | Allowed::Hidden => &[],
+        Allowed::All | Allowed::Mask(_) | Allowed::Hidden | Allowed::Open => &[],
     }
 }
 
@@ -133,7 +133,7 @@ fn pick(plan: &StepPlan, sample: &SampleRow, tokens: Option<&[TokenId]>, logits:
     let mut allowed: Vec<Scored> = match (&sample.allowed, tokens) {
         (_, Some(tokens)) => tokens.iter().copied().zip(logits.iter().copied()).collect(),
         (Allowed::All, None) if sample.sampling.temperature == 0.0 => largest(logits).into_iter().collect(),
-        (Allowed::All | Allowed::Hidden, None) => all().collect(),
+        (Allowed::All | Allowed::Hidden | Allowed::Open, None) => all().collect(),
         (Allowed::Candidates(_), None) => {
             candidates(plan, sample).iter().map(|&token| (token, logits[token as usize])).collect()
         }

@@ -5,10 +5,11 @@ use std::num::NonZeroUsize;
 
 use rayon::ThreadPoolBuilder;
 
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{DType, HostTensor, LayerAttention, ModelConfig, RopeScaling, TensorSource};
 use crate::request::{Sampling, TokenId};
-use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, TokenSource};
+use crate::step::{Allowed, KvWrite, PAGE_TOKENS, PageId, RowSlot, RowSpan, SampleRow, StepPlan, StepResult, TokenSource};
 
 /// A small linear congruential generator.
 pub(in crate::device) struct Random(u64);
@@ -185,6 +186,22 @@ pub(in crate::device) fn add_row(plan: &mut StepPlan, row: &[TokenId], from: usi
         top_logits,
         logprobs: None,
     });
+}
+
+/// Runs plans one behind the other, each of whose samples are left open until they are to be chosen.
+pub(in crate::device) fn run_open(device: &mut dyn Device, plans: &[&StepPlan]) -> Vec<StepResult> {
+    let mut launch = |plan: &&StepPlan| {
+        let mut open = StepPlan { candidates: Vec::new(), masks: Vec::new(), ..(*plan).clone() };
+        open.sample.iter_mut().for_each(|sample| sample.allowed = Allowed::Open);
+        device.launch_open(&mut open, &mut |open| open.clone_from(plan)).unwrap()
+    };
+    let tickets: Vec<_> = plans.iter().map(&mut launch).collect();
+    let result = |ticket| {
+        let mut result = StepResult::default();
+        device.wait(ticket, &mut result).unwrap();
+        result
+    };
+    tickets.into_iter().map(result).collect()
 }
 
 /// Logits after each token of `row`, in double precision and without any cache.

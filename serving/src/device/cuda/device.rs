@@ -1,8 +1,9 @@
 //! `CudaDevice`: runs step plans on a GPU. A pass runs while the host goes on.
 //!
-//! A launch has two halves. What can fail in the ordinary way, memory that is not there above all, is done by
-//! [`prepare`](CudaDevice::prepare), before anything of the pass is launched. GPUs that share a model start a pass once all have
-//! prepared it, since none can go on without the others.
+//! A launch has three parts. What the layers need is checked and taken by [`prepare`](CudaDevice::prepare), before anything of the
+//! pass is launched: GPUs that share a model start a pass once all have prepared it, since none can go on without the others.
+//! [`start`](CudaDevice::start) launches the layers. While they run it is worked out which tokens are allowed, and then
+//! [`choose`](CudaDevice::choose) launches the choice, for which no GPU waits for another.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -12,15 +13,15 @@ use super::attend::AttentionPlaces;
 use super::driver::{Arg, Buffer, Event, Gpu, GpuFacts, Kernel, Size};
 use super::forward::{Decoder, PassInputs};
 use super::gemm::padded;
-use super::head::{Head, HostResult, Samples};
+use super::head::{Head, HostResult};
 use super::kernels::{Kernels, Precision};
 use super::metadata::{Metadata, Uploader};
 use super::nccl::Peer;
 use super::share::Share;
 use super::timing::{Part, PassTimes, Timing};
 use super::weights::Weights;
-use crate::device::check::{Limits, SLOTS_MAX, check_copies, check_plan, check_token};
-use crate::device::{Device, PoolSpec, StepTicket};
+use crate::device::check::{Limits, SLOTS_MAX, bind_plan, check_copies, check_plan, check_token};
+use crate::device::{Bind, Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TensorSource};
 use crate::step::{PAGE_TOKENS, PageCopy, StepPlan, StepResult, TokenSource};
@@ -30,6 +31,9 @@ const IN_FLIGHT_MAX: usize = 4;
 
 /// The sides of a matrix in FP8 are a multiple of this: 16 bytes are what the matrix units read at a time.
 const FP8_WIDTH: usize = 16;
+
+/// Uploads of a pass: what its layers read, and then what its samples do.
+const UPLOADS: usize = 2;
 
 /// Of the memory that is free after all else, the part that the KV pool takes: drivers and libraries want some later on.
 const POOL_SHARE: f64 = 0.92;
@@ -109,13 +113,14 @@ struct Pass {
     tokens: usize,
 }
 
-/// A pass that can be started: its metadata is on the GPU, and its memory is there.
+/// A pass that can be started: the metadata of its layers is on the GPU, and their memory is there.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pass: Pass,
     inputs: PassInputs,
     attention: AttentionPlaces,
-    samples: Samples,
+    /// The sampled tokens, ascending.
+    live: Vec<i32>,
     /// Of the copies of pages.
     copies: usize,
 }
@@ -157,7 +162,7 @@ impl CudaDevice {
             decoder = decoder.invariant(rows);
         }
         let head = Head::new(&gpu, &kernels, precision, config, capacity)?;
-        let uploader = Uploader::new(&gpu, IN_FLIGHT_MAX, 64 * capacity + (1 << 16))?;
+        let uploader = Uploader::new(&gpu, UPLOADS * IN_FLIGHT_MAX, 64 * capacity + (1 << 16))?;
         let slots = gpu.allocate(SLOTS_MAX as usize)?;
         slots.fill(0)?;
         if options.tune && options.invariant_rows.is_none() {
@@ -237,7 +242,7 @@ impl CudaDevice {
         self.times = None;
     }
 
-    fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         Limits { pages: self.spec.pages, vocabulary: self.decoder.config.vocab_size }
     }
 
@@ -265,8 +270,8 @@ impl CudaDevice {
         }
     }
 
-    /// Does the first half of a launch: checks the plan, copies what describes it, takes memory. What fails here leaves the device
-    /// as it was.
+    /// Does the first part of a launch: checks the plan, and copies what describes its layers. What fails here leaves the device as
+    /// it was.
     pub(super) fn prepare(&mut self, plan: &StepPlan) -> Result<Prepared> {
         if self.in_flight.len() >= IN_FLIGHT_MAX {
             return Err(Error::Device(format!("{IN_FLIGHT_MAX} passes wait to be polled")));
@@ -284,8 +289,7 @@ impl CudaDevice {
             },
         };
         (pass.ticket, pass.tokens) = (StepTicket(self.launched), plan.tokens.len());
-        let CudaDevice { decoder, head, uploader, metadata, slots, .. } = self;
-        let config = &decoder.config;
+        let CudaDevice { decoder, uploader, metadata, slots, .. } = self;
         metadata.clear();
         let tokens = metadata.extend(plan.tokens.iter().map(|source| match *source {
             TokenSource::Host(token) => token as i32,
@@ -301,8 +305,6 @@ impl CudaDevice {
         live.sort_unstable();
         live.dedup();
         let live_tokens = metadata.push(&live);
-        let samples = head.describe(plan, &live, config.vocab_size, metadata);
-        head.make_room(plan, &samples, config, &mut pass.result)?;
         uploader.upload(metadata)?;
         let inputs = PassInputs {
             n: plan.tokens.len(),
@@ -314,15 +316,46 @@ impl CudaDevice {
             write_list: metadata.at(writes),
             live_tokens: metadata.at(live_tokens),
         };
-        Ok(Prepared { pass, inputs, attention, samples, copies })
+        Ok(Prepared { pass, inputs, attention, live, copies })
     }
 
-    /// Does the second half: launches a plan that was just prepared.
-    pub(super) fn start(&mut self, plan: &StepPlan, prepared: Prepared) -> Result<StepTicket> {
+    /// Does the second part: launches the layers of a plan that was just prepared.
+    pub(super) fn start(&mut self, plan: &StepPlan, prepared: &mut Prepared) -> Result<()> {
         self.gpu.bind()?;
-        let Prepared { mut pass, inputs, attention, samples, copies } = prepared;
-        self.run(plan, &mut pass, inputs, &attention, &samples, copies)?;
-        self.gpu.record(&pass.ended)?;
+        let CudaDevice { decoder, metadata, pool, gpu, .. } = self;
+        let Prepared { pass, inputs, attention, copies, .. } = prepared;
+        pass.timing.start(gpu, self.times.is_some())?;
+        // SAFETY: the plan was checked: its pages are of the pool, its tokens of the vocabulary, its positions of the context, and
+        // its slots of those that there are. The metadata is on the GPU.
+        unsafe {
+            launch_copies(gpu, self.copy_pages, metadata.at(*copies), plan.copies.len(), pool, &decoder.config)?;
+            pass.timing.mark(gpu, Part::Other)?;
+            if plan.tokens.is_empty() {
+                return Ok(());
+            }
+            decoder.run(*inputs, attention, metadata, pool.at(0), &mut pass.timing)
+        }
+    }
+
+    /// Does the last part: launches the choice of tokens of a plan that was just started and leaves nothing open.
+    pub(super) fn choose(&mut self, plan: &StepPlan, prepared: Prepared) -> Result<StepTicket> {
+        self.gpu.bind()?;
+        let CudaDevice { decoder, head, uploader, metadata, slots, gpu, .. } = self;
+        let Prepared { mut pass, live, .. } = prepared;
+        if plan.sample.is_empty() {
+            pass.result.clear();
+        } else {
+            // In place of what the layers have read by then, since uploads come in the order of launch.
+            metadata.clear();
+            let samples = head.describe(plan, &live, decoder.config.vocab_size, metadata);
+            head.make_room(plan, &samples, &decoder.config, &mut pass.result)?;
+            uploader.upload(metadata)?;
+            // SAFETY: the plan was checked, what was bound since as well, and its layers are launched. The metadata is on the GPU,
+            // there is room, and the result is not touched before the pass has ended.
+            unsafe { head.run(decoder, plan, &samples, metadata, slots, &mut pass.result)? };
+            pass.timing.mark(gpu, Part::Head)?;
+        }
+        gpu.record(&pass.ended)?;
         for sample in &plan.sample {
             let slot = sample.slot.0 as usize;
             if self.filled.len() <= slot {
@@ -334,32 +367,6 @@ impl CudaDevice {
         self.launched += 1;
         self.in_flight.push_back(pass);
         Ok(ticket)
-    }
-
-    fn run(
-        &mut self,
-        plan: &StepPlan,
-        pass: &mut Pass,
-        inputs: PassInputs,
-        attention: &AttentionPlaces,
-        samples: &Samples,
-        copies: usize,
-    ) -> Result<()> {
-        let CudaDevice { decoder, head, metadata, slots, pool, gpu, .. } = self;
-        pass.timing.start(gpu, self.times.is_some())?;
-        // SAFETY: the plan was checked: its pages are of the pool, its tokens of the vocabulary, its positions of the context, and
-        // its slots of those that there are. The metadata is on the GPU, and the result is not touched before the pass has ended.
-        unsafe {
-            launch_copies(gpu, self.copy_pages, metadata.at(copies), plan.copies.len(), pool, &decoder.config)?;
-            pass.timing.mark(gpu, Part::Other)?;
-            if plan.tokens.is_empty() {
-                pass.result.clear();
-                return Ok(());
-            }
-            decoder.run(inputs, attention, metadata, pool.at(0), &mut pass.timing)?;
-            head.run(decoder, plan, samples, metadata, slots, &mut pass.result)?;
-            pass.timing.mark(gpu, Part::Head)
-        }
     }
 
     /// Waits until a pass has ended.
@@ -421,9 +428,11 @@ impl Device for CudaDevice {
         self.times
     }
 
-    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
-        let prepared = self.prepare(plan)?;
-        self.start(plan, prepared)
+    fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket> {
+        let mut prepared = self.prepare(plan)?;
+        self.start(plan, &mut prepared)?;
+        bind_plan(plan, bind, self.limits())?;
+        self.choose(plan, prepared)
     }
 
     fn poll(&mut self, ticket: StepTicket, result: &mut StepResult) -> Result<bool> {
@@ -507,7 +516,7 @@ mod tests {
 
     use super::*;
     use crate::device::cpu::reference::{
-        MemoryTensors, Random, add_row, close, featured_config, naive_logits, naive_logits_of_rounded, quantised,
+        MemoryTensors, Random, add_row, close, featured_config, naive_logits, naive_logits_of_rounded, quantised, run_open,
         tiny_config,
     };
     use crate::device::cpu::{Activations, CpuDevice, CpuOptions};
@@ -786,6 +795,13 @@ mod tests {
         }
         let (on_gpu, on_cpu) = (run(&mut gpu, &plan), run(&mut cpu, &plan));
         assert_eq!(on_gpu.sampled, on_cpu.sampled);
+        // Two passes of which nothing is known when they are launched, and between them one with other samples.
+        let mut other = plan.clone();
+        other.sample.truncate(20);
+        for device in [&mut gpu as &mut dyn Device, &mut cpu] {
+            let expected = [run(device, &plan), run(device, &other), run(device, &plan)];
+            assert_eq!(run_open(device, &[&plan, &other, &plan]), expected);
+        }
         for (gpu, cpu) in on_gpu.logprobs.iter().zip(&on_cpu.logprobs) {
             assert_eq!(gpu.is_some(), cpu.is_some());
             let (Some(gpu), Some(cpu)) = (gpu, cpu) else { continue };

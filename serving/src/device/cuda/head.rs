@@ -175,7 +175,7 @@ impl Head {
         Ok(HostResult { tokens, logits, states, samples: 0, wanted: Vec::new() })
     }
 
-    /// Describes the samples of a checked plan. `live` are the sampled tokens, ascending.
+    /// Describes the samples of a checked plan that leaves nothing open. `live` are the sampled tokens, ascending.
     pub(super) fn describe(&self, plan: &StepPlan, live: &[i32], vocabulary: usize, metadata: &mut Metadata) -> Samples {
         let groups = Groups::of(plan);
         let row_of = |i: usize| live.partition_point(|&token| token < plan.sample[i].token as i32) as i32;
@@ -199,7 +199,7 @@ impl Head {
                         }
                         at as i32
                     }
-                    Allowed::All | Allowed::Hidden => -1,
+                    Allowed::All | Allowed::Hidden | Allowed::Open => -1,
                 };
                 let place = [(row - first) as i32, sample.slot.0 as i32, mask, i as i32];
                 if sample.sampling.temperature == 0.0 {
@@ -457,7 +457,7 @@ fn needs_row(sample: &SampleRow) -> bool {
 fn candidates_of<'a>(plan: &'a StepPlan, sample: &SampleRow) -> &'a [TokenId] {
     match &sample.allowed {
         Allowed::Candidates(range) => &plan.candidates[range.start as usize..range.end as usize],
-        Allowed::All | Allowed::Mask(_) | Allowed::Hidden => &[],
+        Allowed::All | Allowed::Mask(_) | Allowed::Hidden | Allowed::Open => &[],
     }
 }
 

@@ -20,7 +20,8 @@ use super::driver::{Gpu, GpuFacts};
 use super::nccl::{Group, Peer};
 use super::share::Share;
 use super::timing::PassTimes;
-use crate::device::{Device, PoolSpec, StepTicket};
+use crate::device::check::bind_plan;
+use crate::device::{Bind, Device, PoolSpec, StepTicket};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::model::{ModelConfig, TensorSource};
@@ -182,7 +183,7 @@ impl Device for TensorParallel {
         lock(&self.ranks[0]).device.pass_times()
     }
 
-    fn launch(&mut self, plan: &StepPlan) -> Result<StepTicket> {
+    fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket> {
         if let Some(cause) = self.team.group.cause() {
             return Err(cause);
         }
@@ -190,9 +191,14 @@ impl Device for TensorParallel {
             rank.prepared = Some(rank.device.prepare(plan)?);
             Ok(())
         })?;
+        self.each(true, |rank| {
+            let Rank { device, prepared } = rank;
+            device.start(plan, prepared.as_mut().expect("all have prepared the pass"))
+        })?;
+        bind_plan(plan, bind, self.first().limits())?;
         let tickets = self.each(true, |rank| {
-            let prepared = rank.prepared.take().expect("all have prepared the pass");
-            rank.device.start(plan, prepared)
+            let prepared = rank.prepared.take().expect("all have started the pass");
+            rank.device.choose(plan, prepared)
         })?;
         Ok(tickets[0])
     }
@@ -231,7 +237,9 @@ impl fmt::Debug for TensorParallel {
 mod tests {
     use super::super::Precision;
     use super::*;
-    use crate::device::cpu::reference::{MemoryTensors, Random, add_row, close, featured_config, naive_logits, tiny_config};
+    use crate::device::cpu::reference::{
+        MemoryTensors, Random, add_row, close, featured_config, naive_logits, run_open, tiny_config,
+    };
     use crate::request::TokenId;
     use crate::step::PageId;
 
@@ -319,7 +327,9 @@ mod tests {
         for row in 0..8 {
             add_row(&mut plan, &tokens(40, u64::from(row)), 0, &[3 * row, 3 * row + 1, 3 * row + 2].map(PageId), 50);
         }
+        let open = run_open(&mut split, &[&plan, &plan]);
         let (split, whole) = (run(&mut split, &plan), run(&mut whole, &plan));
+        assert_eq!(open, [split.clone(), split.clone()]);
         assert_eq!(split.sampled, whole.sampled);
         for (split, whole) in split.top_logits.iter().flatten().zip(whole.top_logits.iter().flatten()) {
             assert_eq!(split.0, whole.0);

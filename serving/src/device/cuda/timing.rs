@@ -29,7 +29,7 @@ pub struct PassTimes {
     pub attention: f64,
     /// Sums over GPUs that share a model, with the time for which the first waits for the others.
     pub exchange: f64,
-    /// The LM head and the choice of tokens.
+    /// The LM head and the choice of tokens, with the time for which the GPU waits for masks.
     pub head: f64,
     /// Norms, rotary embedding, activation, copies.
     pub other: f64,
