@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::ScalarValue;
 use datafusion::common::config::ExtensionOptions;
-use datafusion::common::plan_datafusion_err;
+use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::runtime::SpawnedTask;
+use datafusion::common::{ParamValues, plan_datafusion_err};
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -34,6 +36,7 @@ use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, R
 use crate::planner::{EstimateCosts, described_calls, device_options};
 use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
 use crate::secrets::{SecretInfo, SecretStore};
+use crate::session_tables::{self, SessionCatalogs};
 use crate::statement::{self, Statement};
 use crate::{desugared, redact, session};
 
@@ -47,6 +50,7 @@ const SHOW_MODELS: &str = "SELECT name, kind, type, location, state, max_context
 #[derive(Clone)]
 pub struct Refrain {
     context: SessionContext,
+    catalogs: Arc<SessionCatalogs>,
     models: Arc<ModelCatalog>,
     secrets: Arc<SecretStore>,
     queries: Arc<QueryLog>,
@@ -108,8 +112,8 @@ impl Builder {
             models.add(&name, source, true)?;
         }
         let queries = Arc::new(QueryLog::default());
-        let context = session::new_session(&models, &queries, settings, self.config)?;
-        Ok(Refrain { context, models, secrets, queries })
+        let (context, catalogs) = session::new_session(&models, &queries, settings, self.config)?;
+        Ok(Refrain { context, catalogs, models, secrets, queries })
     }
 }
 
@@ -119,16 +123,33 @@ impl Refrain {
         Builder::default()
     }
 
+    /// Opens a session beside this one: it has the same models, secrets, answers and tables, settings that begin as this session's
+    /// are now, and temporary tables and queries of its own. `id` is what `ai_queries()` calls it.
+    pub fn new_session(&self, id: &str) -> Result<Refrain> {
+        self.session_beside(id, Arc::default())
+    }
+
+    /// As [`new_session`](Self::new_session), with a log that other sessions may share.
+    pub(crate) fn session_beside(&self, id: &str, queries: Arc<QueryLog>) -> Result<Refrain> {
+        let (context, catalogs) = session::session_beside(&self.context, &self.catalogs, id, &self.models, &queries)?;
+        let (models, secrets) = (Arc::clone(&self.models), Arc::clone(&self.secrets));
+        Ok(Refrain { context, catalogs, models, secrets, queries })
+    }
+
     /// Plans one statement. No model is called, and nothing is changed before the query is executed.
     pub async fn sql(&self, statement: &str) -> Result<Query> {
         // Parsed apart, since a dialect cannot cross an await.
-        let parsed = statement::parse(statement, self.dialect().as_ref())?;
+        let parsed = {
+            let dialect = self.dialect();
+            statement::parse(&statement::number_placeholders(statement, dialect.as_ref())?, dialect.as_ref())?
+        };
         let parsed = match parsed {
             Statement::ShowModels => statement::parse(SHOW_MODELS, &GenericDialect {})?,
             other => other,
         };
         let kind = match parsed {
-            Statement::DataFusion(parsed) => {
+            Statement::DataFusion(mut parsed) => {
+                session_tables::place_temporary(&mut parsed)?;
                 let parsed = desugared(&self.context, *parsed).await?;
                 Kind::Plan(Box::new(self.context.state().statement_to_plan(parsed).await?))
             }
@@ -188,6 +209,12 @@ impl Refrain {
             Ok(found) => format!("device: {found}"),
             Err(error) => error.to_string(),
         }
+    }
+
+    /// Returns how urgent the queries of the session are.
+    #[cfg(feature = "flight")]
+    pub(crate) fn priority(&self) -> refrain_udf::Priority {
+        self.settings().priority
     }
 
     fn settings(&self) -> Settings {
@@ -376,7 +403,7 @@ fn secret_table(secrets: &[SecretInfo]) -> datafusion::common::Result<RecordBatc
 }
 
 /// A statement that has been planned and not run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Query {
     db: Refrain,
     kind: Kind,
@@ -384,7 +411,7 @@ pub struct Query {
     sql: String,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Kind {
     Plan(Box<LogicalPlan>),
     /// EXPLAIN in a form of ours.
@@ -404,6 +431,73 @@ impl Query {
             Kind::Explain { .. } => LogicalPlan::explain_schema(),
             Kind::Own(statement) => own_schema(statement),
         }
+    }
+
+    /// Returns whether the statement is asked for its rows, as SELECT and EXPLAIN are. Others change something: tables, settings,
+    /// models, files.
+    pub fn returns_rows(&self) -> bool {
+        match &self.kind {
+            Kind::Plan(plan) => match plan.as_ref() {
+                LogicalPlan::Statement(statement) => matches!(statement, PlannedStatement::Execute(_)),
+                plan => !matches!(plan, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_)),
+            },
+            Kind::Explain { .. } => true,
+            Kind::Own(statement) => !own_schema(statement).fields().is_empty(),
+        }
+    }
+
+    /// Returns the parameters of the statement, in order: `?`, `$1` and `$name`. Text is assumed where nothing tells the type.
+    pub fn parameters(&self) -> Result<SchemaRef> {
+        let field =
+            |(name, data_type): (String, Option<DataType>)| Field::new(name, data_type.unwrap_or(DataType::Utf8), true);
+        Ok(Arc::new(Schema::new(self.parameter_types()?.into_iter().map(field).collect::<Vec<_>>())))
+    }
+
+    /// Returns name and, where the statement tells it, type of every parameter.
+    fn parameter_types(&self) -> Result<Vec<(String, Option<DataType>)>> {
+        let Some(plan) = self.logical_plan() else { return Ok(vec![]) };
+        let mut found: Vec<_> = plan.get_parameter_types()?.into_iter().collect();
+        found.sort_by_cached_key(|(name, _)| (name[1..].parse::<usize>().ok(), name.clone()));
+        Ok(found.into_iter().map(|(name, data_type)| (name[1..].to_owned(), data_type.filter(|t| !t.is_null()))).collect())
+    }
+
+    /// Gives the parameters values, in the order of [`parameters`](Self::parameters). Fails unless there is one for each, and where a
+    /// value would be changed on its way into a table.
+    pub fn bind(&self, values: &[ScalarValue]) -> Result<Query> {
+        let types = self.parameter_types()?;
+        if types.len() != values.len() {
+            let (wanted, given) = (types.len(), values.len());
+            return Err(plan_datafusion_err!("the statement has {wanted} parameters, and {given} values were given").into());
+        }
+        let is_stored = matches!(self.logical_plan(), Some(LogicalPlan::Dml(_)));
+        let mut bound = vec![];
+        for ((name, data_type), value) in types.into_iter().zip(values) {
+            let value = match data_type {
+                Some(data_type) => match lossless(value, &data_type) {
+                    None if is_stored => {
+                        return Err(
+                            plan_datafusion_err!("value {value} of parameter {name} does not fit type {data_type}").into()
+                        );
+                    }
+                    fitting => fitting.unwrap_or_else(|| value.clone()),
+                },
+                None => value.clone(),
+            };
+            bound.push((name, value));
+        }
+        let values = match bound.iter().all(|(name, _)| name.parse::<usize>().is_ok()) {
+            true => ParamValues::from(bound.into_iter().map(|(_, value)| value).collect::<Vec<_>>()),
+            false => {
+                ParamValues::Map(bound.into_iter().map(|(name, value)| (name, ScalarAndMetadata::from(value))).collect())
+            }
+        };
+        let bind = |plan: &LogicalPlan| plan.clone().with_param_values(values.clone()).map(Box::new);
+        let kind = match &self.kind {
+            Kind::Plan(plan) => Kind::Plan(bind(plan)?),
+            Kind::Explain { plan, options } => Kind::Explain { plan: bind(plan)?, options: *options },
+            Kind::Own(statement) => Kind::Own(statement.clone()),
+        };
+        Ok(Query { kind, ..self.clone() })
     }
 
     /// Returns the plan before optimisation; `None` for statements about models and settings.
@@ -492,6 +586,13 @@ async fn explained(
 fn indented(rows: SendableRecordBatchStream) -> SendableRecordBatchStream {
     let schema = rows.schema();
     Box::pin(RecordBatchStreamAdapter::new(schema, rows.map(|batch| explain::indent_details(batch?))))
+}
+
+/// Converts a value to a type, unless that would change it.
+fn lossless(value: &ScalarValue, data_type: &DataType) -> Option<ScalarValue> {
+    let cast = value.cast_to(data_type).ok()?;
+    let is_same = value.is_null() || cast.cast_to(&value.data_type()).is_ok_and(|back| back == *value);
+    is_same.then_some(cast)
 }
 
 /// Returns how a query has ended that ended with this error.

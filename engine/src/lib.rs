@@ -7,7 +7,7 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`api`] | [`Refrain`], [`Query`], [`Run`]: the embedded API |
-//! | `session` | a DataFusion session with our functions, rules and planner |
+//! | `session`, `session_tables` | a DataFusion session with our functions, rules and planner; temporary tables before shared ones |
 //! | [`statement`] | statements of our own |
 //! | [`models`], [`model_options`], `loading` | names, what may be said of a model, and backends made at the first call |
 //! | `devices` | one engine for each device, and how a model gets onto it |
@@ -18,6 +18,7 @@
 //! | `sample`, `explain` | rows that estimates are made from, and how plans are shown |
 //! | [`operators`] | the operator and its parts |
 //! | [`answers`] | answers that outlive their query: cache and checkpoint |
+//! | `flight` | the server for Flight SQL; feature `flight` |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
 
 pub mod answers;
@@ -27,6 +28,8 @@ pub mod cli;
 mod devices;
 pub mod error;
 mod explain;
+#[cfg(feature = "flight")]
+pub mod flight;
 mod join_planner;
 mod lex;
 mod loading;
@@ -39,6 +42,7 @@ mod redact;
 mod sample;
 pub mod secrets;
 mod session;
+mod session_tables;
 pub mod statement;
 mod system_tables;
 mod wildcard;

@@ -219,6 +219,14 @@ impl LazyBackend {
         }
     }
 
+    /// Returns the counters of the backend; `None` while it is not there.
+    pub(crate) fn stats(&self) -> Option<Stats> {
+        match &*self.lock() {
+            State::Loaded(loaded) => Some(loaded.backend.stats()),
+            _ => None,
+        }
+    }
+
     /// Returns the tokenizer of the backend; `None` while it is not there.
     pub(crate) fn tokenizer(&self) -> Option<Arc<dyn Tokenizer>> {
         match &*self.lock() {

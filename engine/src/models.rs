@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
+use refrain_serving::backend::Stats;
 use refrain_serving::device::cuda::Precision;
 use refrain_serving::load::{self, LoadedModel, RandomShape};
 use refrain_serving::model::ModelConfig;
@@ -273,6 +274,11 @@ impl ModelCatalog {
     /// Lists the models by name.
     pub fn list(&self) -> Vec<ModelInfo> {
         self.lock().values().map(|model| model.info()).collect()
+    }
+
+    /// Returns the counters of the models that are loaded, by name.
+    pub fn loaded_stats(&self) -> Vec<(String, Stats)> {
+        self.lock().values().filter_map(|model| Some((model.name.clone(), model.backend.stats()?))).collect()
     }
 
     /// Returns a model as it is listed. Fails if there is none of this name.

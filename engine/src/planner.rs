@@ -230,6 +230,7 @@ impl LlmPlanner {
             budget: Budget { limits: Limits::of(settings), ledger: Arc::clone(&self.scope.ledger) },
             max_error_ratio: settings.max_error_ratio,
             prefix_cache: settings.prefix_cache,
+            priority: settings.priority.rank(),
             layout: settings.layout,
             statistics: session.config().get_extension::<SessionStatistics>().unwrap_or_default(),
         })

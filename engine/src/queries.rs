@@ -22,10 +22,12 @@ pub(crate) struct HistoryLimits {
     pub(crate) errors: usize,
 }
 
-/// The queries of a session, oldest first.
+/// The queries of a session, or of the sessions of one user, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct QueryLog {
     queries: Mutex<VecDeque<Arc<QueryRecord>>>,
+    /// Whose queries these are, where that is known.
+    user: Option<Arc<str>>,
     /// Numbers begin at 1.
     last_id: AtomicU64,
 }
@@ -35,6 +37,7 @@ pub(crate) struct QueryLog {
 pub(crate) struct QueryRecord {
     pub(crate) id: u64,
     pub(crate) session_id: String,
+    pub(crate) user: Option<Arc<str>>,
     /// Its text without secrets.
     pub(crate) sql: String,
     pub(crate) started_at: SystemTime,
@@ -81,6 +84,11 @@ impl QueryState {
 }
 
 impl QueryLog {
+    /// Makes the log of a user, whose sessions may share it.
+    pub(crate) fn of_user(user: Arc<str>) -> Self {
+        QueryLog { user: Some(user), ..QueryLog::default() }
+    }
+
     /// Enters a query that starts now. `sql` holds no secret any more; `rows` ends the stream of its rows.
     pub(crate) fn begin(
         &self,
@@ -96,6 +104,7 @@ impl QueryLog {
         let record = Arc::new(QueryRecord {
             id,
             session_id: session_id.to_owned(),
+            user: self.user.clone(),
             sql: shortened(sql),
             started_at: SystemTime::now(),
             started: Instant::now(),

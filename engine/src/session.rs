@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use datafusion::catalog::CatalogProviderList;
 use datafusion::common::Result;
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -15,15 +16,16 @@ use crate::answers::AnswerCache;
 use crate::models::ModelCatalog;
 use crate::planner::LlmQueryPlanner;
 use crate::queries::QueryLog;
+use crate::session_tables::SessionCatalogs;
 use crate::system_tables;
 
-/// Makes a session of our own.
+/// Makes a session of our own, and tells the catalogs that others beside it may share.
 pub(crate) fn new_session(
     models: &Arc<ModelCatalog>,
     queries: &Arc<QueryLog>,
     settings: Settings,
     config: SessionConfig,
-) -> Result<SessionContext> {
+) -> Result<(SessionContext, Arc<SessionCatalogs>)> {
     let config = with_memory(config.with_information_schema(true).with_option_extension(settings));
     let state = SessionStateBuilder::new()
         .with_config(config)
@@ -33,10 +35,37 @@ pub(crate) fn new_session(
         .with_analyzer_rule(Arc::new(NameInputs))
         .with_query_planner(Arc::new(LlmQueryPlanner::new(Arc::clone(models))))
         .build();
-    let context = SessionContext::new_with_state(state).enable_url_table();
+    let names = state.config_options().catalog.clone();
+    let shared = Arc::clone(state.catalog_list());
+    let catalogs = Arc::new(SessionCatalogs::new(shared, &names.default_catalog, &names.default_schema));
+    let context = with_catalogs(state, &catalogs, None);
     add_functions(&context, models);
     system_tables::register(&context, models, queries)?;
-    Ok(context)
+    Ok((context, catalogs))
+}
+
+/// Makes a session beside another. Models, functions, rules, answers, memory and shared tables are those of the other; settings
+/// begin as the other's are now; temporary tables and the log of queries are its own.
+pub(crate) fn session_beside(
+    other: &SessionContext,
+    catalogs: &SessionCatalogs,
+    id: &str,
+    models: &Arc<ModelCatalog>,
+    queries: &Arc<QueryLog>,
+) -> Result<(SessionContext, Arc<SessionCatalogs>)> {
+    let catalogs = Arc::new(catalogs.of_another_session());
+    let context = with_catalogs(other.state(), &catalogs, Some(id));
+    system_tables::register(&context, models, queries)?;
+    Ok((context, catalogs))
+}
+
+fn with_catalogs(state: SessionState, catalogs: &Arc<SessionCatalogs>, id: Option<&str>) -> SessionContext {
+    let id = id.unwrap_or(state.session_id()).to_owned();
+    let state = SessionStateBuilder::new_from_existing(state)
+        .with_session_id(id)
+        .with_catalog_list(Arc::clone(catalogs) as Arc<dyn CatalogProviderList>)
+        .build();
+    SessionContext::new_with_state(state).enable_url_table()
 }
 
 /// Gives an existing session the LLM functions, their rules and their planner.

@@ -17,6 +17,7 @@
 //! EXPLAIN (SAMPLE 20, FORMAT json) SELECT …;
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 
 use datafusion::common::{Result, plan_datafusion_err, plan_err};
@@ -28,7 +29,7 @@ use crate::explain::ExplainOptions;
 use crate::redact;
 
 /// One parsed statement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Statement {
     /// A statement that DataFusion plans.
     DataFusion(Box<DataFusionStatement>),
@@ -190,6 +191,34 @@ pub fn split(script: &str, dialect: &dyn Dialect) -> Result<Vec<String>> {
         statements.push(script[start..].trim().to_owned());
     }
     Ok(statements)
+}
+
+/// Numbers the parameters that are written `?`, from the left: DataFusion knows `$1` only.
+pub fn number_placeholders<'a>(sql: &'a str, dialect: &dyn Dialect) -> Result<Cow<'a, str>> {
+    if !sql.contains('?') {
+        return Ok(Cow::Borrowed(sql));
+    }
+    // What cannot be read is left to the parser, which says so better.
+    let Ok(tokens) = Tokenizer::new(dialect, sql).tokenize_with_location() else { return Ok(Cow::Borrowed(sql)) };
+    let mut offsets = ByteOffsets::new(sql);
+    let (mut numbered, mut start, mut count, mut has_numbers) = (String::new(), 0, 0, false);
+    for token in tokens {
+        match token.token {
+            Token::Placeholder(name) if name == "?" => {
+                let at = offsets.at(token.span.start);
+                count += 1;
+                numbered += &format!("{}${count}", &sql[start..at]);
+                start = at + 1;
+            }
+            Token::Placeholder(_) => has_numbers = true,
+            _ => {}
+        }
+    }
+    if count > 0 && has_numbers {
+        return plan_err!("parameters are written either ? or $1; this statement has both");
+    }
+    numbered += &sql[start..];
+    Ok(Cow::Owned(numbered))
 }
 
 /// Turns the tokenizer's lines and columns, which count characters from 1, into byte offsets. Asked in ascending order.

@@ -19,6 +19,7 @@ mod embeddings;
 mod estimates;
 mod explain;
 mod external_models;
+mod flight;
 mod joins;
 mod layering;
 mod layouts;

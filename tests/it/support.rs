@@ -95,7 +95,8 @@ pub(crate) async fn rows(db: &Refrain, sql: &str) -> Result<Vec<String>> {
     Ok(batches.iter().flat_map(text_rows).collect())
 }
 
-fn text_rows(batch: &RecordBatch) -> Vec<String> {
+/// Returns the rows of a batch, cells joined by `|`.
+pub(crate) fn text_rows(batch: &RecordBatch) -> Vec<String> {
     let options = FormatOptions::default().with_null("NULL");
     let columns: Vec<_> =
         batch.columns().iter().map(|column| ArrayFormatter::try_new(column.as_ref(), &options).unwrap()).collect();

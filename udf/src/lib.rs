@@ -59,7 +59,7 @@ pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, 
 pub use prompt::{FieldTokens, LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
 pub use render::{JsonRenderer, list_items};
 pub use rewrites::{REWRITES, rewrite_enabled};
-pub use settings::{Cache, LayoutChoice, OptimizationMode, Settings};
+pub use settings::{Cache, LayoutChoice, OptimizationMode, Priority, Settings};
 pub use similarity::EmbedTexts;
 pub use task::{Shape, Task};
 pub use template::{Piece, Template};

@@ -69,6 +69,8 @@ pub struct Settings {
     pub max_calls: u64,
     /// Seconds after its start within which a query may ask.
     pub max_seconds: f64,
+    /// Which queries come first where several wait.
+    pub priority: Priority,
     /// Whether cheaper, weaker answers are allowed.
     pub optimization_mode: OptimizationMode,
     /// The model that answers first where weaker answers are allowed; `None` allows no cascade.
@@ -127,6 +129,7 @@ impl Default for Settings {
             max_output_tokens_total: 0,
             max_calls: 0,
             max_seconds: 0.0,
+            priority: Priority::Interactive,
             optimization_mode: OptimizationMode::Exact,
             proxy_model: None,
             recall_target: 0.9,
@@ -160,6 +163,30 @@ pub enum Cache {
 impl Keyword for Cache {
     const VALUES: &'static [(&'static str, Cache)] =
         &[("off", Cache::Off), ("query", Cache::Query), ("session", Cache::Session), ("persistent", Cache::Persistent)];
+}
+
+/// Which queries come first where several wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Somebody waits for the rows.
+    Interactive,
+    /// Nobody does: calls of interactive queries come first.
+    Batch,
+}
+
+impl Priority {
+    /// Returns how urgent calls are; more is sooner.
+    pub fn rank(self) -> i32 {
+        match self {
+            Priority::Interactive => 0,
+            Priority::Batch => -1,
+        }
+    }
+}
+
+impl Keyword for Priority {
+    const VALUES: &'static [(&'static str, Priority)] =
+        &[("interactive", Priority::Interactive), ("batch", Priority::Batch)];
 }
 
 /// Whether cheaper, weaker answers are allowed.
@@ -225,6 +252,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("max_output_tokens_total", "tokens that the answers of a query may have together; 0 is no limit"),
     ("max_calls", "calls that a query may make; 0 is no limit"),
     ("max_seconds", "seconds after its start within which a query may ask; 0 is no limit"),
+    ("priority", "which queries come first where several wait: interactive or batch"),
     ("optimization_mode", "whether weaker answers are allowed: exact or minimize_cost"),
     ("proxy_model", "model that answers first where weaker answers are allowed"),
     ("recall_target", "share of the model's own rows that a cascade must keep"),
@@ -295,6 +323,7 @@ impl Settings {
             "max_output_tokens_total" => Some(self.max_output_tokens_total.to_string()),
             "max_calls" => Some(self.max_calls.to_string()),
             "max_seconds" => Some(self.max_seconds.to_string()),
+            "priority" => Some(self.priority.name().into()),
             "optimization_mode" => Some(self.optimization_mode.name().into()),
             "proxy_model" => self.proxy_model.clone(),
             "recall_target" => Some(self.recall_target.to_string()),
@@ -454,6 +483,7 @@ impl ExtensionOptions for Settings {
             "max_output_tokens_total" => self.max_output_tokens_total = whole(&subject, value, 0)?,
             "max_calls" => self.max_calls = whole(&subject, value, 0)?,
             "max_seconds" => self.max_seconds = seconds(&subject, value)?,
+            "priority" => self.priority = Priority::parse(&subject, value)?,
             "optimization_mode" => self.optimization_mode = OptimizationMode::parse(&subject, value)?,
             "proxy_model" => self.proxy_model = Some(value.to_string()),
             "recall_target" => self.recall_target = target(&subject, value)?,

@@ -7,6 +7,8 @@ use refrain_serving::device::DeviceChoice;
 
 use super::bench::BenchArgs;
 use super::output::Format;
+#[cfg(feature = "flight")]
+use super::serve::{PasswordArgs, ServeArgs};
 
 /// A SQL engine for tables that a language model has to read.
 #[derive(Debug, Parser)]
@@ -65,11 +67,11 @@ pub struct Args {
     pub(crate) settings: Vec<(String, String)>,
 
     /// Do not run the init file
-    #[arg(long, conflicts_with = "init")]
+    #[arg(long, conflicts_with = "init", global = true)]
     pub(crate) no_init: bool,
 
     /// Run this script first, instead of ~/.config/refrain/rc.sql
-    #[arg(short, long, value_name = "FILE", env = "REFRAIN_INIT")]
+    #[arg(short, long, value_name = "FILE", env = "REFRAIN_INIT", global = true)]
     pub(crate) init: Option<PathBuf>,
 }
 
@@ -87,6 +89,12 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Measure one query over a table of films under several settings
     Bench(BenchArgs),
+    /// Serve Flight SQL to ADBC, JDBC and ODBC clients
+    #[cfg(feature = "flight")]
+    Serve(ServeArgs),
+    /// Make a line of the server's file of passwords; the password is read from standard input
+    #[cfg(feature = "flight")]
+    Password(PasswordArgs),
 }
 
 /// Options of `refrain demo`.

@@ -16,6 +16,7 @@
 //! | [`progress`], [`closing`], [`numbers`] | what is said about a query on standard error |
 //! | [`interrupt`] | Ctrl-C |
 //! | [`demo`], [`mod@bench`] | `refrain demo`, `refrain bench` |
+//! | `serve` | `refrain serve`, `refrain password`; feature `flight` |
 
 mod args;
 mod bench;
@@ -35,6 +36,8 @@ mod output;
 mod program;
 mod progress;
 mod script;
+#[cfg(feature = "flight")]
+mod serve;
 mod session;
 mod shell;
 

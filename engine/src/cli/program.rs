@@ -15,6 +15,8 @@ use super::error::{Failure, Outcome};
 use super::history;
 use super::interrupt::Interrupts;
 use super::script::{self, Splitter};
+#[cfg(feature = "flight")]
+use super::serve;
 use super::session::Session;
 use super::shell;
 
@@ -47,6 +49,15 @@ async fn run_inner(args: &Args) -> Outcome<()> {
             }
             return bench::run(&mut session, options).await;
         }
+        #[cfg(feature = "flight")]
+        Some(Command::Serve(options)) => {
+            return match run_init(&mut session, args).await? {
+                Flow::Continue => serve::run(&mut session, options).await,
+                Flow::Quit => Ok(()),
+            };
+        }
+        #[cfg(feature = "flight")]
+        Some(Command::Password(options)) => return serve::password(&mut session, options),
         None => {}
     }
     if run_init(&mut session, args).await? == Flow::Quit {

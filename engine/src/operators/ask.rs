@@ -46,6 +46,8 @@ pub(super) struct Asker {
     pub kept: QueryAnswers,
     /// Whether prompts share the keys and values of common prefixes.
     pub share_prefixes: bool,
+    /// How urgent the calls are, as in [`Batch::priority`].
+    pub priority: i32,
     /// Whether operators of the query answer each other's questions.
     pub memo: bool,
     /// Answers first, if the user allows it.
@@ -556,6 +558,7 @@ impl Requests<'_> {
         self.running.push(first.asker.backend.submit(Batch {
             requests: batch,
             share_prefixes: first.asker.share_prefixes,
+            priority: first.asker.priority,
             keep_prefix: self.head_len,
             ..Batch::default()
         }));

@@ -385,6 +385,7 @@ impl Job {
             budget: self.shared.budget.clone(),
             kept: kept.clone(),
             share_prefixes: self.shared.prefix_cache,
+            priority: self.shared.priority,
             memo: self.shared.memo,
             proxy: None,
             edge: Arc::default(),

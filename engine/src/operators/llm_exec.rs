@@ -140,6 +140,8 @@ pub struct Shared {
     pub max_error_ratio: f64,
     /// Whether prompts share the keys and values of common prefixes.
     pub prefix_cache: bool,
+    /// How urgent the calls are; more is sooner.
+    pub priority: i32,
     /// Whether prompts begin with the instruction or with the data.
     pub layout: LayoutChoice,
     /// What earlier queries of the session have shown of their calls.

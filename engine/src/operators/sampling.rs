@@ -67,6 +67,7 @@ async fn sample_questions(call: &Arc<PhysicalCall>, shared: &Shared, questions: 
         budget: shared.budget.clone(),
         kept: shared.answers.open(&shared.answer_settings).await?,
         share_prefixes: shared.prefix_cache,
+        priority: shared.priority,
         memo: shared.memo,
         proxy: None,
         edge: Arc::default(),

@@ -29,8 +29,7 @@ fn columns(rows: &[Row]) -> Result<RecordBatch> {
     Columns::of(rows)
         .count("query_id", |row: &Row| Some(row.query.id))
         .text("session_id", |row| Some(row.query.session_id.as_str()))
-        // A session has one user, whom the library does not know.
-        .text::<String>("user", |_| None)
+        .text("user", |row| row.query.user.as_deref())
         .text("sql", |row| Some(row.query.sql.as_str()))
         .text("state", |row| Some(row.state.name()))
         .time("started_at", |row| Some(row.query.started_at))

@@ -267,6 +267,7 @@ impl AggregateRun {
             budget: self.shared.budget.clone(),
             kept: kept.clone(),
             share_prefixes: self.shared.prefix_cache,
+            priority: self.shared.priority,
             memo: self.shared.memo,
             proxy: None,
             edge: Arc::default(),

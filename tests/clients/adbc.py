@@ -1,0 +1,242 @@
+"""ADBC's driver for Flight SQL against `refrain serve`: queries, parameters, tables sent, metadata, options, cancellation.
+
+    python3 tests/clients/adbc.py target/release/refrain
+
+Needs adbc-driver-flightsql, pyarrow, pandas and polars. Ends with the line `N passed, N failed`.
+"""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.request
+import warnings
+from pathlib import Path
+
+import adbc_driver_flightsql.dbapi as flight_sql
+import adbc_driver_manager
+import pandas
+import polars
+import pyarrow
+
+# There are no transactions; each statement counts at once.
+warnings.filterwarnings("ignore", message="Cannot disable autocommit")
+
+STORY = "select ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) from generate_series(1, 2000)"
+
+
+class Server:
+    """A server of its own for each test, on ports that the system chooses."""
+
+    def __init__(self, program, *options):
+        command = [program, "serve", "--no-init", "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.uri = self.process.stderr.readline().split()[1]
+        self.metrics_url = self.process.stderr.readline().split()[-1]
+        # What it says later must not fill the pipe.
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+
+    def metric(self, name):
+        """Returns a counter, 0 while it is not there."""
+        with urllib.request.urlopen(self.metrics_url) as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith(name + " "):
+                    return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    def model(self, counter):
+        """Returns a counter of the bundled model."""
+        return self.metric('refrain_model{counter="%s",model="mini"}' % counter)
+
+    def wait(self, condition):
+        """Waits until a condition holds."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, "it does not come to hold"
+            time.sleep(0.01)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        assert self.process.wait(60) == 0, "the server did not stop as it should"
+
+
+def connect(server, **options):
+    return flight_sql.connect(server.uri, **options)
+
+
+def all_rows(cursor, sql, parameters=None):
+    cursor.execute(sql, parameters)
+    return cursor.fetchall()
+
+
+def test_three_lines(program):
+    with Server(program) as server:
+        with connect(server) as connection, connection.cursor() as cursor:
+            assert all_rows(cursor, "select ai_sentiment('a wonderful film') as feeling") == [("positive",)]
+
+
+def test_statements_take_effect_unfetched(program):
+    with Server(program) as server, connect(server) as connection, connection.cursor() as cursor:
+        cursor.execute("create temporary table t as select 1 as a union all select 2")
+        cursor.execute("insert into t values (3)")
+        cursor.execute("set refrain.seed = 4")
+        assert all_rows(cursor, "select sum(a) from t") == [(6,)]
+        assert all_rows(cursor, "show refrain.seed") == [("refrain.seed", "4")]
+
+
+def test_parameters(program):
+    with Server(program) as server, connect(server) as connection, connection.cursor() as cursor:
+        assert all_rows(cursor, "select ? + 1, ?", (3, "text")) == [(4, "text")]
+        assert all_rows(cursor, "select $2, $1", (3, "text")) == [("text", 3)]
+        assert len(cursor.adbc_prepare("select ? + 1 as a")) == 1
+        cursor.execute("create table p (a bigint, b varchar)")
+        cursor.executemany("insert into p values (?, ?)", [(7, "a"), (8, None)])
+        assert all_rows(cursor, "select * from p order by a") == [(7, "a"), (8, None)]
+
+
+def test_tables_are_sent(program):
+    table = pyarrow.table({"id": [1, 2, 3], "body": ["good", "bad", None]})
+    with Server(program) as server, connect(server) as connection, connection.cursor() as cursor:
+        assert cursor.adbc_ingest("mails", table, mode="create") == 3
+        assert cursor.adbc_ingest("mails", table, mode="append") == 3
+        try:
+            cursor.adbc_ingest("mails", table, mode="create")
+            raise AssertionError("a table that exists is not created")
+        except adbc_driver_manager.Error as error:
+            assert "already exists" in str(error), error
+        assert all_rows(cursor, "select count(*) from mails") == [(6,)]
+        assert cursor.adbc_ingest("mails", polars.DataFrame({"x": ["a"]}).to_arrow(), mode="replace") == 1
+        assert all_rows(cursor, "select * from mails") == [("a",)]
+
+
+def test_frames(program):
+    with Server(program) as server, connect(server) as connection:
+        sql = "select value as a, 'text' as b, [1.5, 2.5] as c from generate_series(1, 3)"
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+            assert cursor.fetch_arrow_table().num_rows == 3
+            cursor.execute(sql)
+            assert list(cursor.fetch_df()["a"]) == [1, 2, 3]
+        assert polars.read_database(sql, connection)["b"].to_list() == ["text"] * 3
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert len(pandas.read_sql(sql, connection)) == 3
+
+
+def test_metadata(program):
+    with Server(program) as server, connect(server) as connection, connection.cursor() as cursor:
+        cursor.execute("create table films (id int, title varchar)")
+        assert connection.adbc_get_info()["vendor_name"] == "Refrain"
+        assert "TABLE" in connection.adbc_get_table_types()
+        assert connection.adbc_get_table_schema("films").names == ["id", "title"]
+        objects = connection.adbc_get_objects(depth="all", db_schema_filter="public").read_all().to_pylist()
+        tables = objects[0]["catalog_db_schemas"][0]["db_schema_tables"]
+        assert [table["table_name"] for table in tables] == ["films"]
+        assert [column["column_name"] for column in tables[0]["table_columns"]] == ["id", "title"]
+        assert cursor.adbc_execute_schema("select 1 as a").names == ["a"]
+
+
+def test_errors(program):
+    with Server(program) as server, connect(server) as connection, connection.cursor() as cursor:
+        try:
+            cursor.execute("select nonsense")
+            raise AssertionError("nonsense is refused")
+        except adbc_driver_manager.Error as error:
+            assert "nonsense" in str(error), error
+        assert all_rows(cursor, "select 1") == [(1,)]
+
+
+def test_passwords_and_tokens(program):
+    line = subprocess.run([program, "password", "ada"], input="lovelace\n", text=True, capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        passwords, tokens = Path(folder, "passwords"), Path(folder, "tokens")
+        passwords.write_text(line)
+        tokens.write_text("grace:0123456789abcdef\n")
+        with Server(program, "--passwords", str(passwords), "--tokens", str(tokens)) as server:
+            with connect(server, db_kwargs={"username": "ada", "password": "lovelace"}) as connection:
+                with connection.cursor() as cursor:
+                    assert all_rows(cursor, 'select distinct "user" from ai_queries()') == [("ada",)]
+            header = {"adbc.flight.sql.authorization_header": "Bearer 0123456789abcdef"}
+            with connect(server, db_kwargs=header) as connection, connection.cursor() as cursor:
+                assert all_rows(cursor, "select 1") == [(1,)]
+            try:
+                with connect(server, db_kwargs={"username": "ada", "password": "byron"}) as connection:
+                    connection.cursor().execute("select 1")
+                raise AssertionError("a wrong password is refused")
+            except adbc_driver_manager.Error as error:
+                assert "wrong" in str(error), error
+
+
+def check_stops(program, cut):
+    """Starts a query of 2,000 stories, cuts it in some way, and counts what the model does afterwards."""
+    with Server(program) as server:
+        connection = connect(server)
+        cursor = connection.cursor()
+        cursor.execute(STORY)
+        server.wait(lambda: server.model("pending") > 0)
+        with contextlib.suppress(adbc_driver_manager.Error):
+            cut(connection, cursor)
+        server.wait(lambda: server.model("pending") == 0)
+        done = server.model("completed")
+        assert server.model("cancelled") > 1000, "the model answered what nobody waited for"
+        time.sleep(0.2)
+        assert server.model("completed") == done, "calls after the cut"
+        with contextlib.suppress(adbc_driver_manager.Error):
+            cursor.close()
+            connection.close()
+
+
+def test_cancel_stops_the_model(program):
+    check_stops(program, lambda connection, cursor: cursor.adbc_cancel())
+
+
+def test_closing_stops_the_model(program):
+    def close(connection, cursor):
+        cursor.close()
+        connection.close()
+
+    check_stops(program, close)
+
+
+def test_a_killed_client_stops_the_model(program):
+    script = """
+import sys, adbc_driver_flightsql.dbapi as flight_sql
+cursor = flight_sql.connect(sys.argv[1]).cursor()
+cursor.execute(sys.argv[2])
+cursor.fetchall()
+"""
+    with Server(program) as server:
+        client = subprocess.Popen([sys.executable, "-c", script, server.uri, STORY], stderr=subprocess.DEVNULL)
+        server.wait(lambda: server.model("pending") > 0)
+        client.kill()
+        client.wait()
+        server.wait(lambda: server.model("pending") == 0)
+        assert server.model("cancelled") > 1000, "the model answered what nobody waited for"
+        server.wait(lambda: server.metric("refrain_sessions") == 0)
+
+
+def main():
+    program = sys.argv[1]
+    tests = [(name, test) for name, test in globals().items() if name.startswith("test_")]
+    failed = 0
+    for name, test in tests:
+        started = time.monotonic()
+        try:
+            test(program)
+            print(f"ok {name} ({time.monotonic() - started:.1f} s)", flush=True)
+        except Exception:
+            failed += 1
+            print(f"FAILED {name}", flush=True)
+            traceback.print_exc()
+    print(f"{len(tests) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+//! The server for Flight SQL, asked by arrow-rs's client over TCP, and by raw requests where a client would not send them.
+
+mod auth;
+mod cancellation;
+mod harness;
+mod ingest;
+mod load;
+mod malformed;
+mod metadata;
+mod polling;
+mod prepared;
+mod queries;
+mod sessions;
+mod shutdown;
+mod tls;
