@@ -26,6 +26,7 @@ use refrain_serving::load::RandomShape;
 use refrain_serving::local::{LocalBackend, LocalConfig};
 use refrain_serving::model::{HostTensor, ModelConfig, Normal, TensorSource, TokenCost};
 use refrain_serving::scheduler::SchedulerConfig;
+use refrain_serving::step::PAGE_TOKENS;
 use refrain_serving::{Backend, Batch, OutputShape, Request, RequestId, Sampling, TokenId, Tokenizer};
 
 use self::measure::{best, plan, step};
@@ -223,7 +224,9 @@ fn passes(config: &ModelConfig, way: Way) -> Outcome<()> {
         (1024, 1, 420),
         (8, 1, 4096),
     ] {
-        if rows * tokens > step_tokens as usize {
+        let pages = rows * usize::div_ceil(context + tokens, PAGE_TOKENS);
+        if rows * tokens > step_tokens as usize || pages > device.device().pool().pages as usize {
+            println!("{:36} | there is no room", format!("{rows} rows x {tokens} after {context}"));
             continue;
         }
         let plan = plan(rows, tokens, context, config.vocab_size);

@@ -240,6 +240,7 @@ mod tests {
     use crate::device::cpu::reference::{
         MemoryTensors, Random, add_row, close, featured_config, naive_logits, run_open, tiny_config,
     };
+    use crate::model::{HostTensor, Normal};
     use crate::request::TokenId;
     use crate::step::PageId;
 
@@ -315,13 +316,31 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "bundled-model")]
+    /// Weights that are drawn, by name.
+    #[derive(Debug)]
+    struct Drawn(MemoryTensors);
+
+    impl TensorSource for Drawn {
+        fn contains(&self, name: &str) -> bool {
+            self.0.contains(name)
+        }
+
+        fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
+            self.0.read(name, shape)
+        }
+
+        fn normal(&self, name: &str) -> Option<Normal> {
+            let seed = name.bytes().fold(17, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte));
+            (name.ends_with("weight") && !name.ends_with("norm.weight")).then_some(Normal { seed, std: 0.1 })
+        }
+    }
+
     #[test]
     fn shares_of_a_random_model_are_drawn_as_the_whole_is() {
-        let model = crate::load::random(crate::load::RandomShape::Mini, 3, None).unwrap();
-        let weights = model.weights.as_ref();
-        let Some(mut split) = open(&model.config, weights, &options(Precision::F32)) else { return };
-        let mut whole = CudaDevice::new(&model.config, weights, &options(Precision::F32)).unwrap();
+        let config = ModelConfig { intermediate_size: 64, tie_word_embeddings: false, ..tiny_config() };
+        let weights = &Drawn(MemoryTensors::random(&config, 7));
+        let Some(mut split) = open(&config, weights, &options(Precision::F32)) else { return };
+        let mut whole = CudaDevice::new(&config, weights, &options(Precision::F32)).unwrap();
         assert!(split.weight_bytes().iter().all(|bytes| *bytes < whole.weight_bytes()));
         let mut plan = StepPlan::default();
         for row in 0..8 {
@@ -367,6 +386,29 @@ mod tests {
             answer
         };
         assert_eq!(decode(&mut split), decode(&mut whole));
+    }
+
+    /// What is under way when a group is given up ends with the cause, and so does what comes later.
+    #[test]
+    fn a_group_that_is_given_up_ends_passes_and_another_can_be_opened() {
+        let config = ModelConfig { intermediate_size: 64, ..tiny_config() };
+        let weights = MemoryTensors::random(&config, 7);
+        let Some(mut lost) = open(&config, &weights, &options(Precision::F32)) else { return };
+        let row = tokens(40, 1);
+        let mut plan = StepPlan::default();
+        add_row(&mut plan, &row, 0, &[0, 1, 2].map(PageId), config.vocab_size as u32);
+        let ticket = lost.launch(&plan).unwrap();
+        lost.team.group.give_up(&Error::Device("a GPU has fallen off the bus".to_owned()));
+        let mut result = StepResult::default();
+        for failed in [lost.wait(ticket, &mut result), lost.launch(&plan).map(drop)] {
+            let error = failed.unwrap_err().to_string();
+            assert!(error.contains("fallen off the bus"), "{error}");
+        }
+        drop(lost);
+        let mut again = open(&config, &weights, &options(Precision::F32)).unwrap();
+        let naive = naive_logits(&config, &weights, &row);
+        let top = &run(&mut again, &plan).top_logits[0];
+        top.iter().for_each(|&(token, logit)| close(logit, naive[39][token as usize], 2e-4));
     }
 
     #[cfg(feature = "bundled-model")]
