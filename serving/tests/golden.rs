@@ -166,7 +166,8 @@ fn bundled_models_on_a_gpu() {
     for name in ["mini", "mini-draft"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(name);
         let model = load_folder(&folder).unwrap();
-        let fp8 = (gpu.capability >= (8, 9)).then_some((Precision::Fp8, FP8));
+        // The draft is so small that 8 bits move its logits, of up to 27, by more than 1.5.
+        let fp8 = (gpu.capability >= (8, 9) && name == "mini").then_some((Precision::Fp8, FP8));
         for (precision, tolerance) in [(Precision::F32, EXACT), (Precision::Bf16, BFLOAT)].into_iter().chain(fp8) {
             let options = CudaOptions { kv_bytes: Some(256 << 20), precision, tune: false, ..CudaOptions::new(16384) };
             let mut device = CudaDevice::new(&model.config, model.weights.as_ref(), &options).unwrap();
