@@ -105,6 +105,8 @@ pub(crate) async fn run(session: &mut Session, args: &ServeArgs) -> Outcome<()> 
         None => None,
     };
     let address = local_address(&socket)?;
+    // Before it is said that the address is served.
+    flight::server::check_exposure(address, &config)?;
     session.notice(&format!("serving {scheme}://{address} (jdbc:arrow-flight-sql://{address}?useEncryption={encryption})"));
     if let Some(monitor) = &monitor {
         session.notice(&format!("metrics at http://{}/metrics", local_address(monitor)?));

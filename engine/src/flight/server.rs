@@ -107,7 +107,7 @@ pub async fn run(
 }
 
 /// Refuses to be reached by other machines without encryption or authentication.
-fn check_exposure(address: SocketAddr, config: &ServerConfig) -> Result<()> {
+pub(crate) fn check_exposure(address: SocketAddr, config: &ServerConfig) -> Result<()> {
     if address.ip().is_loopback() || config.allow_insecure {
         return Ok(());
     }
