@@ -5,6 +5,13 @@ use std::path::{Path, PathBuf};
 /// File endings under which a table may lie, in the order in which they are tried.
 const ENDINGS: [&str; 3] = ["parquet", "csv", "json"];
 
+/// Returns the folders where tables may lie: the one that the caller names, then `shared/data` beside the checkout that is in
+/// `checkout`; in each its part `queries` first.
+pub fn folders(named: Option<PathBuf>, checkout: &Path) -> Vec<PathBuf> {
+    let beside = checkout.join("../shared/data");
+    named.into_iter().chain([beside]).flat_map(|folder| [folder.join("queries"), folder]).collect()
+}
+
 /// Returns the file of the table `name` (such as `movies`) in the first of `folders` that has one.
 ///
 /// A name is one part of a path: anything that would lead out of the folders is not found.
@@ -31,6 +38,18 @@ mod tests {
         assert_eq!(find("movies", &folders), Some(first.path().join("movies.csv")));
         assert_eq!(find("beer", &folders), Some(second.path().join("beer.parquet")));
         assert_eq!(find("squad", &folders), None);
+    }
+
+    #[test]
+    fn the_named_folder_is_searched_before_the_one_beside_the_checkout() {
+        let folder = tempfile::tempdir().unwrap();
+        let (named, checkout) = (folder.path().join("named"), folder.path().join("checkout"));
+        let beside = folder.path().join("shared/data/queries");
+        [&named, &checkout, &beside].iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+        std::fs::write(beside.join("beer.parquet"), "").unwrap();
+        assert!(find("beer", &folders(None, &checkout)).is_some_and(|file| file.ends_with("data/queries/beer.parquet")));
+        std::fs::write(named.join("beer.csv"), "").unwrap();
+        assert_eq!(find("beer", &folders(Some(named.clone()), &checkout)), Some(named.join("beer.csv")));
     }
 
     #[test]

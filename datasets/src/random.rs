@@ -25,6 +25,19 @@ impl SplitMix64 {
         ((u128::from(self.next()) * bound as u128) >> 64) as usize
     }
 
+    /// Returns a number from 0 up to, and without, 1.
+    pub(crate) fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Returns the generator of a part, such as one value of a column: parts do not depend on each other, nor on their order.
+    pub(crate) fn part(&self, name: &str, number: u64) -> Self {
+        let named = name.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        let mut part = Self(named ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        part.next();
+        part
+    }
+
     /// Returns one of `items`, which must not be empty.
     pub(crate) fn pick<'a, T: ?Sized>(&mut self, items: &[&'a T]) -> &'a T {
         items[self.below(items.len())]

@@ -1,0 +1,5 @@
+-- Two calls: negative reviews are found by the text alone, then the question of movies-projection is asked about them: the multi-LLM query
+-- (T3) over movies of Optimizing LLM Queries in Relational Data Analytics Workloads (arXiv 2403.05821).
+SELECT ai_complete('Name the good qualities of the film that led to its rating.', t.*, max_tokens => 64) AS qualities
+FROM movies AS t
+WHERE ai_sentiment(t.reviewcontent) = 'negative';

@@ -1,0 +1,95 @@
+//! Posts with the comments on them, in the order of the comments: `bird`.
+//!
+//! Three sites come one after the other. Comments on a post come soon after it, so those of a few posts alternate.
+
+use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
+
+use super::columns::{Columns, numbered};
+use super::distribution::{Quantiles, Skew};
+use super::text::Words;
+use crate::catalogue::Dataset;
+use crate::random::SplitMix64;
+
+const ROWS: usize = 10_418;
+/// Posts of each site, the year of the first of them, and the number that is added to its ids.
+const SITES: [(usize, i64, i64); 3] = [(1_070, 2018, 0), (1_623, 2023, 1_000_000), (574, 2021, 2_000_000)];
+const COMMENTS: Skew = Skew(&[
+    (1, 0.2),
+    (2, 0.5),
+    (4, 0.9),
+    (8, 1.7),
+    (16, 3.2),
+    (32, 5.7),
+    (64, 9.8),
+    (128, 16.3),
+    (256, 26.5),
+    (512, 41.9),
+    (1_024, 63.2),
+    (2_048, 86.8),
+    (3_267, 100.0),
+]);
+const BODY_CHARACTERS: Quantiles = Quantiles([40.0, 269.0, 512.0, 954.0, 1_734.0, 3_111.0, 8_223.0, 18_929.0]);
+const TEXT_CHARACTERS: Quantiles = Quantiles([15.0, 57.0, 109.0, 197.0, 332.0, 498.0, 600.0, 636.0]);
+/// Posts that are written while a comment is on its way, on average.
+const DELAY_POSTS: f64 = 0.7;
+
+pub(super) fn bird(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Result<RecordBatch, ArrowError> {
+    let words = Words::new();
+    let mut counts = COMMENTS.counts(ROWS);
+    random.shuffle(&mut counts);
+    let mut posts: Vec<u32> = vec![];
+    let mut first = 0;
+    for (n_posts, _, _) in SITES {
+        // When each comment is made, counted in posts.
+        let mut made: Vec<(f64, u32)> = vec![];
+        for (post, count) in counts.iter().enumerate().skip(first).take(n_posts) {
+            made.extend((0..*count).map(|_| (post as f64 - DELAY_POSTS * (1.0 - random.fraction()).ln(), post as u32)));
+        }
+        made.sort_by(|a, b| a.0.total_cmp(&b.0));
+        posts.extend(made.into_iter().map(|(_, post)| post));
+        first += n_posts;
+    }
+    let mut columns = Columns::new(dataset, random, rows);
+    columns.integer(&posts, |post, random| {
+        let (at, _, offset) = site(post);
+        offset + 3 + 4 * at + random.below(4) as i64
+    });
+    columns.text(&posts, date);
+    columns.text(&posts, |_, random| body(&words, random));
+    columns.text(&numbered(ROWS), |_, random| words.prose(TEXT_CHARACTERS.length(random), 14, random));
+    columns.finish()
+}
+
+/// Returns the place of a post among those of its site, the year of the first, and what is added to ids.
+fn site(post: u32) -> (i64, i64, i64) {
+    let mut at = i64::from(post);
+    for (n_posts, year, offset) in SITES {
+        if at < n_posts as i64 {
+            return (at, year, offset);
+        }
+        at -= n_posts as i64;
+    }
+    (at, 0, 0)
+}
+
+/// Writes when a post was made, to the millisecond.
+fn date(post: u32, random: &mut SplitMix64) -> String {
+    let (at, year, _) = site(post);
+    let day = at / 6;
+    let month = 1 + day / 28 % 12;
+    let (hour, minute, second) = (random.below(24), random.below(60), random.below(60));
+    let year = year + day / 336;
+    format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}.{:03}", 1 + day % 28, random.below(1_000))
+}
+
+/// Writes a post in paragraphs of HTML.
+fn body(words: &Words, random: &mut SplitMix64) -> String {
+    let characters = BODY_CHARACTERS.length(random);
+    let mut body = String::new();
+    while body.len() < characters {
+        let paragraph = (120 + random.below(500)).min(characters - body.len()).max(20);
+        body += &format!("<p>{}</p>\n\n", words.prose(paragraph, 30, random));
+    }
+    body
+}
