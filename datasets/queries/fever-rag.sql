@@ -7,5 +7,5 @@ WITH claims AS (SELECT id, claim, ai_embed(claim) AS vector FROM fever_claims),
                        row_number() OVER (PARTITION BY c.id ORDER BY ai_similarity(c.vector, p.vector) DESC, p.evidence) AS rank
                 FROM claims AS c CROSS JOIN passages AS p),
      retrieved AS (SELECT id, claim, array_agg(evidence ORDER BY rank) AS evidence FROM ranked WHERE rank <= 4 GROUP BY id, claim)
-SELECT id, ai_complete('Judge the claim by the passages.', claim, passages => evidence, return_type => '{"enum": ["SUPPORTS", "REFUTES", "NOT ENOUGH INFO"]}') AS verdict
+SELECT id, ai_complete('Judge the claim by the passages.', claim, passages => evidence, return_type => '{"type": "string", "enum": ["SUPPORTS", "REFUTES", "NOT ENOUGH INFO"]}') AS verdict
 FROM retrieved;

@@ -6,6 +6,7 @@
 mod aggregates;
 mod answer_cache;
 mod bad_input;
+mod benchmark_queries;
 mod budgets;
 mod bundled_model;
 mod cancellation;

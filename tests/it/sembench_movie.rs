@@ -6,56 +6,12 @@
 
 use refrain::Refrain;
 use refrain::serving::mock::{MockBackend, MockReply};
+use refrain_datasets::queries::{Query, Suite, queries};
 
-use crate::support::{Oracle, real_table, rows, session_with};
-
-/// Rows of the scenario at its usual scale.
-const REVIEWS: usize = 2000;
+use crate::support::{Oracle, real_table, rows, run_setup, session_with};
 
 /// Everything off that saves calls.
 const PLAIN: &[(&str, &str)] = &[("disabled_rewrites", "all"), ("dedup", "off"), ("cache", "off")];
-
-/// Name, query, and whether which rows it gives is left open, as under a LIMIT without an order. `FILM` is one film.
-const QUERIES: [(&str, &str, bool); 10] = [
-    ("Q1", "select text from reviews where ai_filter('clearly positive', text) limit 5", true),
-    ("Q2", "select text from reviews where id = FILM and ai_filter('clearly positive', text) limit 5", true),
-    ("Q3", "select count(*) from reviews where id = FILM and ai_filter('clearly positive', text)", false),
-    (
-        "Q4",
-        "select sum(case when ai_filter('clearly positive', text) then 1 else 0 end) * 1.0 / count(*) from reviews where id = FILM",
-        false,
-    ),
-    (
-        "Q5",
-        "select a.text, b.text from reviews a join reviews b on a.id = b.id and a.n < b.n and ai_filter('same sentiment', a.text, b.text) \
-         limit 10",
-        true,
-    ),
-    (
-        "Q6",
-        "select a.text, b.text from reviews a join reviews b on a.id = b.id and a.n < b.n \
-         and ai_filter('opposite sentiment', a.text, b.text) limit 10",
-        true,
-    ),
-    (
-        "Q7",
-        "select count(*) from reviews a join reviews b on a.id = b.id and a.n < b.n and a.id = FILM \
-         and ai_filter('opposite sentiment', a.text, b.text)",
-        false,
-    ),
-    (
-        "Q8",
-        "select case when ai_filter('clearly positive', text) then 'positive' else 'negative' end as kind, count(*) from reviews \
-         where id = FILM group by kind order by kind",
-        false,
-    ),
-    ("Q9", "select n, ai_score('How positive?', text, min => 1, max => 5) from reviews where id = FILM order by n", false),
-    (
-        "Q10",
-        "select id, avg(ai_score('How positive?', text, min => 1, max => 5)) as score from reviews group by id order by score desc, id",
-        false,
-    ),
-];
 
 async fn session(settings: &[(&str, &str)], table: &str) -> (Refrain, Oracle) {
     let mock = MockBackend::new(1).without_history().answer(|prompt| {
@@ -69,19 +25,15 @@ async fn session(settings: &[(&str, &str)], table: &str) -> (Refrain, Oracle) {
             .or_else(|| prompt.contains("How positive").then(|| MockReply::text(((hash >> 8) % 5 + 1).to_string())))
     });
     let (db, oracle) = session_with(settings, mock).await;
-    let create = format!(
-        "create table reviews as select row_number() over () as n, movieid as id, reviewcontent as text \
-         from (select * from '{table}' limit {REVIEWS})"
-    );
-    rows(&db, &create).await.unwrap();
+    rows(&db, &format!("create view movies_15k as select * from '{table}'")).await.unwrap();
     (db, oracle)
 }
 
 /// Runs a query and returns its rows and the calls it made.
-async fn run(settings: &[(&str, &str)], table: &str, query: &str) -> (Vec<String>, usize) {
+async fn run(settings: &[(&str, &str)], table: &str, query: &Query) -> (Vec<String>, usize) {
     let (db, oracle) = session(settings, table).await;
-    let film = rows(&db, "select id from reviews group by id order by count(*) desc, id limit 1").await.unwrap();
-    let answers = rows(&db, &query.replace("FILM", &film[0])).await.unwrap();
+    let sql = run_setup(&db, query).await;
+    let answers = rows(&db, &sql).await.unwrap();
     (answers, oracle.calls())
 }
 
@@ -93,10 +45,12 @@ async fn sembench_movie_calls() {
     };
     let table = table.display().to_string().replace('\'', "''");
     println!("| query | calls without rewrites | calls | share |\n|---|---:|---:|---:|");
-    for (name, query, is_open) in QUERIES {
+    for query in queries().iter().filter(|query| query.suite == Suite::SemBenchMovie) {
+        let name = query.name.trim_start_matches("sembench-movie-").to_uppercase();
         let (expected, plain) = run(PLAIN, &table, query).await;
         let (answers, calls) = run(&[], &table, query).await;
-        match is_open {
+        // Which rows a LIMIT without an order takes is left open.
+        match query.sql.contains("LIMIT") {
             true => assert_eq!(answers.len(), expected.len(), "{name}"),
             false => assert_eq!(answers, expected, "{name}"),
         }

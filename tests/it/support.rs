@@ -9,6 +9,7 @@ use datafusion::prelude::SessionConfig;
 use refrain::serving::mock::{MockBackend, MockReply};
 use refrain::serving::{Backend, RowFailure};
 use refrain::{ModelSource, Refrain, Result};
+use refrain_datasets::queries::Query;
 
 /// Counts what the model was asked.
 #[derive(Clone)]
@@ -104,10 +105,25 @@ pub(crate) fn text_rows(batch: &RecordBatch) -> Vec<String> {
     (0..batch.num_rows()).map(row).collect()
 }
 
-/// Returns the file of a real table, if it is there: in `REFRAIN_DATA`, or in `shared/data` beside the checkout.
+/// Prepares what a query of a benchmark needs besides its tables, and returns its text with the values of its parameters.
+pub(crate) async fn run_setup(db: &Refrain, query: &Query) -> String {
+    if let Some(setup) = query.setup {
+        rows(db, setup).await.unwrap();
+    }
+    let mut sql = query.sql.to_owned();
+    for (name, value) in query.parameters {
+        sql = sql.replace(&format!("${name}"), &rows(db, value).await.unwrap()[0]);
+    }
+    sql
+}
+
+/// The folders where real tables may lie: in `REFRAIN_DATA`, or in `shared/data` beside the checkout.
+pub(crate) fn real_folders() -> Vec<PathBuf> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    refrain_datasets::local::folders(std::env::var_os("REFRAIN_DATA").map(PathBuf::from), &checkout)
+}
+
+/// Returns the file of a real table, if it is there.
 pub(crate) fn real_table(name: &str) -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-    let named = std::env::var_os("REFRAIN_DATA").map(PathBuf::from);
-    let folders: Vec<PathBuf> = named.into_iter().chain([beside]).map(|folder| folder.join("queries")).collect();
-    refrain_datasets::local::find(name, &folders)
+    refrain_datasets::local::find(name, &real_folders())
 }

@@ -110,12 +110,17 @@ pub(super) fn beer(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
     }
     let mut columns = Columns::new(dataset, random, rows);
     columns.text(&people, |_, random| nickname(PERSON_CHARACTERS.length(random), random));
-    columns.integer(&days, |_, random| SECONDS.draw(random) as i64 / DAY_SECONDS * DAY_SECONDS);
+    // Every day is another one, and how often a day occurs has nothing to do with when it was.
+    let n_days = DAYS.n_values() as u32;
+    columns.integer(&days, |day, _| {
+        let fraction = (f64::from(day * 1_009 % n_days) + 0.5) / f64::from(n_days);
+        SECONDS.at(fraction) as i64 / DAY_SECONDS * DAY_SECONDS
+    });
     for (score, values) in SCORES.iter().zip(&scores) {
         columns.text(values, |value, _| format!("{value}/{}", score.largest));
     }
-    columns.text(&beers, |_, random| words.title(BEER_CHARACTERS.length(random), 60, random));
-    columns.text(&of_units(&beers, &styles), |_, random| words.title(STYLE_CHARACTERS.length(random), 70, random));
+    columns.text(&beers, |_, random| words.title(BEER_CHARACTERS.length(random), 38, random));
+    columns.text(&of_units(&beers, &styles), |_, random| words.title(STYLE_CHARACTERS.length(random), 45, random));
     columns.integer(&beers, |beer, random| 51 + 114 * i64::from(beer) + random.below(114) as i64);
     columns.finish()
 }

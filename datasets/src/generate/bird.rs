@@ -31,6 +31,8 @@ const COMMENTS: Skew = Skew(&[
 ]);
 const BODY_CHARACTERS: Quantiles = Quantiles([40.0, 269.0, 512.0, 954.0, 1_734.0, 3_111.0, 8_223.0, 18_929.0]);
 const TEXT_CHARACTERS: Quantiles = Quantiles([15.0, 57.0, 109.0, 197.0, 332.0, 498.0, 600.0, 636.0]);
+/// Comments of a post that is longer than others on average.
+const BUSY: usize = 8;
 /// Posts that are written while a comment is on its way, on average.
 const DELAY_POSTS: f64 = 0.7;
 
@@ -56,8 +58,12 @@ pub(super) fn bird(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
         offset + 3 + 4 * at + random.below(4) as i64
     });
     columns.text(&posts, date);
-    columns.text(&posts, |_, random| body(&words, random));
-    columns.text(&numbered(ROWS), |_, random| words.prose(TEXT_CHARACTERS.length(random), 14, random));
+    columns.text(&posts, |post, random| {
+        let is_busy = counts[post as usize] >= BUSY;
+        let characters = if is_busy { BODY_CHARACTERS.longer(random) } else { BODY_CHARACTERS.length(random) };
+        body(&words, characters, random)
+    });
+    columns.text(&numbered(ROWS), |_, random| words.prose(TEXT_CHARACTERS.length(random), 6, random));
     columns.finish()
 }
 
@@ -84,12 +90,11 @@ fn date(post: u32, random: &mut SplitMix64) -> String {
 }
 
 /// Writes a post in paragraphs of HTML.
-fn body(words: &Words, random: &mut SplitMix64) -> String {
-    let characters = BODY_CHARACTERS.length(random);
+fn body(words: &Words, characters: usize, random: &mut SplitMix64) -> String {
     let mut body = String::new();
     while body.len() < characters {
         let paragraph = (120 + random.below(500)).min(characters - body.len()).max(20);
-        body += &format!("<p>{}</p>\n\n", words.prose(paragraph, 30, random));
+        body += &format!("<p>{}</p>\n\n", words.prose(paragraph, 24, random));
     }
     body
 }

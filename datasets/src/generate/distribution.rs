@@ -12,15 +12,30 @@ pub(super) struct Quantiles(pub [f64; 8]);
 impl Quantiles {
     /// Draws a number; between two quantiles all are as likely.
     pub(super) fn draw(&self, random: &mut SplitMix64) -> f64 {
-        let at = 100.0 * random.fraction();
+        self.at(random.fraction())
+    }
+
+    /// Returns the number below which this fraction of the values lies.
+    pub(super) fn at(&self, fraction: f64) -> f64 {
+        let at = 100.0 * fraction;
         let upper = AT.partition_point(|share| *share <= at).min(AT.len() - 1);
         let (low, high) = (self.0[upper - 1], self.0[upper]);
         low + (high - low) * (at - AT[upper - 1]) / (AT[upper] - AT[upper - 1])
     }
 
-    /// Draws a length, which is at least 1 unless it is nothing.
+    /// Draws a length.
     pub(super) fn length(&self, random: &mut SplitMix64) -> usize {
         self.draw(random).round().max(0.0) as usize
+    }
+
+    /// Draws the length of a value that is frequent, where frequent values are longer: the longer of two.
+    pub(super) fn longer(&self, random: &mut SplitMix64) -> usize {
+        self.length(random).max(self.length(random))
+    }
+
+    /// Draws the length of a value that is frequent, where frequent values are shorter: the shorter of two.
+    pub(super) fn shorter(&self, random: &mut SplitMix64) -> usize {
+        self.length(random).min(self.length(random))
     }
 }
 
@@ -92,7 +107,22 @@ impl Skew {
             room[value] -= weights[unit] as i64;
             values[unit] = value as u32;
         }
+        fill_gaps(&mut values, weights, room.len());
         values
+    }
+}
+
+/// Gives each value that no unit has the smallest unit of a value that has several.
+fn fill_gaps(values: &mut [u32], weights: &[usize], n_values: usize) {
+    let mut units = vec![0; n_values];
+    values.iter().for_each(|value| units[*value as usize] += 1);
+    let mut smallest_first: Vec<usize> = (0..values.len()).collect();
+    smallest_first.sort_by_key(|unit| weights[*unit]);
+    let mut smallest = smallest_first.into_iter();
+    for gap in (0..n_values).filter(|value| units[*value] == 0).collect::<Vec<_>>() {
+        let Some(unit) = smallest.find(|unit| units[values[*unit] as usize] > 1) else { return };
+        units[values[unit] as usize] -= 1;
+        values[unit] = gap as u32;
     }
 }
 

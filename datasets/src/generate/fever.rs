@@ -82,16 +82,16 @@ fn found(subject: u32, random: &mut SplitMix64) -> [u32; 4] {
 fn passage(words: &Words, seed: &SplitMix64, number: u32) -> String {
     let random = &mut seed.part("passage", u64::from(number));
     let lengths = if number < SENTENCES { SENTENCE_CHARACTERS } else { PARAGRAPH_CHARACTERS };
-    words.prose(lengths.length(random), 17, random)
+    words.prose(lengths.length(random), 6, random)
 }
 
 /// Writes a claim, which begins with its subject.
 fn claim(words: &Words, seed: &SplitMix64, subject: u32, random: &mut SplitMix64) -> String {
     let of_subject = &mut seed.part("subject", u64::from(subject));
-    let name = words.title(SUBJECT_CHARACTERS.length(of_subject), 70, of_subject);
+    let name = words.title(SUBJECT_CHARACTERS.length(of_subject), 35, of_subject);
     let characters = CLAIM_CHARACTERS.length(random).saturating_sub(name.len() + 2).max(6);
     let verb = random.pick(&["is", "was", "is a", "was a", "has", "did not"]);
-    format!("{name} {verb} {}.", words.prose(characters.saturating_sub(verb.len()).max(3), 16, random).to_lowercase())
+    format!("{name} {verb} {}.", words.prose(characters.saturating_sub(verb.len()).max(3), 4, random).to_lowercase())
 }
 
 pub(super) fn fever_rag(dataset: &Dataset, rows: usize, seed: SplitMix64) -> Result<RecordBatch, ArrowError> {

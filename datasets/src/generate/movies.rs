@@ -106,6 +106,8 @@ const GENRES: [&str; 14] = [
 
 /// The films, and what is known of each.
 struct Films {
+    /// Reviews of each.
+    sizes: Vec<usize>,
     of_row: Vec<u32>,
     genres: Vec<u32>,
     companies: Vec<u32>,
@@ -124,6 +126,7 @@ impl Films {
         let favourable: Vec<f64> = sizes.iter().map(|_| random.fraction()).collect();
         let review_types = of_row.iter().map(|film| u32::from(random.fraction() > favourable[*film as usize])).collect();
         Self {
+            sizes: sizes.clone(),
             of_row,
             genres: shape.genres.assign_weighted(&sizes),
             companies: shape.companies.assign_weighted(&sizes),
@@ -131,6 +134,13 @@ impl Films {
             ratings: RATINGS.assign_weighted(&sizes),
             review_types,
         }
+    }
+
+    /// Writes what a film is about: somewhat longer for films with many reviews.
+    fn info(&self, film: u32, shape: &Shape, words: &Words, random: &mut SplitMix64) -> String {
+        let is_large = self.sizes[film as usize] * self.sizes.len() > 2 * shape.rows;
+        let characters = if is_large { shape.info_characters.longer(random) } else { shape.info_characters.length(random) };
+        words.prose(characters, 2, random)
     }
 }
 
@@ -146,8 +156,8 @@ pub(super) fn movies(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> 
             false => format!("m/{}-{name}", 1_000_000 + 113 * film + random.below(100) as u32),
         }
     });
-    columns.text(&films.of_row, |_, random| words.title(TITLE_CHARACTERS.length(random), 60, random));
-    columns.text(&films.of_row, |_, random| words.prose(MOVIES.info_characters.length(random), 14, random));
+    columns.text(&films.of_row, |_, random| words.title(TITLE_CHARACTERS.length(random), 25, random));
+    columns.text(&films.of_row, |film, random| films.info(film, &MOVIES, &words, random));
     columns.text(&of_units(&films.of_row, &films.genres), |_, random| genres(random));
     company_column(&mut columns, &MOVIES, &films, &words);
     columns.finish()
@@ -163,22 +173,22 @@ pub(super) fn movies_15k(dataset: &Dataset, rows: usize, mut random: SplitMix64)
     let mut columns = Columns::new(dataset, random, rows);
     review_columns(&mut columns, shape, &films, &critics, &words);
     columns.integer(&films.of_row, |film, _| i64::from(3 + film * 15 / 8));
-    columns.text(&films.of_row, |_, random| words.prose(shape.info_characters.length(random), 12, random));
+    columns.text(&films.of_row, |film, random| films.info(film, shape, &words, random));
     columns.text(&of_units(&films.of_row, &films.genres), |_, random| genres(random));
     columns.text(&of_units(&films.of_row, &films.directors), |director, random| match director {
         0 => String::new(),
-        _ => words.title(9 + random.below(9), 90, random),
+        _ => words.title(9 + random.below(9), 30, random),
     });
     company_column(&mut columns, shape, &films, &words);
     columns.text(&of_units(&films.of_row, &films.ratings), |rating, _| ["R", "PG-13", "PG", "NR", "G"][rating as usize]);
-    columns.text(&publishers, |_, random| words.title(PUBLISHER_CHARACTERS.length(random), 60, random));
+    columns.text(&publishers, |_, random| words.title(PUBLISHER_CHARACTERS.length(random), 20, random));
     columns.text(&scores, |score, _| score_text(score));
     columns.finish()
 }
 
 /// The first three columns of both tables.
 fn review_columns(columns: &mut Columns<'_>, shape: &Shape, films: &Films, critics: &[u32], words: &Words) {
-    columns.text(&numbered(shape.rows), |_, random| words.prose(shape.review_characters.length(random), 10, random));
+    columns.text(&numbered(shape.rows), |_, random| words.prose(shape.review_characters.length(random), 1, random));
     columns.text(&films.review_types, |kind, _| ["Fresh", "Rotten"][kind as usize]);
     columns.text(critics, |is_top, _| ["False", "True"][is_top as usize]);
 }
@@ -187,7 +197,7 @@ fn review_columns(columns: &mut Columns<'_>, shape: &Shape, films: &Films, criti
 fn company_column(columns: &mut Columns<'_>, shape: &Shape, films: &Films, words: &Words) {
     columns.text(&of_units(&films.of_row, &films.companies), |company, random| match company {
         0 => String::new(),
-        _ => words.title(shape.company_characters.length(random), 40, random),
+        _ => words.title(shape.company_characters.length(random), 4, random),
     });
 }
 

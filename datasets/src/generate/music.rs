@@ -173,9 +173,9 @@ pub(super) fn pdmx(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
     let of_piece = |columns: &mut Columns<'_>, number: &Number| columns.number(&pieces, |_, random| number.draw(random));
     columns.number(&artists, |_, random| HOTTNESSS.draw(random));
     columns.text(&artists, |_, random| identifier("AR", random));
-    columns.text(&names, |_, random| words.title(NAME_CHARACTERS.length(random), 75, random));
+    columns.text(&names, |_, random| words.title(NAME_CHARACTERS.length(random), 40, random));
     columns.nullable_text(&tags, |tag, random| {
-        (tag > 0).then(|| words.title(TERM_CHARACTERS.length(random), 75, random).to_lowercase())
+        (tag > 0).then(|| words.title(TERM_CHARACTERS.length(random), 15, random).to_lowercase())
     });
     columns.number(&tags, |tag, random| Some(if tag == 0 { 0.0 } else { f64::from(1 + random.below(4) as u32 / 3) }));
     of_piece(&mut columns, &BARS_CONFIDENCE);
@@ -194,14 +194,14 @@ pub(super) fn pdmx(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
     coordinate(&mut columns, NOWHERE.0, &LATITUDE);
     columns.text(&places, |place, random| match place {
         0 => "Not available".to_owned(),
-        _ => words.title(PLACE_CHARACTERS.length(random), 80, random),
+        _ => words.title(PLACE_CHARACTERS.length(random), 50, random),
     });
     coordinate(&mut columns, NOWHERE.1, &LONGITUDE);
     of_piece(&mut columns, &LOUDNESS);
     columns.integer(&modes, |mode, _| i64::from(mode));
     of_piece(&mut columns, &MODE_CONFIDENCE);
     columns.integer(&releases, |_, random| RELEASE_IDS.draw(random) as i64);
-    columns.text(&releases, |_, random| words.title(RELEASE_CHARACTERS.length(random), 55, random));
+    columns.text(&releases, |_, random| words.title(RELEASE_CHARACTERS.length(random), 30, random));
     columns.text(&similar, |_, random| identifier("AR", random));
     let heat: Vec<u32> = pieces.clone();
     columns.number(&heat, |_, random| if random.below(1_000) < 435 { None } else { SONG_HOTTNESSS.draw(random) });
@@ -210,11 +210,11 @@ pub(super) fn pdmx(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
     of_piece(&mut columns, &TATUMS_CONFIDENCE);
     of_piece(&mut columns, &TATUMS_START);
     of_piece(&mut columns, &TEMPO);
-    columns.text(&terms, |_, random| words.title(TERM_CHARACTERS.length(random), 75, random).to_lowercase());
+    columns.text(&terms, |_, random| words.title(TERM_CHARACTERS.length(random), 15, random).to_lowercase());
     columns.number(&artists, |_, random| TERMS_FREQ.draw(random));
     columns.number(&signatures, |rank, _| Some([4.0, 1.0, 3.0, 5.0, 7.0, 0.0][rank as usize]));
     of_piece(&mut columns, &SIGNATURE_CONFIDENCE);
-    columns.text(&pieces, |_, random| words.title(TITLE_CHARACTERS.length(random), 55, random));
+    columns.text(&pieces, |_, random| words.title(TITLE_CHARACTERS.length(random), 33, random));
     columns.integer(&years, |rank, _| if rank == 0 { 0 } else { 2_011 - i64::from(rank) });
     columns.finish()
 }

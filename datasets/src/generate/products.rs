@@ -20,7 +20,8 @@ const LISTED_AGAIN: usize = 103;
 const VARIANTS: usize = 147;
 /// Variants that share the description too, in a hundred.
 const SAME_DESCRIPTION_PERCENT: usize = 30;
-const TEXT_CHARACTERS: Quantiles = Quantiles([1.0, 17.0, 34.0, 76.0, 163.0, 342.0, 2_271.0, 9_504.0]);
+/// The longest hundredth is drawn in, so that the mean is as measured.
+const TEXT_CHARACTERS: Quantiles = Quantiles([1.0, 17.0, 34.0, 76.0, 163.0, 342.0, 1_100.0, 5_000.0]);
 const TEXTS: Skew = Skew(&[(1, 3.3), (4, 6.9), (16, 10.2), (64, 13.0), (256, 17.6), (1_024, 27.8), (6_527, 100.0)]);
 const TITLE_CHARACTERS: Quantiles = Quantiles([1.0, 10.0, 15.0, 23.0, 35.0, 52.0, 91.0, 131.0]);
 const TITLES: Skew =
@@ -30,6 +31,8 @@ const PRODUCT_CHARACTERS: Quantiles = Quantiles([16.0, 59.0, 81.0, 126.0, 173.0,
 const RATINGS: Skew = Skew(&[(1, 17.5), (2, 33.4), (4, 62.1), (8, 89.3), (16, 99.1), (25, 100.0)]);
 const CATEGORIES: Skew =
     Skew(&[(1, 16.7), (2, 21.8), (4, 30.2), (8, 40.6), (16, 51.9), (32, 65.7), (64, 81.8), (128, 94.3), (199, 100.0)]);
+/// Texts and titles that count as frequent.
+const FREQUENT: u32 = 1_024;
 const CAPITALS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
 
 /// What a listing is.
@@ -99,21 +102,27 @@ pub(super) fn products(dataset: &Dataset, rows: usize, mut random: SplitMix64) -
     let begin = |name: &str, product: u32| random.part(name, u64::from(family[product as usize]));
 
     let mut columns = Columns::new(dataset, random.clone(), rows);
-    columns.text(&of_units(&review, &texts), |_, random| words.prose(TEXT_CHARACTERS.length(random), 16, random));
+    columns.text(&of_units(&review, &texts), |text, random| words.prose(length(TEXT_CHARACTERS, text, random), 8, random));
     columns.text(&description, |product, own| {
         let mut shared = begin("description", product);
-        varied(&words, DESCRIPTION_CHARACTERS.length(&mut shared), 30, &mut shared, own)
+        varied(&words, DESCRIPTION_CHARACTERS.length(&mut shared), 24, &mut shared, own)
     });
     columns.text(&product, |_, random| code("B0", CAPITALS, 8, random));
-    columns.text(&of_units(&review, &titles), |_, random| words.title(TITLE_CHARACTERS.length(random), 18, random));
+    columns
+        .text(&of_units(&review, &titles), |title, random| words.title(length(TITLE_CHARACTERS, title, random), 0, random));
     columns.number(&of_units(&product, &ratings), |rating, _| rating_of(rating));
     columns.text(&product, |product, own| {
         let mut shared = begin("product_title", product);
-        varied(&words, PRODUCT_CHARACTERS.length(&mut shared), 60, &mut shared, own)
+        varied(&words, PRODUCT_CHARACTERS.length(&mut shared), 80, &mut shared, own)
     });
     columns.text(&of_units(&list, &categories), |_, random| category(&words, random));
     columns.text(&review, |_, random| code("R", CAPITALS, 12 + random.below(2), random));
     columns.finish()
+}
+
+/// Draws the length of a text by its rank: those that many people write are shorter.
+fn length(characters: Quantiles, rank: u32, random: &mut SplitMix64) -> usize {
+    if rank < FREQUENT { characters.shorter(random) } else { characters.length(random) }
 }
 
 /// Returns the rating that is the most frequent but so many: 4.1, then those around it; the last is that there is none.
@@ -144,7 +153,7 @@ fn category(words: &Words, random: &mut SplitMix64) -> String {
         place = place * 16 + random.below(choices) as u64;
         let mut of_place = SplitMix64::new(place).part("category", level as u64);
         let characters = 9 + of_place.below(12);
-        path.push(words.title(characters, 30, &mut of_place).replace(' ', ""));
+        path.push(words.title(characters, 0, &mut of_place).replace(' ', ""));
     }
     path.join(" > ")
 }

@@ -34,10 +34,10 @@ const TITLE_CHARACTERS: Quantiles = Quantiles([5.0, 7.0, 10.0, 13.0, 19.0, 21.0,
 const ANSWER_CHARACTERS: Quantiles = Quantiles([1.0, 5.0, 9.0, 15.0, 25.0, 43.0, 110.0, 160.0]);
 /// Chances in a thousand, cumulated, that a question finds its own paragraph first, second, third and fourth.
 const OWN: [usize; 4] = [771, 857, 890, 907];
-/// Chances in a thousand that the paragraph at a place is of another article.
-const ELSEWHERE: [usize; 4] = [240, 298, 364, 410];
+/// Neighbours in a hundred that are of another article.
+const ELSEWHERE_PERCENT: usize = 30;
 /// How much nearer the nearest paragraphs of an article are.
-const STEEPNESS: f64 = 1.3;
+const STEEPNESS: f64 = 1.5;
 
 struct Questions {
     paragraph: Vec<u32>,
@@ -60,21 +60,22 @@ impl Questions {
         let article = self.article[own as usize];
         let first = self.article.partition_point(|other| *other < article);
         let n_paragraphs = self.article.partition_point(|other| *other <= article) - first;
-        // The neighbours of a paragraph are those of its article in an order of its own.
+        // The neighbours of a paragraph are those of its article in an order of its own, some in between from elsewhere.
+        let mut of_own = SplitMix64::new(u64::from(own)).part("neighbours", 0);
         let mut near: Vec<u32> =
             (first as u32..(first + n_paragraphs) as u32).filter(|paragraph| *paragraph != own).collect();
-        SplitMix64::new(u64::from(own)).part("neighbours", 0).shuffle(&mut near);
-        let mut near =
-            draw_ranks(random, near.len(), STEEPNESS, 4).into_iter().map(|rank| near[rank]).collect::<Vec<_>>().into_iter();
+        of_own.shuffle(&mut near);
+        for neighbour in &mut near {
+            if of_own.percent(ELSEWHERE_PERCENT) {
+                *neighbour = of_own.below(self.article.len()) as u32;
+            }
+        }
+        let mut ranks = draw_ranks(random, near.len(), STEEPNESS, 4).into_iter();
         let chance = random.below(1_000);
         let place = OWN.iter().position(|below| chance < *below);
-        std::array::from_fn(|at| {
-            let elsewhere = random.below(self.article.len()) as u32;
-            match (place == Some(at), random.below(1_000) < ELSEWHERE[at]) {
-                (true, _) => own,
-                (false, true) => elsewhere,
-                (false, false) => near.next().unwrap_or(elsewhere),
-            }
+        std::array::from_fn(|at| match (place == Some(at), ranks.next()) {
+            (false, Some(rank)) => near[rank],
+            _ => own,
         })
     }
 }
@@ -82,7 +83,7 @@ impl Questions {
 /// Writes the paragraph of this number, the same in both tables.
 fn paragraph(words: &Words, seed: &SplitMix64, number: u32) -> String {
     let random = &mut seed.part("paragraph", u64::from(number));
-    words.prose(CONTEXT_CHARACTERS.length(random), 13, random)
+    words.prose(CONTEXT_CHARACTERS.length(random), 2, random)
 }
 
 /// Writes a question.
@@ -103,7 +104,7 @@ fn question(words: &Words, random: &mut SplitMix64) -> String {
     ];
     let beginning = random.pick(&BEGINNINGS);
     let characters = QUESTION_CHARACTERS.length(random).saturating_sub(beginning.len() + 1).max(4);
-    format!("{beginning}{}?", words.prose(characters, 12, random).to_lowercase())
+    format!("{beginning}{}?", words.prose(characters, 1, random).to_lowercase())
 }
 
 pub(super) fn squad(dataset: &Dataset, rows: usize, seed: SplitMix64) -> Result<RecordBatch, ArrowError> {
