@@ -25,6 +25,10 @@ pub enum Suite {
     LlmSql,
     /// The Movie scenario of SemBench (arXiv 2511.01716): ten queries.
     SemBenchMovie,
+    /// Prompts that are long enough for the caches of providers.
+    ApiCost,
+    /// Questions whose answers the data knows: each gives `answer` beside `label`, or beside a `reference` in other words.
+    Quality,
 }
 
 /// What the paper reports of a query: Llama 3 8B on one L4, over its own table.
@@ -131,7 +135,23 @@ macro_rules! movie {
     };
 }
 
-static QUERIES: [Query; 28] = [
+/// A query of which the paper reports nothing.
+macro_rules! plain {
+    ($name:literal, $suite:ident, $kind:ident, $tables:expr) => {
+        Query {
+            name: $name,
+            suite: Suite::$suite,
+            kind: QueryKind::$kind,
+            tables: $tables,
+            sql: sql!($name),
+            setup: None,
+            parameters: &[],
+            paper: None,
+        }
+    };
+}
+
+static QUERIES: [Query; 33] = [
     paper!("movies-filter", Filter, &["movies"], MOVIES, (3.8, 2.5)),
     paper!("products-filter", Filter, &["products"], PRODUCTS, (3.8, 3.0)),
     paper!("bird-filter", Filter, &["bird"], BIRD, (2.7, 2.6)),
@@ -160,6 +180,11 @@ static QUERIES: [Query; 28] = [
     movie!("sembench-movie-q8", Projection),
     movie!("sembench-movie-q9", Projection),
     movie!("sembench-movie-q10", Aggregation),
+    plain!("api-cost-fever", ApiCost, Rag, &["fever_rag"]),
+    plain!("quality-movies", Quality, Projection, &["movies"]),
+    plain!("quality-products", Quality, Projection, &["products"]),
+    plain!("quality-fever", Quality, Rag, &["fever_rag", "fever_claims"]),
+    plain!("quality-squad", Quality, Rag, &["squad_rag", "squad"]),
 ];
 
 #[cfg(test)]

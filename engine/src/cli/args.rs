@@ -87,7 +87,7 @@ impl Args {
 pub(crate) enum Command {
     /// Ask the default model about 240 product reviews, with and without Refrain's optimisations
     Demo(DemoArgs),
-    /// Measure one query over a table of films under several settings
+    /// Measure queries under several settings: the benchmarks of the project, or one query over a table
     Bench(BenchArgs),
     /// Serve Flight SQL to ADBC, JDBC and ODBC clients
     #[cfg(feature = "flight")]

@@ -250,7 +250,9 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enoug
         return Ok(false);
     }
     let askers: Vec<Asker> = members.iter().map(|member| member.asker.clone()).collect();
+    let started = Instant::now();
     let Plan { requests, origin, planned } = plan(askers, Arc::clone(questions), mine).await?;
+    members[0].asker.stats.planned(started.elapsed());
     let provenances: Vec<_> = members.iter().map(|member| Arc::new(member.asker.provenance(&planned))).collect();
     members[0].asker.stats.truncated.fetch_add(planned.truncated, Ordering::Relaxed);
     let account = |member: &Member| Account::new(&member.asker.budget, member.asker.call.options.max_tokens);

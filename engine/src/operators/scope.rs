@@ -125,6 +125,8 @@ pub struct NodeTimes {
     pub finished_at: Option<SystemTime>,
     /// The time it spent asking, summed over windows.
     pub wall: Duration,
+    /// Of this, the time that tokens, the order of rows and fields, and requests took to be made before the model was asked.
+    pub planning: Duration,
     /// From its first request to the first answer.
     pub first_answer: Option<Duration>,
 }
@@ -190,6 +192,8 @@ pub struct QueryUsage {
     pub errors: BTreeMap<String, u64>,
     /// Failed rows.
     pub failed_rows: u64,
+    /// The time that tokens, orders of rows and fields, and requests took to be made before a model was asked, summed over calls.
+    pub planning: Duration,
 }
 
 impl QueryScope {
@@ -282,6 +286,7 @@ impl QueryScope {
             usage.output_tokens += output_tokens;
             usage.failed_rows += errors;
             usage.truncated += node.truncated.load(Ordering::Relaxed);
+            usage.planning += node.times().planning;
             for (reason, rows) in lock(&node.errors).iter() {
                 *usage.errors.entry((*reason).to_owned()).or_default() += rows;
             }
@@ -354,6 +359,11 @@ impl NodeStats {
     /// Notes the time from a request to its answer, of the first.
     pub(super) fn answered(&self, after: Duration) {
         lock(&self.times).first_answer.get_or_insert(after);
+    }
+
+    /// Notes how long requests took to be made.
+    pub(super) fn planned(&self, took: Duration) {
+        lock(&self.times).planning += took;
     }
 
     /// Notes that the call has all answers, which took so long.

@@ -16,13 +16,14 @@ use refrain_serving::{Backend, Stats};
 use super::super::error::{Failure, Outcome};
 use super::super::execute::Collected;
 use super::super::session::Session;
+use super::arms::Arm;
 use super::limit::{Peaks, ideal_s};
-use super::prompts::write_prompts;
+use super::{arms, prompts};
 use crate::{Error, ModelType, planner};
 
-/// Options of `refrain bench`.
+/// Options of the benchmark of one query.
 #[derive(Debug, clap::Args)]
-pub(crate) struct BenchArgs {
+pub(crate) struct MeasureArgs {
     /// The table: a Parquet, CSV or JSON file, with the columns of Movies unless --question says otherwise
     #[arg(long, value_name = "FILE")]
     table: PathBuf,
@@ -59,12 +60,12 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     times: bool,
 
-    /// Write the tokens of all prompts to this folder: `original` as stored, `refrain` distinct and in the order of the arm `auto`
+    /// Write the tokens of all prompts to this folder: `original` as stored, `refrain` distinct and in the order of the arm of that name
     #[arg(long, value_name = "DIR")]
     write_prompts: Option<PathBuf>,
 }
 
-impl BenchArgs {
+impl MeasureArgs {
     fn query(&self) -> String {
         let quoted = |text: &str| text.replace('\'', "''");
         let (table, question) = (quoted(&self.table.display().to_string()), quoted(&self.question));
@@ -80,13 +81,10 @@ impl BenchArgs {
 
     /// Returns the arms that are wanted. Fails if there is no arm of a name.
     fn wanted(&self) -> Outcome<Vec<&'static Arm>> {
-        let unknown = self.arms.iter().find(|name| ARMS.iter().all(|arm| arm.name != name.as_str()));
-        if let Some(name) = unknown {
-            let names: Vec<&str> = ARMS.iter().map(|arm| arm.name).collect();
-            return Err(Failure::usage(format!("there is no arm {name:?}; the arms are {}", names.join(", "))));
+        match (self.arms.is_empty(), &self.write_prompts) {
+            (true, None) => arms::named(ARMS),
+            _ => arms::named(&self.arms),
         }
-        let all = self.arms.is_empty() && self.write_prompts.is_none();
-        Ok(ARMS.iter().filter(|arm| all || self.arms.iter().any(|name| name == arm.name)).collect())
     }
 }
 
@@ -98,28 +96,11 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// One combination of settings.
-struct Arm {
-    name: &'static str,
-    settings: &'static [(&'static str, &'static str)],
-}
-
-const ARMS: &[Arm] = &[
-    Arm { name: "naive", settings: &[("reorder", "none"), ("dedup", "off"), ("prefix_cache", "false")] },
-    Arm { name: "none", settings: &[("reorder", "none"), ("dedup", "off")] },
-    Arm { name: "none+dedup", settings: &[("reorder", "none")] },
-    Arm { name: "rows", settings: &[("reorder", "rows")] },
-    Arm { name: "ggr", settings: &[("reorder", "ggr")] },
-    Arm { name: "search", settings: &[("reorder", "search"), ("dedup", "off")] },
-    Arm { name: "search+dedup", settings: &[("reorder", "search")] },
-    Arm { name: "auto", settings: &[] },
-];
-
-/// What an arm leaves at its default.
-const DEFAULTS: &[(&str, &str)] = &[("reorder", "auto"), ("dedup", "auto"), ("prefix_cache", "true")];
+/// What is compared unless arms are named.
+const ARMS: &[&str] = &["naive", "cache", "cache+dedup", "rows", "ggr", "search", "search+dedup", "refrain"];
 
 /// A query that loads the model, so that the first arm does not pay for it.
-const WARM_UP: &str = "SELECT ai_filter('Is this a movie?', 'warm-up')";
+pub(super) const WARM_UP: &str = "SELECT ai_filter('Is this a movie?', 'warm-up')";
 
 const HEADER: &str = "\
 | arm | wall s | rows/s | calls | prompt tokens | computed tokens | prefix hit | steps | tokens a step | ideal s | of limit | speed-up | same answers |
@@ -140,14 +121,14 @@ struct Measured {
 }
 
 /// The model that is measured.
-struct Subject {
-    backend: Arc<dyn Backend>,
-    cost: Option<TokenCost>,
-    peaks: Option<Peaks>,
+pub(super) struct Subject {
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) cost: Option<TokenCost>,
+    pub(super) peaks: Option<Peaks>,
 }
 
 /// Runs the arms one after the other and prints a Markdown table, a line as soon as its arm has run.
-pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> {
+pub(super) async fn run(session: &mut Session, args: &MeasureArgs) -> Outcome<()> {
     let (arms, query) = (args.wanted()?, args.query());
     let settings = planner::settings(&session.db.context().state());
     let catalog = Arc::clone(session.db.model_catalog());
@@ -158,7 +139,10 @@ pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> 
         session.set("step_tokens", &tokens.to_string()).await?;
     }
     if let Some(folder) = &args.write_prompts {
-        write_prompts(session, &model, &query, folder).await?;
+        std::fs::create_dir_all(folder).map_err(|error| Failure::file("make", folder, error))?;
+        for (arm, file) in arms::named(&["cache", "refrain"])?.into_iter().zip(["original", "refrain"]) {
+            prompts::write(&folder.join(file), &prompts::record(session, &model, &query, arm.settings).await?)?;
+        }
     }
     if arms.is_empty() {
         return Ok(());
@@ -186,8 +170,8 @@ pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> 
     Ok(())
 }
 
-async fn measure(session: &mut Session, subject: &Subject, arm: &Arm, args: &BenchArgs, query: &str) -> Outcome<Measured> {
-    session.set_defaults_and(arm.settings).await?;
+async fn measure(session: &mut Session, subject: &Subject, arm: &Arm, args: &MeasureArgs, query: &str) -> Outcome<Measured> {
+    arm.apply(session).await?;
     let (before, times_before) = (subject.backend.stats(), subject.backend.pass_times());
     let cost = session.collect(query).await?;
     let after = subject.backend.stats();
@@ -202,16 +186,6 @@ async fn measure(session: &mut Session, subject: &Subject, arm: &Arm, args: &Ben
     let times =
         times_after.map(|(device, after)| after.since(&times_before.get(device).copied().unwrap_or_default())).collect();
     Ok(Measured { name: arm.name, answers: Arc::clone(cost.rows.column(0)), cost, stats, ideal_s, times })
-}
-
-impl Session {
-    /// Gives the settings that arms differ in these values, and the others their defaults.
-    pub(super) async fn set_defaults_and(&self, settings: &[(&str, &str)]) -> Outcome<()> {
-        for (name, value) in DEFAULTS.iter().chain(settings) {
-            self.set(name, value).await?;
-        }
-        Ok(())
-    }
 }
 
 /// One line of the table; ratios are to the first arm that ran.
@@ -272,10 +246,10 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
-        args: BenchArgs,
+        args: MeasureArgs,
     }
 
-    fn args(line: &[&str]) -> BenchArgs {
+    fn args(line: &[&str]) -> MeasureArgs {
         Line::try_parse_from(["bench"].iter().chain(line)).unwrap().args
     }
 
@@ -308,18 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn arms_set_only_what_every_arm_resets() {
-        let reset: Vec<&str> = DEFAULTS.iter().map(|(name, _)| *name).collect();
-        assert!(ARMS.iter().flat_map(|arm| arm.settings).all(|(name, _)| reset.contains(name)));
-    }
-
-    #[test]
-    fn arms_are_chosen_by_name() {
+    fn arms_are_all_or_those_named() {
         let names = |line: &[&str]| args(line).wanted().map(|arms| arms.iter().map(|arm| arm.name).collect::<Vec<_>>());
-        assert_eq!(names(&["--table", "t", "--arms", "auto,none"]).unwrap(), ["none", "auto"]);
-        assert_eq!(names(&["--table", "t"]).unwrap().len(), ARMS.len());
+        assert_eq!(names(&["--table", "t", "--arms", "refrain,cache"]).unwrap(), ["cache", "refrain"]);
+        assert_eq!(names(&["--table", "t"]).unwrap(), ARMS);
         assert!(names(&["--table", "t", "--write-prompts", "d"]).unwrap().is_empty());
-        assert!(names(&["--table", "t", "--arms", "best"]).unwrap_err().to_string().contains("there is no arm \"best\""));
     }
 
     /// Lengths of the prompts of a file.
@@ -353,7 +320,7 @@ mod tests {
         let (_interrupt, interrupts) = Interrupts::manual();
         let mut session = Session { db, interrupts, sink, view, last: None };
         let (table, prompts) = (table.to_str().unwrap(), folder.path().join("prompts"));
-        let flags = ["--max-tokens", "3", "--peak-tflops", "1", "--peak-gbs", "100", "--arms", "naive,auto"];
+        let flags = ["--max-tokens", "3", "--peak-tflops", "1", "--peak-gbs", "100", "--arms", "naive,refrain"];
         let line = [&["--table", table, "--write-prompts", prompts.to_str().unwrap()][..], &flags].concat();
         run(&mut session, &args(&line)).await.unwrap();
 

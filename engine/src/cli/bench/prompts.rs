@@ -1,62 +1,59 @@
 //! The prompts of a query as files of tokens, so that another engine can be given the same work.
 //!
 //! `NAME.tokens` holds all prompts end to end, little-endian u32; `NAME.offsets` where each begins and the last ends, little-endian
-//! u64. `original` has a prompt for each row, as stored; `refrain` the distinct prompts in the order in which they are submitted.
+//! u64.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use refrain_serving::request::Segment;
-use refrain_serving::{
-    Answer, Backend, Batch, BatchId, Capabilities, Completion, CompletionStream, FinishReason, ModelKind, OutputShape,
-    RowFailure, Stats, Tokenizer, Usage,
-};
-use tokio::sync::mpsc;
+use refrain_serving::mock::MockBackend;
+use refrain_serving::{Backend, Batch, BatchId, Capabilities, CompletionStream, ModelKind, Stats, Tokenizer};
 
 use super::super::error::{Failure, Outcome};
 use super::super::session::Session;
 use crate::ModelSource;
 
-/// The files, and the settings of each beside the defaults.
-const FILES: [(&str, &[(&str, &str)]); 2] = [("original", &[("reorder", "none"), ("dedup", "off")]), ("refrain", &[])];
-
-/// The model that takes prompts down, for as long as they are written.
+/// The model that takes prompts down, for as long as they are recorded.
 const RECORDER: &str = "prompts";
 
-/// Writes the prompts that a query has for `model` to a folder, which is made if need be. No model is asked or loaded.
-pub(super) async fn write_prompts(session: &mut Session, model: &str, query: &str, folder: &Path) -> Outcome<()> {
+/// Returns the tokens of the prompts that a query has for `model` with these settings, in the order in which they are submitted.
+/// No model is asked or loaded: answers are made up.
+pub(super) async fn record(
+    session: &mut Session,
+    model: &str,
+    query: &str,
+    settings: &[(&str, &str)],
+) -> Outcome<Vec<Vec<u32>>> {
     let catalog = Arc::clone(session.db.model_catalog());
     let Some(config) = catalog.config(model).map_err(crate::Error::from)? else {
-        return Err(Failure::usage(format!("--write-prompts needs a model of this machine, and {model} is none")));
+        return Err(Failure::usage(format!("prompts are written for a model of this machine, and {model} is none")));
     };
     let tokenizer = catalog.tokenizer_of(model).map_err(crate::Error::from)?;
-    std::fs::create_dir_all(folder).map_err(|error| Failure::file("make", folder, error))?;
-    for (name, settings) in FILES {
-        let recorder = Arc::new(Recorder::new(config.max_context, Arc::clone(&tokenizer)));
-        let source = ModelSource::Backend(Arc::clone(&recorder) as Arc<dyn Backend>);
-        catalog.add(RECORDER, source, true).map_err(crate::Error::from)?;
-        session.set("model", RECORDER).await?;
-        session.set_defaults_and(settings).await?;
-        session.collect(query).await?;
-        let path = folder.join(name);
-        write(&path, &recorder.take()).map_err(|error| Failure::file("write", &path, error))?;
-    }
+    let recorder = Arc::new(Recorder::new(config.max_context, tokenizer));
+    let source = ModelSource::Backend(Arc::clone(&recorder) as Arc<dyn Backend>);
+    catalog.add(RECORDER, source, true).map_err(crate::Error::from)?;
+    session.set("model", RECORDER).await?;
+    session.set_defaults_and(settings).await?;
+    let collected = session.collect(query).await;
     session.set("model", model).await?;
     catalog.remove(RECORDER);
-    Ok(())
+    collected.map(|_| recorder.take())
 }
 
 /// Writes `PATH.tokens` and `PATH.offsets`.
-fn write(path: &Path, prompts: &[Vec<Segment>]) -> io::Result<()> {
+pub(super) fn write(path: &Path, prompts: &[Vec<u32>]) -> Outcome<()> {
+    write_files(path, prompts).map_err(|error| Failure::file("write", path, error))
+}
+
+fn write_files(path: &Path, prompts: &[Vec<u32>]) -> io::Result<()> {
     let create = |end: &str| File::create(path.with_extension(end)).map(BufWriter::new);
     let (mut tokens, mut offsets) = (create("tokens")?, create("offsets")?);
     let mut offset = 0_u64;
     offsets.write_all(&offset.to_le_bytes())?;
     for prompt in prompts {
-        for token in prompt.iter().flat_map(|segment| segment.iter()) {
+        for token in prompt {
             tokens.write_all(&token.to_le_bytes())?;
             offset += 1;
         }
@@ -66,21 +63,22 @@ fn write(path: &Path, prompts: &[Vec<Segment>]) -> io::Result<()> {
     offsets.flush()
 }
 
-/// A backend that takes prompts down in the order in which they come, and answers at once.
+/// A backend that takes prompts down in the order in which they come, and makes up an answer to each at once.
 #[derive(Debug)]
 struct Recorder {
     max_context: usize,
     tokenizer: Arc<dyn Tokenizer>,
-    prompts: Mutex<Vec<Vec<Segment>>>,
-    batches: AtomicU64,
+    prompts: Mutex<Vec<Vec<u32>>>,
+    answers: MockBackend,
 }
 
 impl Recorder {
     fn new(max_context: usize, tokenizer: Arc<dyn Tokenizer>) -> Self {
-        Recorder { max_context, tokenizer, prompts: Mutex::default(), batches: AtomicU64::new(0) }
+        let answers = MockBackend::new(0).max_context(max_context).without_history();
+        Recorder { max_context, tokenizer, prompts: Mutex::default(), answers }
     }
 
-    fn take(&self) -> Vec<Vec<Segment>> {
+    fn take(&self) -> Vec<Vec<u32>> {
         std::mem::take(&mut *self.prompts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -103,25 +101,16 @@ impl Backend for Recorder {
     }
 
     fn submit(&self, batch: Batch) -> CompletionStream {
-        let (sender, receiver) = mpsc::channel(batch.requests.len().max(1));
-        let mut prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
-        for request in batch.requests {
-            prompts.push(request.prompt);
-            let text = match request.shape.as_ref() {
-                OutputShape::Text => Ok(String::new()),
-                OutputShape::Choice(labels) => Ok(labels.first().cloned().unwrap_or_default()),
-                shape => Err(RowFailure::Refused(format!("no answer of the shape {shape:?} is made up"))),
-            };
-            let result = text.map(|text| Answer::text(text, vec![], FinishReason::Stop));
-            // The channel has room for all; a caller that has gone away wants none.
-            let _ = sender.try_send(Ok(Completion { id: request.id, result, usage: Usage::default() }));
-        }
-        CompletionStream::new(BatchId(self.batches.fetch_add(1, Ordering::Relaxed)), receiver)
+        let prompts = batch.requests.iter().map(|request| request.prompt.concat());
+        self.prompts.lock().unwrap_or_else(PoisonError::into_inner).extend(prompts);
+        self.answers.submit(batch)
     }
 
-    fn cancel(&self, _: BatchId) {}
+    fn cancel(&self, batch: BatchId) {
+        self.answers.cancel(batch);
+    }
 
     fn stats(&self) -> Stats {
-        Stats::default()
+        self.answers.stats()
     }
 }

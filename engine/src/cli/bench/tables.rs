@@ -1,0 +1,107 @@
+//! The tables of a benchmark's queries: local copies, or generated ones in their shape.
+
+use std::path::{Path, PathBuf};
+
+use datafusion::arrow::compute::concat_batches;
+use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::scalar::ScalarValue;
+use refrain_datasets::catalogue::dataset;
+use refrain_datasets::generate::generate;
+use refrain_datasets::local;
+use refrain_datasets::queries::Query;
+
+use super::super::error::{Failure, Outcome};
+use super::super::session::Session;
+use crate::Error;
+
+/// Where tables come from.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct TableArgs {
+    /// Read at most this many rows of a query's first table; the others are read whole
+    #[arg(long)]
+    pub(super) rows: Option<usize>,
+
+    /// Look for the tables in this folder; a table that is not there is generated
+    #[arg(long, value_name = "DIR", env = "REFRAIN_DATA")]
+    pub(super) data: Option<PathBuf>,
+
+    /// Generate every table
+    #[arg(long)]
+    pub(super) generated: bool,
+
+    /// Seed of generated tables
+    #[arg(long, default_value_t = 1)]
+    pub(super) seed: u64,
+}
+
+/// Where a table came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Local,
+    Generated,
+}
+
+impl TableArgs {
+    /// Puts the tables of a query into the session, runs what the query wants to have run before, and returns its statement with its
+    /// parameters in place, the rows of its first table, and where its tables came from.
+    pub(super) async fn prepare(&self, session: &mut Session, query: &Query) -> Outcome<Prepared> {
+        let folders = local::folders(self.data.clone(), Path::new("."));
+        let (mut rows, mut origin) = (None, Origin::Local);
+        for (at, name) in query.tables.iter().enumerate() {
+            let limit = self.rows.filter(|_| at == 0);
+            let table = dataset(name).ok_or_else(|| Failure::usage(format!("the catalogue has no table {name}")))?;
+            let batch = match table.local(&folders).filter(|_| !self.generated) {
+                Some(file) => read(session, &file, limit).await?,
+                None => {
+                    origin = Origin::Generated;
+                    generate(table, limit.unwrap_or(table.rows), self.seed)?
+                }
+            };
+            rows.get_or_insert(batch.num_rows());
+            let context = session.db.context();
+            context.deregister_table(*name).map_err(Error::from)?;
+            context.register_batch(*name, batch).map_err(Error::from)?;
+        }
+        if let Some(setup) = query.setup {
+            for statement in session.db.statements(setup)? {
+                session.collect(&statement).await?;
+            }
+        }
+        Ok(Prepared { sql: with_parameters(session, query).await?, rows: rows.unwrap_or_default(), origin })
+    }
+}
+
+async fn read(session: &Session, file: &Path, limit: Option<usize>) -> Outcome<RecordBatch> {
+    let quoted = file.display().to_string().replace('\'', "''");
+    let limit = limit.map_or_else(String::new, |rows| format!(" LIMIT {rows}"));
+    let mut run = session.db.sql(&format!("SELECT * FROM '{quoted}'{limit}")).await?.execute().await?;
+    let batches = run.fetch_all().await?;
+    Ok(concat_batches(&run.schema(), &batches)?)
+}
+
+/// A query that can be run.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) sql: String,
+    /// Rows of its first table.
+    pub(super) rows: usize,
+    pub(super) origin: Origin,
+}
+
+/// Returns the statement of a query with the values of its parameters in place of `$name`.
+async fn with_parameters(session: &mut Session, query: &Query) -> Outcome<String> {
+    let mut sql = query.sql.to_owned();
+    for (name, value_of) in query.parameters {
+        let found = session.collect(value_of).await?.rows;
+        if found.num_rows() == 0 {
+            return Err(Failure::usage(format!("{}: no row gives a value for ${name}; take more rows", query.name)));
+        }
+        let value = ScalarValue::try_from_array(found.column(0), 0).map_err(Error::from)?;
+        let literal = match &value {
+            ScalarValue::Utf8(Some(text)) | ScalarValue::Utf8View(Some(text)) => format!("'{}'", text.replace('\'', "''")),
+            other => other.to_string(),
+        };
+        sql = sql.replace(&format!("${name}"), &literal);
+    }
+    Ok(sql)
+}
