@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use refrain_serving::device::cuda::PassTimes;
-use refrain_serving::model::{HostTensor, Normal, TensorSource};
+use refrain_serving::model::{HostTensor, Normal, StoredTensor, TensorSource};
 use refrain_serving::{Backend, Batch, BatchId, Capabilities, CompletionStream, Error, Result, Stats, Tokenizer};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
@@ -323,6 +323,15 @@ impl TensorSource for CountedWeights<'_> {
         let tensor = self.weights.read(name, shape)?;
         self.progress.done.fetch_add(tensor.bytes.len() as u64, Ordering::Relaxed);
         Ok(tensor)
+    }
+
+    /// Counts all of a tensor, since whoever asks reads it next.
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<StoredTensor<'_>>> {
+        let stored = self.weights.stored(name, shape)?;
+        let (width, rows) = (shape.last().copied().unwrap_or(1), shape.iter().rev().skip(1).product::<usize>());
+        let row_bytes = stored.and_then(|stored| stored.dtype.row_bytes(width)).unwrap_or(0);
+        self.progress.done.fetch_add((rows * row_bytes) as u64, Ordering::Relaxed);
+        Ok(stored)
     }
 
     fn normal(&self, name: &str) -> Option<Normal> {

@@ -15,7 +15,7 @@ use super::sentence::SentenceConfig;
 use super::storage::{read_text, weights_error};
 use super::weights::WeightFiles;
 use crate::error::Result;
-use crate::model::{HostTensor, ModelConfig, Pooling, TensorSource};
+use crate::model::{HostTensor, ModelConfig, Pooling, StoredTensor, TensorSource};
 
 /// What the names of a decoder's tensors begin with, except in files of the model without its head.
 const PREFIX: &str = "model.";
@@ -96,5 +96,9 @@ impl TensorSource for Renamed {
 
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         self.files.read(self.name(name), shape)
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<StoredTensor<'_>>> {
+        self.files.stored(self.name(name), shape)
     }
 }

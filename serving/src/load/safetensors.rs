@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::storage::{Storage, read_text, weights_error};
 use super::weights::{WeightFiles, check_shape, missing};
 use crate::error::{Error, Result};
-use crate::model::{DType, HostTensor, ModelConfig, TensorSource};
+use crate::model::{DType, HostTensor, ModelConfig, StoredTensor, TensorSource};
 
 /// The longest header that is read; those of models with a hundred thousand tensors have 12 MiB.
 const HEADER_MAX: u64 = 32 << 20;
@@ -164,6 +164,11 @@ impl TensorSource for SafetensorsFiles {
         let (entry, dtype) = self.entry(name, shape)?;
         let bytes = self.files[entry.file].read(entry.offset, entry.len)?;
         Ok(HostTensor { shape: shape.to_vec(), dtype, bytes })
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<StoredTensor<'_>>> {
+        let (entry, dtype) = self.entry(name, shape)?;
+        Ok(Some(StoredTensor { dtype, file: &self.files[entry.file], offset: entry.offset }))
     }
 }
 

@@ -1,16 +1,21 @@
 //! Bytes of a weight file, on disk or compiled in, read piece by piece.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::model::ReadAt;
 
 /// Weight files up to this size are digested whole.
 const DIGEST_WHOLE: u64 = 64 << 20;
 /// The size of one sample of a larger file.
 const DIGEST_SAMPLE: u64 = 1 << 20;
+/// Bytes that one thread reads at a time: one thread alone copies far less than memory can give, and fresh memory is made by whoever
+/// touches it first.
+const READ_AT_ONCE: usize = 4 << 20;
 /// Samples of a larger file, spread evenly from its first byte to its last.
 const DIGEST_SAMPLES: u64 = 64;
 
@@ -24,8 +29,7 @@ pub(crate) struct Storage {
 
 #[derive(Debug)]
 enum Data {
-    /// A mutex, since seek and read are two steps and tensors may be read from several threads.
-    File(Mutex<File>),
+    File(File),
     Static(&'static [u8]),
 }
 
@@ -38,7 +42,7 @@ impl Storage {
         }
         let file = File::open(path).map_err(|error| unreadable(path, &error))?;
         let len = file.metadata().map_err(|error| unreadable(path, &error))?.len();
-        Ok(Storage { path: path.to_owned(), len, data: Data::File(Mutex::new(file)) })
+        Ok(Storage { path: path.to_owned(), len, data: Data::File(file) })
     }
 
     /// Wraps bytes in memory; `name` stands for them in messages.
@@ -61,23 +65,20 @@ impl Storage {
 
     /// Reads `len` bytes from `offset`. The range is checked against the file's length before memory is taken.
     pub(crate) fn read(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.len);
-        let Some(end) = end else {
-            return Err(self.error(format!(
+        self.check_range(offset, len)?;
+        let mut bytes = vec![0; len as usize];
+        self.read_at(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len).filter(|end| *end <= self.len) {
+            Some(_) => Ok(()),
+            None => Err(self.error(format!(
                 "the file ends at byte {}, but bytes {offset} to {} are needed: it is truncated or damaged, fetch it again",
                 self.len,
                 offset.saturating_add(len),
-            )));
-        };
-        match &self.data {
-            Data::Static(bytes) => Ok(bytes[offset as usize..end as usize].to_vec()),
-            Data::File(file) => {
-                let mut bytes = vec![0; len as usize];
-                let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                let read = file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut bytes));
-                read.map_err(|error| unreadable(&self.path, &error))?;
-                Ok(bytes)
-            }
+            ))),
         }
     }
 
@@ -113,6 +114,38 @@ impl Storage {
     }
 }
 
+impl ReadAt for Storage {
+    /// Fills `out` with the bytes from `offset` on, large ranges on all cores.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.check_range(offset, out.len() as u64)?;
+        match &self.data {
+            Data::Static(bytes) => {
+                out.copy_from_slice(&bytes[offset as usize..][..out.len()]);
+                Ok(())
+            }
+            Data::File(file) if out.len() <= READ_AT_ONCE => read_exact_at(file, &self.path, offset, out),
+            Data::File(file) => out.par_chunks_mut(READ_AT_ONCE).enumerate().try_for_each(|(index, piece)| {
+                read_exact_at(file, &self.path, offset + (index * READ_AT_ONCE) as u64, piece)
+            }),
+        }
+        .map_err(|error| unreadable(&self.path, &error))
+    }
+}
+
+/// Reads from a place of a file without moving where others read.
+#[cfg(unix)]
+fn read_exact_at(file: &File, _path: &Path, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+/// Reads from a place of a file that is opened anew, since seek and read are two steps.
+#[cfg(not(unix))]
+fn read_exact_at(_file: &File, path: &Path, offset: u64, out: &mut [u8]) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    io::Seek::seek(&mut file, io::SeekFrom::Start(offset))?;
+    io::Read::read_exact(&mut file, out)
+}
+
 /// Reads a text file of at most `limit` bytes, such as a configuration.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     let storage = Storage::open(path)?;
@@ -128,7 +161,7 @@ pub(crate) fn weights_error(path: &Path, reason: impl Into<String>) -> Error {
     Error::Weights { path: path.to_owned(), reason: reason.into() }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+fn unreadable(path: &Path, error: &io::Error) -> Error {
     weights_error(path, format!("the file cannot be read: {error}"))
 }
 
@@ -155,6 +188,14 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_several_threads_read_is_whole() {
+        let len = 3 * READ_AT_ONCE + 5;
+        let (_folder, path) = file(len);
+        let read = Storage::open(&path).unwrap().read(3, len as u64 - 3).unwrap();
+        assert!(read.iter().enumerate().all(|(at, byte)| *byte == (at + 3) as u8));
+    }
+
+    #[test]
     fn a_digest_is_the_same_on_disk_and_in_memory() {
         let (_folder, path) = file(100);
         let bytes: &'static [u8] = Vec::leak((0..100).collect::<Vec<u8>>());
@@ -173,8 +214,8 @@ mod tests {
             let path = folder.path().join("large");
             let mut file = File::create(&path).unwrap();
             file.set_len(DIGEST_WHOLE + 10).unwrap();
-            std::io::Seek::seek(&mut file, SeekFrom::End(-1)).unwrap();
-            std::io::Write::write_all(&mut file, &[last]).unwrap();
+            io::Seek::seek(&mut file, io::SeekFrom::End(-1)).unwrap();
+            io::Write::write_all(&mut file, &[last]).unwrap();
             let mut hasher = blake3::Hasher::new();
             Storage::open(&path).unwrap().digest(&mut hasher, 8).unwrap();
             hasher.finalize()

@@ -10,4 +10,4 @@ pub use config::{LayerAttention, ModelConfig, RopeScaling};
 pub use cost::TokenCost;
 pub use encoder::{Activation, EncoderConfig, Pooling};
 pub use quant::{as_q8_0, dequantize};
-pub use tensor::{DType, HostTensor, Normal, TensorSource};
+pub use tensor::{DType, HostTensor, Normal, ReadAt, StoredTensor, TensorSource};

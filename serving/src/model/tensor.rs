@@ -14,10 +14,33 @@ pub trait TensorSource: Send + Sync + fmt::Debug {
     /// Reads one tensor. Fails if it is missing or damaged, or if its shape is not `shape`; the error names it.
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor>;
 
+    /// Returns where a tensor's bytes lie, where they lie in one piece as they are, so that a device may read them piece by piece
+    /// into memory of its own. Fails as `read` does.
+    fn stored(&self, _name: &str, _shape: &[usize]) -> Result<Option<StoredTensor<'_>>> {
+        Ok(None)
+    }
+
     /// Returns how a tensor is drawn at random, where it is not read from anywhere: a device may then draw values of its own.
     fn normal(&self, _name: &str) -> Option<Normal> {
         None
     }
+}
+
+/// Something whose bytes can be read from any place, by several threads.
+pub trait ReadAt: Send + Sync + fmt::Debug {
+    /// Fills `out` with the bytes from `offset` on. Fails if there are not as many.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+}
+
+/// A tensor that has not been read, row-major.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredTensor<'a> {
+    /// How the values are stored, little-endian.
+    pub dtype: DType,
+    /// What they are read from.
+    pub file: &'a dyn ReadAt,
+    /// The place of the first byte there.
+    pub offset: u64,
 }
 
 /// Values drawn from a normal distribution around 0.

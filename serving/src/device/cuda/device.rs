@@ -168,6 +168,8 @@ impl CudaDevice {
         if options.tune && options.invariant_rows.is_none() {
             decoder.fill_for_tuning(kernels.get("random", "fill_normal", 0)?)?;
             decoder.tune(capacity)?;
+            decoder.run_every_size()?;
+            head.run_every_size(&mut decoder)?;
         }
         let page_bytes = config.layers * 2 * config.kv_heads * PAGE_TOKENS * config.head_dim * precision.bytes();
         gpu.synchronize()?;

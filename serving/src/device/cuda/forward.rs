@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::attend::{Attention, AttentionPlaces};
 use super::driver::{Arg, Buffer, Gpu, Kernel, Size};
-use super::gemm::{Gemm, Product, RowScales, padded};
+use super::gemm::{Gemm, Product, RowScales, padded, padded_sizes};
 use super::kernels::{Kernels, Precision};
 use super::metadata::Metadata;
 use super::nccl::Peer;
@@ -405,36 +405,51 @@ impl Decoder {
     /// Times algorithms for the products of a pass of `m` tokens, over the weights of all layers. Returns the milliseconds of one
     /// layer.
     pub(super) fn tune(&mut self, m: usize) -> Result<f32> {
-        let ModelConfig { hidden_size: hidden, intermediate_size: inner, heads, kv_heads, head_dim, .. } = self.config;
-        let (queries, m) = (heads * head_dim, m.min(self.capacity));
-        let Buffers { x, normed, qkv, attended, gate_up, activated, .. } = &self.buffers;
-        let layers = &self.weights.layers;
-        let few = layers.len().min(8);
-        let input = |buffer: &Buffer<u8>| match &self.fp8 {
-            Some(fp8) => fp8.as_input(),
-            None => Input { rows: buffer.at(0), scales: None },
-        };
-        let first = &layers[0];
-        let bias = |bias: &Option<Buffer<u8>>| address(bias.as_ref());
-        let queries_and_keys = product([m, queries + 2 * kv_heads * head_dim, hidden], input(normed), &first.qkv, qkv);
-        let output = product([m, hidden, queries], input(attended), &first.output, x);
-        let gate_and_up = product([m, 2 * inner, hidden], input(normed), &first.gate_up, gate_up);
-        let down = product([m, hidden, inner], input(activated), &first.down, x);
-        type MatrixOf = fn(&LayerWeights) -> &Matrix;
-        let products: [(Product, MatrixOf); 4] = [
-            (Product { bias: bias(&first.qkv_bias), ..queries_and_keys }, |layer| &layer.qkv),
-            (Product { accumulate: self.adds_residual(), ..output }, |layer| &layer.output),
-            (Product { bias: bias(&first.gate_up_bias), ..gate_and_up }, |layer| &layer.gate_up),
-            (Product { accumulate: self.adds_residual(), ..down }, |layer| &layer.down),
-        ];
+        let m = m.min(self.capacity);
+        let few = self.weights.layers.len().min(8);
         let mut total = 0.0;
-        for (product, matrix) in products {
-            let weights: Vec<u64> = layers[..few].iter().map(|layer| matrix(layer).values.at(0)).collect();
+        for (product, matrix) in self.products(m) {
+            let weights: Vec<u64> = self.weights.layers[..few].iter().map(|layer| matrix(layer).values.at(0)).collect();
             // SAFETY: weights and buffers have the sizes that the products name.
             total += unsafe { self.gemm.tune(product, &weights) }?;
         }
         self.gemm.save_timings();
         Ok(total)
+    }
+
+    /// Runs each product of a layer once for every number of rows that a pass may have. The library loads a kernel when it is first
+    /// launched, which waits for all that the GPU has been given: between the passes of a query that would cost one of them.
+    pub(super) fn run_every_size(&mut self) -> Result<()> {
+        for m in padded_sizes(self.capacity) {
+            for (product, _) in self.products(m) {
+                // SAFETY: weights and buffers have the sizes that the products name.
+                unsafe { self.gemm.run(product) }?;
+            }
+        }
+        self.gpu.synchronize()
+    }
+
+    /// Returns the products of the first layer for `m` tokens, and which matrix each is with.
+    fn products(&self, m: usize) -> [(Product, MatrixOf); 4] {
+        let ModelConfig { hidden_size: hidden, intermediate_size: inner, heads, kv_heads, head_dim, .. } = self.config;
+        let queries = heads * head_dim;
+        let Buffers { x, normed, qkv, attended, gate_up, activated, .. } = &self.buffers;
+        let input = |buffer: &Buffer<u8>| match &self.fp8 {
+            Some(fp8) => fp8.as_input(),
+            None => Input { rows: buffer.at(0), scales: None },
+        };
+        let first = &self.weights.layers[0];
+        let bias = |bias: &Option<Buffer<u8>>| address(bias.as_ref());
+        let queries_and_keys = product([m, queries + 2 * kv_heads * head_dim, hidden], input(normed), &first.qkv, qkv);
+        let output = product([m, hidden, queries], input(attended), &first.output, x);
+        let gate_and_up = product([m, 2 * inner, hidden], input(normed), &first.gate_up, gate_up);
+        let down = product([m, hidden, inner], input(activated), &first.down, x);
+        [
+            (Product { bias: bias(&first.qkv_bias), ..queries_and_keys }, |layer| &layer.qkv),
+            (Product { accumulate: self.adds_residual(), ..output }, |layer| &layer.output),
+            (Product { bias: bias(&first.gate_up_bias), ..gate_and_up }, |layer| &layer.gate_up),
+            (Product { accumulate: self.adds_residual(), ..down }, |layer| &layer.down),
+        ]
     }
 
     /// Fills the inputs of products with values that are not zero, since zeros are faster than numbers.
@@ -486,6 +501,9 @@ impl Fp8 {
         Ok(self.as_input())
     }
 }
+
+/// Which matrix of a layer.
+type MatrixOf = fn(&LayerWeights) -> &Matrix;
 
 /// The product `y[m, n] = x[m, k] * weights[n, k]^T`.
 fn product([m, n, k]: [usize; 3], x: Input, weights: &Matrix, y: &Buffer<u8>) -> Product {

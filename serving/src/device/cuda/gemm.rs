@@ -164,6 +164,11 @@ pub(super) fn padded(m: usize) -> usize {
     }
 }
 
+/// Returns the numbers of rows that products of up to `m` rows compute, in rising order.
+pub(super) fn padded_sizes(m: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(padded(1)), |size| Some(padded(size + 1))).take_while(move |size| *size <= padded(m))
+}
+
 impl Gemm {
     /// Opens the library. What was timed before is looked up in `cache`. Products in FP8 that are added to what their target holds
     /// have up to `sums` values.
@@ -627,5 +632,8 @@ mod tests {
             assert!(rounded >= m && rounded - m < (m / 2).max(16), "{m} to {rounded}");
             assert!(padded(rounded) == rounded);
         }
+        let sizes: Vec<_> = padded_sizes(1100).collect();
+        assert!(sizes.starts_with(&[8, 16, 32]) && sizes.ends_with(&[1024, 1152]), "{sizes:?}");
+        assert!((1..1100).all(|m| sizes.contains(&padded(m))));
     }
 }

@@ -6,11 +6,12 @@
 //! their slots, where the next pass finds them, and to the host. Where probabilities are asked for, the row of logits is copied
 //! to the host as well, which computes them when it takes the result.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Arg, Buffer, Gpu, Kernel, Pinned, Size};
 use super::forward::Decoder;
-use super::gemm::{Product, padded};
+use super::gemm::{Product, padded, padded_sizes};
 use super::kernels::{Kernels, Precision};
 use super::metadata::Metadata;
 use crate::device::sampler::{Scored, keep_largest, logprobs};
@@ -168,6 +169,33 @@ impl Head {
         })
     }
 
+    /// Runs the product for every number of rows that a pass may have, for the reason of [`Decoder::run_every_size`].
+    pub(super) fn run_every_size(&self, decoder: &mut Decoder) -> Result<()> {
+        for m in padded_sizes(self.rows_at_a_time) {
+            let product = self.product(decoder, 0..m);
+            // SAFETY: the buffers have room for so many rows.
+            unsafe { decoder.gemm.run(product) }?;
+        }
+        self.gpu.synchronize()
+    }
+
+    /// Returns the product that gives the logits of some of the inputs.
+    fn product(&self, decoder: &Decoder, rows: Range<usize>) -> Product {
+        let ModelConfig { vocab_size, hidden_size, .. } = decoder.config;
+        Product {
+            m: rows.len(),
+            n: vocab_size,
+            k: hidden_size,
+            x: self.inputs.at(rows.start * hidden_size * self.precision.bytes()),
+            w: decoder.weights.head.at(0),
+            y: self.logits.at(0),
+            bias: 0,
+            accumulate: false,
+            wide: true,
+            scales: None,
+        }
+    }
+
     /// Makes room for the result of one pass at a time.
     pub(super) fn host_result(&self) -> Result<HostResult> {
         let gpu = &self.gpu;
@@ -263,18 +291,8 @@ impl Head {
             decoder.normalise_live(metadata.at(samples.index), plan.sample.len(), self.inputs.at(0))?;
             let mut copied = 0;
             for block in &samples.blocks {
-                decoder.gemm.run(Product {
-                    m: block.rows.len(),
-                    n: vocabulary,
-                    k: hidden,
-                    x: self.inputs.at(block.rows.start * row_bytes),
-                    w: decoder.weights.head.at(0),
-                    y: self.logits.at(0),
-                    bias: 0,
-                    accumulate: false,
-                    wide: true,
-                    scales: None,
-                })?;
+                let product = self.product(decoder, block.rows.clone());
+                decoder.gemm.run(product)?;
                 let args: [Arg; 7] = [
                     (&self.logits).into(),
                     vocabulary.into(),

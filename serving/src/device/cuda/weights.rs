@@ -3,8 +3,9 @@
 //! Of a model that is split over GPUs, each holds the share of matrices that its heads and columns need.
 //!
 //! Projections that read the same input lie together as one matrix: query, key and value; gate and up. Norms and biases of norms
-//! stay in single precision, since their kernels compute in it. Tensors are converted on all cores, a piece at a time, while the
-//! piece before is copied. Projections in FP8 are rounded on the GPU, from bfloat16.
+//! stay in single precision, since their kernels compute in it. Tensors are read from their files straight into pinned memory where
+//! they lie there as they are wanted, else converted, on all cores, a piece at a time, while the piece before is copied. Projections
+//! in FP8 are rounded on the GPU, from bfloat16.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::forward::FP8_THREADS;
 use super::kernels::{Kernels, Precision};
 use super::share::Share;
 use crate::error::{Error, Result};
-use crate::model::{DType, HostTensor, ModelConfig, Normal, TensorSource, dequantize};
+use crate::model::{DType, HostTensor, ModelConfig, Normal, StoredTensor, TensorSource, dequantize};
 
 /// Bytes that are converted and copied at a time.
 const PIECE_BYTES: usize = 64 << 20;
@@ -112,6 +113,14 @@ impl Slice {
     fn len(&self) -> usize {
         self.rows.len() * self.columns.len()
     }
+}
+
+/// Where the values of a matrix are.
+enum Values<'a> {
+    /// In a file, as the GPU wants them.
+    Stored(StoredTensor<'a>),
+    /// In memory, as a file has them.
+    Read(HostTensor),
 }
 
 /// Copies tensors to the GPU.
@@ -241,15 +250,7 @@ impl Loader<'_> {
             match self.source.normal(name) {
                 // SAFETY: there is room for the slice from `first` on.
                 Some(normal) => unsafe { draw(self.gpu, self.fill_normal, buffer.at(first), normal, &slice) }?,
-                None => {
-                    let tensor = read(self.source, name, &[*rows, width])?;
-                    let row_bytes = slice.columns.len() * value_bytes;
-                    let at_once = (PIECE_BYTES / row_bytes).max(1);
-                    for from in slice.rows.clone().step_by(at_once) {
-                        let piece = Slice { rows: from..(from + at_once).min(slice.rows.end), ..slice.clone() };
-                        self.copy(&tensor, &piece, &buffer, first + (from - slice.rows.start) * row_bytes)?;
-                    }
-                }
+                None => self.slice(name, &[*rows, width], &slice, &buffer, first)?,
             }
             first += slice.len() * value_bytes;
         }
@@ -257,8 +258,40 @@ impl Loader<'_> {
         Ok(buffer)
     }
 
-    /// Converts a slice of a tensor and copies it to `at` bytes into `buffer`, without waiting for the copy.
-    fn copy(&mut self, tensor: &HostTensor, slice: &Slice, buffer: &Buffer<u8>, at: usize) -> Result<()> {
+    /// Reads a slice of a matrix of `shape` to `first` bytes into `buffer`.
+    fn slice(&mut self, name: &str, shape: &[usize; 2], slice: &Slice, buffer: &Buffer<u8>, first: usize) -> Result<()> {
+        let row_bytes = slice.columns.len() * self.precision.bytes();
+        let precision = self.precision;
+        let as_it_is = slice.columns.len() == slice.width;
+        let stored = if as_it_is { self.source.stored(name, shape)? } else { None };
+        // What is not taken as it is stored is read whole and once.
+        let values = match stored.filter(|stored| is_stored_as(stored.dtype, precision)) {
+            Some(stored) => Values::Stored(stored),
+            None => Values::Read(read(self.source, name, shape)?),
+        };
+        let at_once = (PIECE_BYTES / row_bytes).max(1);
+        for from in slice.rows.clone().step_by(at_once) {
+            let piece = Slice { rows: from..(from + at_once).min(slice.rows.end), ..slice.clone() };
+            let at = first + (from - slice.rows.start) * row_bytes;
+            self.copy(&piece, buffer, at, |out| match &values {
+                Values::Read(tensor) => {
+                    convert(tensor, &piece, precision, out);
+                    Ok(())
+                }
+                Values::Stored(stored) => stored.file.read_at(stored.offset + (from * row_bytes) as u64, out),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Has the values of a slice written and copies them to `at` bytes into `buffer`, without waiting for the copy.
+    fn copy(
+        &mut self,
+        slice: &Slice,
+        buffer: &Buffer<u8>,
+        at: usize,
+        write: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         let bytes = slice.len() * self.precision.bytes();
         if bytes > PIECE_BYTES {
             return Err(Error::Invalid(format!("a row of {} weights is too long for a GPU", slice.width)));
@@ -266,11 +299,16 @@ impl Loader<'_> {
         let (piece, free) = &mut self.pieces[self.turn];
         self.turn = 1 - self.turn;
         free.wait()?;
-        convert(tensor, slice, self.precision, &mut piece[..bytes]);
+        write(&mut piece[..bytes])?;
         // SAFETY: the piece is not written before its event has passed.
         unsafe { self.gpu.copy_in(piece, buffer, at, bytes) }?;
         self.gpu.record(free)
     }
+}
+
+/// Returns whether matrices of a precision come to the GPU with the bytes that a type is stored in.
+fn is_stored_as(dtype: DType, precision: Precision) -> bool {
+    matches!((dtype, precision), (DType::BF16, Precision::Bf16 | Precision::Fp8) | (DType::F32, Precision::F32))
 }
 
 /// Reads a tensor and checks that it holds what its shape says.
@@ -314,28 +352,26 @@ fn convert(tensor: &HostTensor, slice: &Slice, precision: Precision, out: &mut [
     let (value_bytes, to_bytes) = (precision.bytes(), columns.len() * precision.bytes());
     let kept = columns.start * value_bytes..columns.end * value_bytes;
     let pairs = out.par_chunks_mut(to_bytes).zip(from.par_chunks(row_bytes));
-    match (tensor.dtype, precision) {
-        (DType::BF16, Precision::Bf16 | Precision::Fp8) | (DType::F32, Precision::F32) => {
-            pairs.for_each(|(to, from)| to.copy_from_slice(&from[kept.clone()]))
-        }
-        (dtype, _) => pairs.for_each_init(
-            || vec![0.0f32; *width],
-            |values, (to, from)| {
-                // Blocks of quantised types may lie across the slice's border.
-                dequantize(dtype, from, values);
-                let values = &values[columns.clone()];
-                match precision {
-                    Precision::F32 => {
-                        to.chunks_exact_mut(4).zip(values).for_each(|(to, v)| to.copy_from_slice(&v.to_le_bytes()));
-                    }
-                    Precision::Bf16 | Precision::Fp8 => to
-                        .chunks_exact_mut(2)
-                        .zip(values)
-                        .for_each(|(to, v)| to.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),
-                }
-            },
-        ),
+    if is_stored_as(tensor.dtype, precision) {
+        return pairs.for_each(|(to, from)| to.copy_from_slice(&from[kept.clone()]));
     }
+    pairs.for_each_init(
+        || vec![0.0f32; *width],
+        |values, (to, from)| {
+            // Blocks of quantised types may lie across the slice's border.
+            dequantize(tensor.dtype, from, values);
+            let values = &values[columns.clone()];
+            match precision {
+                Precision::F32 => {
+                    to.chunks_exact_mut(4).zip(values).for_each(|(to, v)| to.copy_from_slice(&v.to_le_bytes()));
+                }
+                Precision::Bf16 | Precision::Fp8 => to
+                    .chunks_exact_mut(2)
+                    .zip(values)
+                    .for_each(|(to, v)| to.copy_from_slice(&bf16::from_f32(*v).to_le_bytes())),
+            }
+        },
+    );
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::vocabulary::{Vocabulary, tokenizer_config};
 use crate::error::{Error, Result};
 use crate::load::storage::Storage;
 use crate::load::weights::{WeightFiles, check_shape, missing};
-use crate::model::{HostTensor, ModelConfig, TensorSource};
+use crate::model::{HostTensor, ModelConfig, StoredTensor, TensorSource};
 
 /// A GGUF file of a decoder. Tensors are read when they are asked for, under their Hugging Face names.
 #[derive(Debug)]
@@ -50,6 +50,16 @@ impl GgufFile {
         let config = model_config(&contents).map_err(|reason| contents.storage.error(reason))?;
         let interleaved = architecture(&contents).is_ok_and(interleaved);
         Ok(GgufFile { contents, config, interleaved })
+    }
+
+    /// Returns the heads whose rows the file keeps as rotary pairs, if the tensor has such rows.
+    fn interleaved_heads(&self, name: &str) -> Option<usize> {
+        match name {
+            _ if !self.interleaved => None,
+            _ if name.contains(".q_proj.") => Some(self.config.heads),
+            _ if name.contains(".k_proj.") => Some(self.config.kv_heads),
+            _ => None,
+        }
     }
 
     /// Finds a tensor: its own, or its rows in one that the file joins with others.
@@ -110,11 +120,7 @@ impl TensorSource for GgufFile {
     fn read(&self, name: &str, shape: &[usize]) -> Result<HostTensor> {
         let place = self.place(name, shape)?;
         let bytes = self.contents.storage.read(place.offset, place.len)?;
-        let heads = if self.interleaved && name.contains(".q_proj.") {
-            self.config.heads
-        } else if self.interleaved && name.contains(".k_proj.") {
-            self.config.kv_heads
-        } else {
+        let Some(heads) = self.interleaved_heads(name) else {
             return Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes });
         };
         let rows = shape.first().copied().unwrap_or(0);
@@ -122,6 +128,12 @@ impl TensorSource for GgufFile {
             self.contents.storage.error(format!("tensor {name:?} has {rows} rows, which {heads} heads cannot share"))
         })?;
         Ok(HostTensor { shape: shape.to_vec(), dtype: place.dtype, bytes })
+    }
+
+    fn stored(&self, name: &str, shape: &[usize]) -> Result<Option<StoredTensor<'_>>> {
+        let Place { dtype, offset, .. } = self.place(name, shape)?;
+        let as_it_is = self.interleaved_heads(name).is_none();
+        Ok(as_it_is.then_some(StoredTensor { dtype, file: &self.contents.storage, offset }))
     }
 }
 
