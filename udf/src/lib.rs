@@ -14,6 +14,7 @@
 //! | [`named_prompts`], `argument` | prompts with names, and the types of their arguments |
 //! | [`name_inputs`] | labels are kept as the user wrote them |
 //! | [`call`] | one call, everything constant checked |
+//! | [`combine`] | answers about the chunks of a text become one |
 //! | `pair_labels` | a question about pairs as one about their halves |
 //! | [`options`], [`settings`] | what may be said in a call, and in a session |
 //! | `scalar` | what each function asks |
@@ -24,6 +25,7 @@
 pub mod aggregate;
 mod argument;
 pub mod call;
+pub mod combine;
 mod constant;
 mod count_tokens;
 pub mod desugar;
@@ -54,6 +56,7 @@ use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
 
 pub use aggregate::{LlmAggregate, Method, Overflow, Reduction};
 pub use call::{LlmCall, NullPolicy, Prompt, outcome_value};
+pub use combine::{ChunkAnswer, Combination};
 pub use count_tokens::TokenizerSource;
 pub use embeddings::EmbeddingSource;
 pub use function::Function;
