@@ -169,6 +169,7 @@ impl LlmPlanner {
             // Nothing is drawn and nothing is written.
             (options.sampling, options.max_tokens) = (Sampling::GREEDY, 1);
         }
+        node_call.call.function.check_overflow(node_call.call.function.name(), options.on_overflow)?;
         let (named, wanted) = match node_call.call.function {
             Function::Embed => {
                 (node_call.call.options.model.as_deref().or(settings.embedding_model.as_deref()), ModelType::Embedding)
@@ -250,6 +251,7 @@ impl LlmPlanner {
         let mut aggregates = vec![];
         for NodeAggregate { aggregate, list, order, output, notes } in &node.aggregates {
             let options = aggregate.options.resolve(&settings);
+            aggregate.function.check_overflow(aggregate.function.name(), options.on_overflow)?;
             let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
             self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
             let stage = |call: &LlmCall| {

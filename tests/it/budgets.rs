@@ -132,6 +132,50 @@ async fn a_limit_that_is_met_within_the_budget_is_no_error() {
 }
 
 #[tokio::test]
+async fn long_inputs_are_asked_about_in_chunks_that_fit() {
+    let mock = MockBackend::new(1).max_context(1000);
+    let (db, oracle) = session_with(&[("cache", "session"), ("on_overflow", "chunk"), ("max_tokens", "100")], mock).await;
+    let table = "select i, repeat('Some hay, \"quoted\". ', 100) || i as body from generate_series(1, 3) as t(i)";
+    let query = format!("select i, ai_filter('hay', body) from ({table}) order by i");
+    let (_, result, usage) = run(&db, &query).await;
+    result.unwrap();
+    let (calls, prompts) = (oracle.calls(), oracle.prompts());
+    assert_eq!((usage.failed_rows, usage.chunked, usage.rows), (0, 3, 3));
+    assert_eq!(usage.calls as usize, calls);
+    // The texts differ at their ends only, so all but the last chunks are the same questions.
+    assert!((5..20).contains(&calls), "{calls}");
+    assert!(prompts.iter().all(|prompt| prompt.len() <= 900), "each leaves room for the answer");
+    // What was answered is not asked again.
+    let (_, result, usage) = run(&db, &query).await;
+    result.unwrap();
+    assert_eq!((usage.calls, usage.cache_hits as usize, oracle.calls()), (0, calls, calls));
+    // A chunk is a call of the budget.
+    rows(&db, "set refrain.max_calls = 3").await.unwrap();
+    let (_, result, _) = run(&db, &query.replace("'hay'", "'straw'")).await;
+    assert!(result.unwrap_err().to_string().contains("max_calls"));
+    let plan = rows(&db, &format!("explain {query}")).await.unwrap().concat();
+    assert!(plan.contains(" chunked") && plan.contains("3 into≈"), "{plan}");
+}
+
+/// Chunks are summarised, and the summaries again, in chunks while they do not fit.
+#[tokio::test]
+async fn summaries_of_chunks_are_summarised_until_they_fit() {
+    let mock = MockBackend::new(1).max_context(1000).answer(|prompt| {
+        let data = prompt.rsplit_once("data:\n")?.1;
+        Some(MockReply::text(format!("{:0>60}", data.matches('x').count())))
+    });
+    let (db, oracle) = session_with(&[("on_overflow", "chunk"), ("max_tokens", "64")], mock).await;
+    let query = "select ai_summarize(t) from (values (repeat('x ', 10000)), ('x')) as v(t)";
+    let (_, result, usage) = run(&db, query).await;
+    result.unwrap();
+    assert_eq!((usage.failed_rows, usage.rows), (0, 2));
+    // The text, its summaries, and theirs.
+    assert!(usage.chunked >= 2, "{usage:?}");
+    let longest = oracle.prompts().iter().map(String::len).max().unwrap();
+    assert!(longest <= 936, "{longest}");
+}
+
+#[tokio::test]
 async fn long_inputs_are_cut_where_that_is_asked_for() {
     let mock = MockBackend::new(1).max_context(600).answer(|prompt| {
         let data = prompt.rsplit_once("data:\n")?.1;

@@ -82,6 +82,22 @@ async fn a_prompt_longer_than_the_context_is_a_failed_row() {
     assert_eq!((errors.len(), errors[0].reason.as_str()), (1, "overflow"));
 }
 
+#[tokio::test]
+async fn a_text_longer_than_the_context_is_answered_in_chunks() {
+    let db = session().await;
+    let long = |film: &str| format!("repeat('The {film} film is wonderful and moving, and I loved the actors. ', 400)");
+    let query = format!(
+        "select ai_sentiment({long}, on_overflow => 'chunk'), ai_filter('Is the review positive?', {long}, on_overflow => 'chunk')",
+        long = long("first")
+    );
+    let mut run = db.sql(&query).await.unwrap().execute().await.unwrap();
+    let batches = run.fetch_all().await.unwrap();
+    assert_eq!(batches.iter().flat_map(crate::support::text_rows).collect::<Vec<_>>(), ["positive|true"]);
+    let usage = run.usage();
+    assert_eq!((usage.failed_rows, usage.chunked), (0, 2));
+    assert!(usage.calls > 4, "{usage:?}");
+}
+
 /// Control tokens in a row are text: the model sees another prompt than the one they would end.
 #[tokio::test]
 async fn control_tokens_in_rows_stay_data() {

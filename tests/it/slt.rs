@@ -11,7 +11,7 @@ use refrain::serving::mock::{MockBackend, MockReply};
 use refrain::{ModelSource, Refrain};
 use sqllogictest::{AsyncDB, DBOutput, DefaultColumnType, Runner};
 
-use crate::support::session;
+use crate::support::session_with;
 
 /// Settings that change cost and must not change answers.
 const OPTIMIZED: &[(&str, &str)] = &[];
@@ -33,7 +33,9 @@ async fn run(file: &str) {
     // The second time all answers are those of the first.
     for settings in [OPTIMIZED, BASELINE, ROWS_ONLY, DATA_FIRST, &persistent, &persistent] {
         let mut runner = Runner::new(|| async {
-            let db = session(settings).await.0;
+            // A context that long texts do not fit into.
+            let context = if file == "chunks.slt" { 1200 } else { 32_768 };
+            let db = session_with(settings, MockBackend::new(1).max_context(context)).await.0;
             if file == "embeddings.slt" {
                 db.model_catalog().add("vectors", word_counter(), true).unwrap();
             }
@@ -55,7 +57,7 @@ macro_rules! files {
     ($($name:ident)+) => { $(#[tokio::test] async fn $name() { run(concat!(stringify!($name), ".slt")).await; })+ };
 }
 
-files! { aggregates functions embeddings joins modes nulls options passages cache errors models secrets system_tables }
+files! { aggregates chunks functions embeddings joins modes nulls options passages cache errors models prompts secrets system_tables }
 
 /// Every file in the folder is run.
 #[test]

@@ -11,8 +11,10 @@
 //! | `function` | names, parameters and options of the functions |
 //! | `placeholder` | the functions as the host engine sees them |
 //! | `similarity`, `embeddings` | the cosine of vectors, and where their lengths come from |
+//! | [`named_prompts`], `argument` | prompts with names, and the types of their arguments |
 //! | [`name_inputs`] | labels are kept as the user wrote them |
 //! | [`call`] | one call, everything constant checked |
+//! | [`combine`] | answers about the chunks of a text become one |
 //! | `pair_labels` | a question about pairs as one about their halves |
 //! | [`options`], [`settings`] | what may be said in a call, and in a session |
 //! | `scalar` | what each function asks |
@@ -21,7 +23,9 @@
 //! | [`template`], [`prompt`], [`render`] | how a row becomes a prompt |
 
 pub mod aggregate;
+mod argument;
 pub mod call;
+pub mod combine;
 mod constant;
 mod count_tokens;
 pub mod desugar;
@@ -31,6 +35,7 @@ mod fixture;
 mod function;
 mod inputs;
 pub mod name_inputs;
+pub mod named_prompts;
 pub mod options;
 mod pair_labels;
 mod placeholder;
@@ -51,10 +56,12 @@ use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
 
 pub use aggregate::{LlmAggregate, Method, Overflow, Reduction};
 pub use call::{LlmCall, NullPolicy, Prompt, outcome_value};
+pub use combine::{ChunkAnswer, Combination};
 pub use count_tokens::TokenizerSource;
 pub use embeddings::EmbeddingSource;
 pub use function::Function;
 pub use name_inputs::NameInputs;
+pub use named_prompts::{NamedPrompt, NamedPrompts, Parameter, PromptDefinition};
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
 pub use prompt::{FieldTokens, LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
 pub use render::{JsonRenderer, list_items};
@@ -75,6 +82,7 @@ pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dy
     functions.push(similarity::Similarity::udf(Arc::new(AiFunction::udf(Function::Embed, &embeddings))));
     functions.push(AiFunction::llm());
     functions.extend([AI_OPTIONS, AI_FIELDS, AI_PASSAGES, function::PROMPT.name].map(Carrier::udf));
+    functions.push(argument::Argument::udf());
     functions.push(count_tokens::CountTokens::udf(tokenizers));
     functions
 }

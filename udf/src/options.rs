@@ -177,8 +177,6 @@ impl Hash for Float {
 pub trait Keyword: Copy + PartialEq + 'static {
     /// The words and what they mean.
     const VALUES: &'static [(&'static str, Self)];
-    /// Words that are reserved and refused for now.
-    const LATER: &'static [&'static str] = &[];
 
     /// Returns the word.
     fn name(self) -> &'static str {
@@ -193,9 +191,6 @@ pub trait Keyword: Copy + PartialEq + 'static {
             return Ok(*value);
         }
         let words: Vec<String> = Self::VALUES.iter().map(|(name, _)| format!("'{name}'")).collect();
-        if Self::LATER.contains(&word.as_str()) {
-            return plan_err!("{subject} = '{word}' is not available in this version; use {}", one_of(&words));
-        }
         plan_err!("{subject} must be {}, not '{text}'", one_of(&words))
     }
 }
@@ -239,12 +234,13 @@ pub enum OnOverflow {
     Error,
     /// The longest text is cut until the prompt leaves room for the answer.
     Truncate,
+    /// The longest text is cut into chunks, each is asked about, and the answers are combined.
+    Chunk,
 }
 
 impl Keyword for OnOverflow {
     const VALUES: &'static [(&'static str, OnOverflow)] =
-        &[("error", OnOverflow::Error), ("truncate", OnOverflow::Truncate)];
-    const LATER: &'static [&'static str] = &["chunk"];
+        &[("error", OnOverflow::Error), ("truncate", OnOverflow::Truncate), ("chunk", OnOverflow::Chunk)];
 }
 
 /// What a NULL in a template does.
@@ -433,10 +429,7 @@ mod tests {
         check(json!({"top_p": 0}), Err("top_p must be above 0 and at most 1, got 0"));
         check(json!({"model": 5}), Err("model must be a string that is not empty, not 5"));
         check(json!({"mode": "json"}), Err("mode must be 'auto', 'fields' or 'template', not 'json'"));
-        check(
-            json!({"on_overflow": "chunk"}),
-            Err("on_overflow = 'chunk' is not available in this version; use 'error' or 'truncate'"),
-        );
+        check(json!({"on_overflow": "cut"}), Err("on_overflow must be 'error', 'truncate' or 'chunk', not 'cut'"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 use crate::constant::{known_argument, known_options, scalar_value};
 use crate::embeddings::{EmbeddingSource, Embeddings};
 use crate::function::{self, Arity, Function};
-use crate::options::{CallOptions, OnError, suggest};
+use crate::options::{CallOptions, Keyword, OnError, OnOverflow, suggest, text_of};
 use crate::scalar::{self, Arguments};
 
 /// The field metadata in which `ai_options` leaves its options as JSON.
@@ -107,7 +107,7 @@ pub(crate) fn check_count(function: Function, name: &str, count: usize) -> Resul
     Ok(())
 }
 
-/// Fails if an option is none of the function's, or is NULL; `name` is how it was called.
+/// Fails if an option is none of the function's, is NULL, or asks for what the function cannot do; `name` is how it was called.
 pub(crate) fn check_options(function: Function, name: &str, options: &Map<String, Value>) -> Result<()> {
     let signature = function.signature();
     for (option, value) in options.iter().filter(|(option, _)| *option != LABELS_OPTION) {
@@ -116,6 +116,10 @@ pub(crate) fn check_options(function: Function, name: &str, options: &Map<String
         }
         if value.is_null() {
             return plan_err!("{name}: option {option} must not be NULL; leave it out instead");
+        }
+        if option == "on_overflow" {
+            let chosen = OnOverflow::parse(&format!("{name}: option {option}"), &text_of(value))?;
+            function.check_overflow(name, chosen)?;
         }
     }
     Ok(())

@@ -160,7 +160,7 @@ fn vector_item() -> FieldRef {
     Arc::new(Field::new_list_field(DataType::Float32, true))
 }
 
-fn vector_value(vector: Vec<f32>, dimensions: u32) -> Result<ScalarValue, String> {
+pub(crate) fn vector_value(vector: Vec<f32>, dimensions: u32) -> Result<ScalarValue, String> {
     if vector.len() != dimensions as usize {
         return Err(format!("the model answered with {} dimensions, and {dimensions} were planned", vector.len()));
     }

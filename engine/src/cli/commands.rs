@@ -14,6 +14,8 @@ pub(crate) enum Command {
     Tables,
     /// `\dm`
     Models,
+    /// `\dp`
+    Prompts,
     /// `\df [pattern]`
     Functions(Option<String>),
     /// `\timing [on|off]`
@@ -77,6 +79,7 @@ pub(crate) const COMMANDS: &[Entry] = &[
     entry("d", Some("schema"), "[TABLE]", "columns of a table, or all tables and views"),
     entry("dt", Some("tables"), "", "tables and views"),
     entry("dm", None, "", "models"),
+    entry("dp", None, "", "prompts with names"),
     entry("df", None, "[PATTERN]", "functions; `*` matches anything; without a pattern those that call models"),
     entry("mode", Some("mode"), "[FORMAT]", "table, expanded, markdown, csv, tsv, json or ndjson"),
     entry("x", None, "[on|off]", "one value a line"),
@@ -109,6 +112,7 @@ pub(crate) fn parse(line: &str) -> Outcome<Command> {
         "d" => Command::Describe(argument()),
         "dt" => Command::Tables,
         "dm" => Command::Models,
+        "dp" => Command::Prompts,
         "df" => Command::Functions(argument()),
         "timing" => Command::Timing(switch(rest)?),
         "x" => Command::Expanded(switch(rest)?),

@@ -68,6 +68,14 @@ impl Session {
         }
     }
 
+    /// Runs a statement that does not become the last query.
+    async fn execute_aside(&mut self, sql: &str) -> Outcome<()> {
+        let kept = self.last.take();
+        let outcome = self.execute(sql).await;
+        self.last = kept;
+        outcome
+    }
+
     /// Carries out a command that runs no script.
     async fn carry_out(&mut self, command: Command) -> Outcome<()> {
         match command {
@@ -87,12 +95,10 @@ impl Session {
                 let functions = catalog::functions(self.db.context(), pattern.as_deref().unwrap_or("ai_*"))?;
                 self.show(&functions)
             }
+            Command::Prompts => self.execute_aside("SHOW PROMPTS").await,
             Command::Explain(sql) => {
                 let sql = self.this_or_last(sql)?;
-                let kept = self.last.take();
-                let outcome = self.execute(&format!("EXPLAIN {sql}")).await;
-                self.last = kept;
-                outcome
+                self.execute_aside(&format!("EXPLAIN {sql}")).await
             }
             Command::Estimate(sql) => {
                 let sql = self.this_or_last(sql)?;

@@ -1,6 +1,5 @@
 //! Asks about the questions of one window and collects their outcomes: from the memo, from what is kept, from the backend.
 
-use std::iter::Peekable;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -8,24 +7,22 @@ use std::time::Instant;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_datafusion_err};
 use futures::StreamExt;
-use futures::stream::SelectAll;
-use refrain_serving::{Backend, Batch, Completion, CompletionStream, Request, RequestId, RowFailure, Sampling};
-use refrain_udf::{Dedup, Layout, NullInput, OnError, OnOverflow, Prompt, PromptLayout, ResolvedOptions};
+use refrain_serving::{Backend, Completion, Request, RequestId, RowFailure};
+use refrain_udf::{OnError, Prompt, PromptLayout};
 
 use crate::answers::{Kept, Key, Provenance, QueryAnswers};
-use crate::operators::budget::{Account, Budget};
+use crate::operators::budget::Budget;
 use crate::operators::call::PhysicalCall;
 use crate::operators::cascade::Proxy;
+use crate::operators::chunked::ask_in_chunks;
 use crate::operators::distinct::Questions;
 use crate::operators::enough::Enough;
+use crate::operators::keys::Keys;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
-use crate::operators::parallel::in_parallel;
+use crate::operators::overflow::Overflow;
 use crate::operators::prompts::{Edge, PlannedRequests, Planner, with_other_tail};
+use crate::operators::requests::Requests;
 use crate::operators::scope::{NodeStats, QueryScope, lock};
-use crate::operators::truncate::prompt_limit;
-
-/// Requests in one batch to the backend. Two batches are under way at a time, so that the backend always has work.
-const BATCH_REQUESTS: usize = 8192;
 
 /// Everything that asking needs to know about one call.
 #[derive(Clone, Debug)]
@@ -54,25 +51,6 @@ pub(super) struct Asker {
     pub proxy: Option<Arc<Proxy>>,
     /// Where the last window that was planned ends.
     pub edge: Arc<Mutex<Option<Edge>>>,
-}
-
-/// The identities of some questions.
-struct Keys {
-    /// Across queries, by number of the question; only those that are wanted have one.
-    kept: Vec<Key>,
-    /// The operator that these questions belong to, if others must not answer them.
-    node: Option<u32>,
-}
-
-impl Keys {
-    /// Returns the identity of a question in the memo of its query.
-    fn in_memo(&self, question: u32) -> Key {
-        let key = self.kept[question as usize];
-        match self.node {
-            None => key,
-            Some(node) => *blake3::Hasher::new().update(&key).update(&node.to_le_bytes()).finalize().as_bytes(),
-        }
-    }
 }
 
 /// Asks in a task of its own, so that another operator that waits for one of these answers does not depend on who polls us. It ends
@@ -131,6 +109,14 @@ pub(super) async fn ask_together(askers: &[Asker], questions: &Arc<Questions>, w
     members.into_iter().map(|member| member.finish(wanted)).collect()
 }
 
+/// Asks parts of questions that are being asked. Returns the outcomes in order; their time is counted by whoever asks the whole.
+pub(super) async fn ask_parts(asker: &Asker, parts: &Arc<Questions>) -> Result<Vec<Outcome>> {
+    let all: Vec<u32> = (0..parts.len() as u32).collect();
+    let mut members = vec![Member::new(asker, parts, &all)];
+    ask_members(&mut members, parts, None).await?;
+    members.swap_remove(0).outcomes(&all)
+}
+
 /// Asks until every question is settled, or those of the only member settle a limit.
 async fn ask_members(members: &mut [Member<'_>], questions: &Arc<Questions>, mut enough: Option<Enough>) -> Result<()> {
     // A question that another operator gave up on is claimed again in a further round.
@@ -158,8 +144,8 @@ fn is_enough(enough: &mut Option<Enough>, members: &[Member<'_>]) -> Result<bool
 }
 
 /// One of the calls that ask together, and how far it is.
-struct Member<'a> {
-    asker: &'a Asker,
+pub(super) struct Member<'a> {
+    pub(super) asker: &'a Asker,
     started: Instant,
     keys: Keys,
     outcomes: Vec<Option<Outcome>>,
@@ -227,8 +213,12 @@ impl<'a> Member<'a> {
         self.outcomes
     }
 
-    fn finish(mut self, wanted: &[u32]) -> Result<Vec<Outcome>> {
+    fn finish(self, wanted: &[u32]) -> Result<Vec<Outcome>> {
         self.asker.stats.finished(self.started.elapsed());
+        self.outcomes(wanted)
+    }
+
+    fn outcomes(mut self, wanted: &[u32]) -> Result<Vec<Outcome>> {
         let answered = wanted.iter().map(|question| self.outcomes[*question as usize].take());
         answered.map(|outcome| outcome.ok_or_else(|| internal_datafusion_err!("a question was never answered"))).collect()
     }
@@ -255,26 +245,16 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enoug
     members[0].asker.stats.planned(started.elapsed());
     let provenances: Vec<_> = members.iter().map(|member| Arc::new(member.asker.provenance(&planned))).collect();
     members[0].asker.stats.truncated.fetch_add(planned.truncated, Ordering::Relaxed);
-    let account = |member: &Member| Account::new(&member.asker.budget, member.asker.call.options.max_tokens);
-    let mut requests = Requests {
-        waiting: requests.into_iter().peekable(),
-        running: SelectAll::new(),
-        n_running: 0,
-        submit_at: BATCH_REQUESTS,
-        accounts: members.iter().map(account).collect(),
-        origin: &origin,
-        head_len: planned.head_len,
-        first: Instant::now(),
-    };
+    let mut requests = Requests::new(requests, members, &origin, planned.head_len);
     loop {
-        while requests.n_running <= requests.submit_at && requests.submit(members) {}
+        requests.submit_all(members);
         let Some(completion) = requests.running.next().await else {
             if requests.n_running > 0 {
                 return Err(backend_error(refrain_serving::Error::Device(
                     "the backend ended without answering every request".into(),
                 )));
             }
-            let Some(next) = requests.waiting.peek() else { return Ok(false) };
+            let Some(next) = requests.waiting.peek() else { break };
             let (member, _) = origin[next.id.0 as usize];
             requests.accounts[member].room(members[member].asker.tokens(next)).await?;
             continue;
@@ -302,6 +282,17 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enoug
             return Ok(true);
         }
     }
+    // Calls that ask in chunks ask by themselves.
+    if let [member] = members
+        && !planned.chunked.is_empty()
+    {
+        for (question, outcome) in ask_in_chunks(member.asker, questions, planned.chunked).await? {
+            member.claims.publish(member.keys.in_memo(question), outcome.clone());
+            member.outcomes[question as usize] = Some(outcome);
+        }
+        return is_enough(enough, members);
+    }
+    Ok(false)
 }
 
 /// Orders and renders on a blocking thread: tokenising and searching take longer than an async task should.
@@ -310,7 +301,7 @@ async fn plan(askers: Vec<Asker>, questions: Arc<Questions>, mine: Vec<Vec<u32>>
         [only] => {
             let mut planned = only.plan(&questions, &mine[0])?;
             let requests = std::mem::take(&mut planned.requests);
-            Ok(Plan { origin: (0..requests.len()).map(|position| (0, position)).collect(), requests, planned })
+            Ok(Plan { origin: (0..planned.questions.len()).map(|position| (0, position)).collect(), requests, planned })
         }
         several => plan_together(several, &questions, &mine),
     });
@@ -340,34 +331,6 @@ fn plan_together(askers: &[Asker], questions: &Questions, mine: &[Vec<u32>]) -> 
 }
 
 impl Asker {
-    /// The identity of each question that is wanted: inputs as declared, not as rendered.
-    fn keys(&self, questions: &Questions, wanted: &[u32]) -> Keys {
-        let mut call = blake3::Hasher::new();
-        call.update(&self.call.call.digest());
-        call.update(format!("{:?}", Answering::of(&self.call, self.layout.layout())).as_bytes());
-        call.update(self.backend.capabilities().model_digest.as_bytes());
-        let call = call.finalize();
-        let order = self.call.call.key_order();
-        let key = |idx: usize| {
-            let question = wanted[idx];
-            let mut identity = call.as_bytes().to_vec();
-            for input in &order {
-                let text = questions.text(question, *input);
-                identity.extend((text.len() as u64).to_le_bytes());
-                identity.extend(text.as_bytes());
-            }
-            let (window, occurrence) = questions.occurrence(question);
-            identity.extend(window.to_le_bytes());
-            identity.extend(occurrence.to_le_bytes());
-            *blake3::hash(&identity).as_bytes()
-        };
-        let is_apart = self.call.options.dedup == Dedup::Off || !self.memo;
-        let mut kept = vec![Key::default(); questions.len()];
-        let keys = in_parallel(wanted.len(), key);
-        wanted.iter().zip(keys).for_each(|(question, key)| kept[*question as usize] = key);
-        Keys { kept, node: is_apart.then_some(self.stats.id) }
-    }
-
     /// Asks some questions alone, and returns their outcomes in the order of `wanted`.
     ///
     /// Fails and is cancelled as [`ask_together`] is.
@@ -429,7 +392,7 @@ impl Asker {
     }
 
     /// Returns the tokens of a prompt as the model counts them.
-    fn tokens(&self, request: &Request) -> u64 {
+    pub(super) fn tokens(&self, request: &Request) -> u64 {
         (request.prompt_len() as f64 * self.backend.capabilities().token_scale).ceil() as u64
     }
 
@@ -440,7 +403,7 @@ impl Asker {
         let edge = lock(&self.edge).clone();
         let planner = Planner {
             granularity: capabilities.prefix_granularity,
-            limit: prompt_limit(&self.call, &capabilities),
+            overflow: Overflow::of(&self.call, capabilities.max_context, capabilities.token_scale),
             edge: edge.as_ref(),
             ..Planner::new(&self.call, &self.layout, tokenizer.as_ref())
         };
@@ -517,85 +480,6 @@ impl Asker {
                 (Err(failure(failed.reason(), failed.to_string(), output)), None)
             }
         }
-    }
-}
-
-/// The requests of one round that are not answered yet.
-struct Requests<'a> {
-    waiting: Peekable<std::vec::IntoIter<Request>>,
-    running: SelectAll<CompletionStream>,
-    n_running: usize,
-    /// A batch is submitted when no more than so many requests run.
-    submit_at: usize,
-    /// Of each member.
-    accounts: Vec<Account>,
-    /// The member behind each request, and its place in the schedule.
-    origin: &'a [(usize, usize)],
-    head_len: u32,
-    /// When the first of them was submitted.
-    first: Instant,
-}
-
-impl Requests<'_> {
-    /// Submits a batch of the requests that wait, as far as the budget admits them. Returns whether there was anything to submit.
-    fn submit(&mut self, members: &[Member<'_>]) -> bool {
-        let mut batch = Vec::new();
-        self.submit_at = BATCH_REQUESTS;
-        while batch.len() < BATCH_REQUESTS
-            && let Some(request) = self.waiting.peek()
-        {
-            let (member, _) = self.origin[request.id.0 as usize];
-            let asker = members[member].asker;
-            if !self.accounts[member].admit(asker.tokens(request)) {
-                // What running requests give back is waited for, rather than used for a batch of one at each completion.
-                self.submit_at = (self.n_running + batch.len()) / 2;
-                break;
-            }
-            asker.stats.calls.fetch_add(1, Ordering::Relaxed);
-            asker.stats.tokens_total.fetch_add(request.prompt_len() as u64, Ordering::Relaxed);
-            batch.extend(self.waiting.next());
-        }
-        let Some(first) = members.first().filter(|_| !batch.is_empty()) else { return false };
-        self.n_running += batch.len();
-        self.running.push(first.asker.backend.submit(Batch {
-            requests: batch,
-            share_prefixes: first.asker.share_prefixes,
-            priority: first.asker.priority,
-            keep_prefix: self.head_len,
-            ..Batch::default()
-        }));
-        true
-    }
-}
-
-/// Settings that change answers, beside what the call itself says.
-#[derive(Debug)]
-#[expect(dead_code, reason = "read through Debug, as part of the key")]
-struct Answering {
-    sampling: Sampling,
-    max_tokens: u32,
-    stop: Arc<[String]>,
-    on_overflow: OnOverflow,
-    null_input: NullInput,
-    layout: Layout,
-}
-
-impl Answering {
-    fn of(call: &PhysicalCall, layout: Layout) -> Self {
-        // In full, so that a new option is a decision here.
-        let ResolvedOptions {
-            sampling,
-            max_tokens,
-            stop,
-            on_overflow,
-            null_input,
-            model: _,
-            on_error: _,
-            reorder: _,
-            reorder_window: _,
-            dedup: _,
-        } = call.options.clone();
-        Answering { sampling, max_tokens, stop, on_overflow, null_input, layout }
     }
 }
 

@@ -9,6 +9,7 @@ use refrain_optimizer::cost::Interval;
 use serde_json::{Map, Value, json};
 
 use crate::operators::call::PhysicalCall;
+use crate::operators::chunk_estimate::Chunked;
 use crate::operators::estimate::{Basis, CallEstimate, Selectivity};
 use crate::operators::join::LlmJoinExec;
 use crate::operators::llm_exec::LlmExec;
@@ -196,11 +197,16 @@ impl CallEstimate {
             true => String::new(),
             false => format!(" {}", self.dependencies.join(", ")),
         };
+        // How many chunks a text makes is known when it is cut.
+        let (at_most, chunked) = match self.chunked.filter(|chunked| chunked.inputs > 0) {
+            None => ("≤", String::new()),
+            Some(Chunked { inputs, chunks, .. }) => ("≈", format!(" chunked{equals}{inputs} into≈{chunks}")),
+        };
         format!(
-            "rows{equals}{} distinct{equals}{} calls≤{}{order}{dependencies} layout={}",
+            "rows{equals}{} distinct{equals}{} calls{at_most}{}{chunked}{order}{dependencies} layout={}",
             self.rows,
             self.distinct,
-            self.distinct,
+            self.calls(),
             self.layout.name()
         )
     }
@@ -232,7 +238,9 @@ impl CallEstimate {
         json!({
             "rows": self.rows,
             "distinct": self.distinct,
-            "calls_max": self.distinct,
+            "calls_max": self.calls(),
+            "chunked": self.chunked.map(|chunked| chunked.inputs),
+            "chunks": self.chunked.map(|chunked| chunked.chunks),
             "exact": self.is_exact,
             "prompt_tokens": self.prompt_tokens,
             "head_tokens": self.head_tokens,
@@ -283,9 +291,13 @@ pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimat
     let errors: Vec<String> = stats.errors().iter().map(|(reason, rows)| format!("{reason} {rows}")).collect();
     let errors = if errors.is_empty() { String::new() } else { format!(" ({})", errors.join(", ")) };
     let saved = now.rows.saturating_sub(now.calls + now.cache_hits);
+    let chunked = match stats.chunked.load(Ordering::Relaxed) {
+        0 => String::new(),
+        inputs => format!(" chunked={inputs}"),
+    };
     let mut lines = vec![
         format!(
-            "actual: rows={} distinct={} calls={} cache_hits={} dedup_saved={saved} errors={}{errors}",
+            "actual: rows={} distinct={} calls={}{chunked} cache_hits={} dedup_saved={saved} errors={}{errors}",
             now.rows, now.distinct, now.calls_done, now.cache_hits, now.errors
         ),
         format!(
@@ -304,7 +316,7 @@ pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimat
         };
         lines.push(format!(
             "estimate off by: calls {}, prompt {}, prefill {}, output {}; prefix hit {:.0} → {:.0} %{}",
-            off(estimate.distinct, now.calls_done),
+            off(estimate.calls(), now.calls_done),
             off(estimate.prompt_tokens, now.prompt_tokens),
             off(estimate.computed_tokens, computed),
             off(estimate.output_tokens, now.output_tokens),
@@ -325,6 +337,7 @@ pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
         "rows": now.rows,
         "distinct": now.distinct,
         "calls": now.calls_done,
+        "chunked": stats.chunked.load(Ordering::Relaxed),
         "memo_hits": stats.memo_hits.load(Ordering::Relaxed),
         "cache_hits": now.cache_hits,
         "prompt_tokens": now.prompt_tokens,

@@ -14,9 +14,10 @@ use refrain_optimizer::cost::{Interval, distinct_in_all};
 use refrain_optimizer::filter_order::{FilterOrder, PredicateCost, UNKNOWN_SELECTIVITY};
 use refrain_optimizer::reorder::{Dependency, saved_of_prompts};
 use refrain_serving::{Request, Segment, Tokenizer};
-use refrain_udf::{Layout, LayoutChoice, Piece, Prompt, PromptLayout, Reorder, Shape};
+use refrain_udf::{Layout, LayoutChoice, OnOverflow, Piece, Prompt, PromptLayout, Reorder, Shape};
 
 use crate::operators::call::PhysicalCall;
+use crate::operators::chunk_estimate::Chunked;
 use crate::operators::conjunction::Conjunct;
 use crate::operators::distinct::Questions;
 use crate::operators::layout::{AUTO_GAIN_MIN, LayoutCosts, beyond_common, chosen, common, over_the_same_rows};
@@ -33,6 +34,8 @@ pub struct CallEstimate {
     pub rows: u64,
     /// Distinct questions among them.
     pub distinct: u64,
+    /// Of the distinct questions, those that are asked about in chunks; `None` where none is, or where the context is not known.
+    pub chunked: Option<Chunked>,
     /// Tokens of all prompts.
     pub prompt_tokens: u64,
     /// Prompt tokens that all requests have in front: system text, instruction, shape.
@@ -228,7 +231,7 @@ fn seconds(shared: &Shared, call: &PhysicalCall, estimate: &CallEstimate, output
     let measured = shared.statistics.timing(&call.model).seconds(computed, output);
     let (requests, tokens) = shared.models.rates(&call.model)?;
     let bound = |count: f64, per_minute: Option<u32>| per_minute.map(|rate| count / f64::from(rate.max(1)) * 60.0);
-    let bounds = [bound(estimate.distinct as f64, requests), bound(estimate.prompt_tokens as f64 + output, tokens)];
+    let bounds = [bound(estimate.calls() as f64, requests), bound(estimate.prompt_tokens as f64 + output, tokens)];
     Ok(bounds.into_iter().flatten().chain(measured).reduce(f64::max))
 }
 
@@ -316,18 +319,23 @@ impl<'a> Planned<'a> {
             let in_sample = (prompt_tokens - saved_of_prompts(&prompts, 1)).saturating_sub(self.head_known);
             in_sample as f64 * classes.growth(&self.requests, &self.order, &rows_of)
         };
+        let chunked = self.chunked(shared)?.map(|chunked| chunked.scaled(distinct / in_sample));
+        let further = chunked.map_or(0, Chunked::further_calls) as f64;
+        // Each chunk is a prompt of its own, whose head the cache holds.
+        let prompt_all = prompt_all + further * self.fixed_tokens() as f64;
         let known = shared.statistics.get(key);
         let output = self.output(known.and_then(|known| known.output_len()), sampled);
         Ok(CallEstimate {
             rows: (all_rows * share).round() as u64,
             distinct: distinct.round() as u64,
+            chunked,
             prompt_tokens: prompt_all.round() as u64,
             head_tokens: self.layout.head().len() as u64,
             computed_tokens: computed.min(prompt_all).round() as u64,
             prefix_hit: if prompt_all > 0.0 { (1.0 - computed / prompt_all).max(0.0) } else { 0.0 },
-            output_tokens: (output.0 * distinct).round() as u64,
+            output_tokens: (output.0 * (distinct + further)).round() as u64,
             output_basis: output.1,
-            output_interval: output.2.map(|interval| interval.scaled(distinct)),
+            output_interval: output.2.map(|interval| interval.scaled(distinct + further)),
             selectivity: self.selectivity(known.and_then(|known| known.selectivity()), sampled),
             seconds: None,
             seconds_interval: None,
@@ -340,6 +348,21 @@ impl<'a> Planned<'a> {
             refused: self.refused(shared),
             warnings: warnings(self.call),
         })
+    }
+
+    /// Returns which inputs of the sample are too long for one prompt, if such are asked about in chunks and the context is known.
+    fn chunked(&self, shared: &Shared) -> Result<Option<Chunked>> {
+        if self.call.options.on_overflow != OnOverflow::Chunk {
+            return Ok(None);
+        }
+        let (model, models) = (&self.call.model, &shared.models);
+        let Some(max_context) = models.max_context(model)? else { return Ok(None) };
+        Ok(Chunked::of(self.call, &self.requests, self.fixed_tokens(), max_context, models.token_scale(model)?))
+    }
+
+    /// Returns the tokens that all prompts have.
+    fn fixed_tokens(&self) -> usize {
+        self.layout.head().len() + self.layout.tail().len()
     }
 
     /// Returns the mean length of an answer in tokens, how it is known, and its interval.
@@ -481,6 +504,7 @@ impl CallEstimate {
         CallEstimate {
             rows: 0,
             distinct: 0,
+            chunked: None,
             prompt_tokens: 0,
             head_tokens: 0,
             computed_tokens: 0,
@@ -502,6 +526,11 @@ impl CallEstimate {
         }
     }
 
+    /// Returns how many calls are expected at most: one for each distinct question, or for each chunk of one.
+    pub(super) fn calls(&self) -> u64 {
+        self.distinct + self.chunked.map_or(0, Chunked::further_calls)
+    }
+
     /// Takes a share of the rows only.
     fn keep(&mut self, share: f64) {
         if share >= 1.0 || self.distinct == 0 {
@@ -511,6 +540,7 @@ impl CallEstimate {
         let scaled = |count: u64, by: f64| (count as f64 * by).round() as u64;
         self.rows = scaled(self.rows, share);
         self.distinct = scaled(self.distinct, met);
+        self.chunked = self.chunked.map(|chunked| chunked.scaled(met));
         self.prompt_tokens = scaled(self.prompt_tokens, met);
         self.computed_tokens = scaled(self.computed_tokens, met);
         self.output_tokens = scaled(self.output_tokens, met);

@@ -83,7 +83,7 @@ pub(super) fn over_the_same_rows(calls: &[Arc<PhysicalCall>]) -> Vec<Vec<usize>>
     let mut groups: Vec<Vec<usize>> = vec![];
     for (idx, call) in calls.iter().enumerate() {
         // A prompt that is to be cut has a length of its own, whose rows are not those of the others.
-        if !Layout::DataFirst.suits(&call.call) || call.options.on_overflow == OnOverflow::Truncate {
+        if !Layout::DataFirst.suits(&call.call) || call.options.on_overflow != OnOverflow::Error {
             continue;
         }
         match groups.iter_mut().find(|group| reads_the_same(&calls[group[0]], call)) {

@@ -97,6 +97,8 @@ pub struct NodeStats {
     pub retries: AtomicU64,
     /// Prompts that were cut, since they were too long.
     pub truncated: AtomicU64,
+    /// Inputs that were asked about in chunks, since their prompts were too long.
+    pub chunked: AtomicU64,
     /// Rows that failed.
     pub failed_rows: AtomicU64,
     errors: Mutex<BTreeMap<&'static str, u64>>,
@@ -188,6 +190,8 @@ pub struct QueryUsage {
     pub output_tokens: u64,
     /// Prompts that were cut, since they were too long.
     pub truncated: u64,
+    /// Inputs that were asked about in chunks, since their prompts were too long.
+    pub chunked: u64,
     /// Failed rows by reason.
     pub errors: BTreeMap<String, u64>,
     /// Failed rows.
@@ -287,6 +291,7 @@ impl QueryScope {
             usage.failed_rows += errors;
             usage.truncated += node.truncated.load(Ordering::Relaxed);
             usage.planning += node.times().planning;
+            usage.chunked += node.chunked.load(Ordering::Relaxed);
             for (reason, rows) in lock(&node.errors).iter() {
                 *usage.errors.entry((*reason).to_owned()).or_default() += rows;
             }

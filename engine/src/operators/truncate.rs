@@ -1,23 +1,15 @@
 //! `on_overflow => 'truncate'`: cuts the longest text of a prompt until the prompt leaves room for its answer.
 
-use refrain_serving::{Capabilities, Tokenizer};
-use refrain_udf::OnOverflow;
+use refrain_serving::Tokenizer;
 
-use crate::operators::call::PhysicalCall;
+/// Bytes that a token has at most where its text is looked at first.
+const TOKEN_BYTES: usize = 8;
+
+/// Beginnings of a text that are tried before one with about as many tokens as wanted is taken.
+const BEGINNINGS_MAX: usize = 24;
 
 /// Cuts that are tried for one prompt. The first one or two suffice; tokens may join anew where a text was cut.
 const CUTS_MAX: usize = 32;
-
-/// Returns the most tokens that a prompt may have, as this side counts them, where longer ones are to be cut: what the context
-/// leaves when the longest answer, or a quarter of it, is taken off.
-pub(super) fn prompt_limit(call: &PhysicalCall, capabilities: &Capabilities) -> Option<usize> {
-    if call.options.on_overflow != OnOverflow::Truncate {
-        return None;
-    }
-    let context = capabilities.max_context;
-    let answer = (call.options.max_tokens as usize).min(context / 4).max(1);
-    Some((context.saturating_sub(answer) as f64 / capabilities.token_scale) as usize)
-}
 
 /// Cuts strings among `values` (JSON texts of the inputs), the longest first, until `tokens` finds at most `limit` tokens in the
 /// prompt that they make. Returns `false` if that cannot be reached, as where the instruction alone is too long.
@@ -42,18 +34,48 @@ pub(super) fn cut(
 }
 
 /// Returns the string that a JSON text is; `None` for other values, which mean nothing when cut.
-fn text_of(json: &str) -> Option<String> {
+pub(super) fn text_of(json: &str) -> Option<String> {
     serde_json::from_str(json).ok()
 }
 
-/// Returns a text without its last tokens, and without a character that would be cut in two.
-fn without_last(text: &str, count: usize, tokenizer: &dyn Tokenizer) -> String {
-    let mut tokens = tokenizer.encode(text);
-    tokens.truncate(tokens.len().saturating_sub(count));
-    let kept = tokenizer.decode(&tokens);
-    // Only a true beginning of the text is kept, whatever decoding made of the seam.
-    let common = text.char_indices().zip(kept.chars()).take_while(|((_, a), b)| a == b).last();
-    common.map_or(String::new(), |((start, last), _)| text[..start + last.len_utf8()].to_owned())
+/// Returns a text without its last tokens.
+fn without_last<'t>(text: &'t str, count: usize, tokenizer: &dyn Tokenizer) -> &'t str {
+    first_tokens(text, tokenizer.encode(text).len().saturating_sub(count), tokenizer)
+}
+
+/// Returns the beginning of a text that has at most `count` tokens, and hardly fewer; all of it where it has no more. It is found by
+/// encoding beginnings: tokens do not always spell the text that they stand for.
+pub(super) fn first_tokens<'t>(text: &'t str, count: usize, tokenizer: &dyn Tokenizer) -> &'t str {
+    let n_tokens = |end: usize| tokenizer.encode(&text[..end]).len();
+    let mut end = text.floor_char_boundary(count.saturating_add(1).saturating_mul(TOKEN_BYTES));
+    let (mut fits, mut tokens) = (0, n_tokens(end));
+    while tokens <= count {
+        if end == text.len() {
+            return text;
+        }
+        fits = end;
+        end = text.floor_char_boundary(end.saturating_mul(2));
+        tokens = n_tokens(end);
+    }
+    // The first `fits` bytes have no more tokens than wanted, and the first `end` have more: `tokens`.
+    for attempt in 0..BEGINNINGS_MAX {
+        // In proportion, which is nearly right; where it is not, halfway.
+        let guess = if attempt % 4 < 3 { end * count / tokens } else { (fits + end) / 2 };
+        let guess = text.floor_char_boundary(guess.clamp(fits, end - 1));
+        if guess == fits {
+            break;
+        }
+        match n_tokens(guess) {
+            found if found > count => (end, tokens) = (guess, found),
+            found => {
+                fits = guess;
+                if found * 50 >= count * 49 {
+                    break;
+                }
+            }
+        }
+    }
+    &text[..fits]
 }
 
 #[cfg(test)]
@@ -76,5 +98,16 @@ mod tests {
         check(&[r#""abcd""#, r#""efgh""#], 8, Some(&[r#""abcd""#, r#""""#]));
         check(&[r#""aéé""#, "[1,2,3,4]"], 14, Some(&[r#""aé""#, "[1,2,3,4]"]));
         check(&[r#""a""#, "[1,2,3,4]"], 5, None);
+    }
+
+    #[test]
+    fn beginnings_have_as_many_tokens_as_wanted() {
+        for (text, count, expected) in
+            [("abcdef", 4, "abcd"), ("abc", 9, "abc"), ("", 3, ""), ("aéé", 2, "a"), ("é", 1, ""), ("ab", 0, "")]
+        {
+            assert_eq!(first_tokens(text, count, &ByteTokenizer), expected);
+        }
+        let long = "word ".repeat(1000);
+        assert!((980..=1000).contains(&first_tokens(&long, 1000, &ByteTokenizer).len()));
     }
 }
