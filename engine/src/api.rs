@@ -222,6 +222,12 @@ impl Refrain {
         }
     }
 
+    /// Returns whether a statement is `KILL QUERY`, without planning it.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_kill(&self, statement: &str) -> bool {
+        matches!(statement::parse(statement, self.dialect().as_ref()), Ok(Statement::KillQuery { .. }))
+    }
+
     /// Returns how urgent the queries of the session are.
     #[cfg(feature = "flight")]
     pub(crate) fn priority(&self) -> refrain_udf::Priority {
@@ -314,6 +320,12 @@ impl Query {
             Kind::Explain { .. } => true,
             Kind::Own(statement) => !own_schema(statement).fields().is_empty(),
         }
+    }
+
+    /// Returns whether the statement is `KILL QUERY`.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_kill(&self) -> bool {
+        matches!(self.kind, Kind::Own(Statement::KillQuery { .. }))
     }
 
     /// Returns the parameters of the statement, in order: `?`, `$1` and `$name`. Text is assumed where nothing tells the type.

@@ -17,6 +17,7 @@
 //! | `statements` | planning, tickets, updates, parameters |
 //! | `results` | queries that run, row by row to the client |
 //! | `plain` | types that every client reads |
+//! | `order` | changes of a session, one after the other |
 //! | `ingest` | tables that clients send |
 //! | `admission` | how many queries run at once, and which is next |
 //! | `catalog`, `sql_info`, `type_info` | metadata |
@@ -34,6 +35,7 @@ mod handles;
 mod ingest;
 mod metrics;
 mod monitor;
+mod order;
 mod plain;
 mod results;
 pub mod server;

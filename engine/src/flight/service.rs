@@ -220,7 +220,7 @@ impl Shared {
             }
             Command::CommandStatementIngest(command) => {
                 self.refuse_while_draining()?;
-                ingest(session, command, rows, limits).await?
+                ingest(session, command, rows, &self.config).await?
             }
             other => return Err(unknown(&other)),
         };

@@ -143,6 +143,10 @@ impl Shared {
     /// Plans a statement for a client.
     pub(super) async fn plan(&self, session: &Session, text: &str) -> Result<Query, Status> {
         self.refuse_while_draining()?;
+        // KILL waits for nobody: what all others wait for may be what it ends.
+        if !session.changes.are_settled() && !session.db.is_kill(text) {
+            session.changes.settled(self.config.times.turn).await?;
+        }
         let query = session.db.sql(text).await?;
         if let Some(LogicalPlan::Statement(PlannedStatement::Execute(_))) = query.logical_plan() {
             return Err(Status::unimplemented(
@@ -162,10 +166,14 @@ impl Shared {
         self.refuse_while_draining()?;
         let first = queries.first().ok_or_else(|| Status::internal("a statement without a query"))?;
         let statement = match first.returns_rows() {
-            true => Statement::new(plain_schema(&first.schema()), Stage::Planned(queries)),
+            true => {
+                // A prepared query was planned before the changes that it must see.
+                session.changes.settled(self.config.times.turn).await?;
+                Statement::new(plain_schema(&first.schema()), Stage::Planned(queries))
+            }
             false => {
                 let schema = plain_schema(&first.schema());
-                let mut updating = self.start_update(session, queries, &schema);
+                let mut updating = self.start_update(session, queries, &schema).await?;
                 match tokio::time::timeout(self.config.times.update, &mut updating).await {
                     Ok(updated) => Statement::new(schema, Stage::Updated(updated.map_err(died)??)),
                     Err(_) => Statement::new(schema, Stage::Updating(updating)),
@@ -173,7 +181,7 @@ impl Shared {
             }
         };
         let statement = Arc::new(statement);
-        Ok((session.statements.insert(Arc::clone(&statement))?, statement))
+        Ok((session.keep(&statement)?, statement))
     }
 
     /// Runs statements that change something, to their end. Returns how many rows they have changed; 0 where there are none to
@@ -185,19 +193,25 @@ impl Shared {
             return Err(Status::invalid_argument("the statement returns rows; run it as a query, not as an update"));
         }
         let schema = plain_schema(&first.schema());
-        let batches = self.start_update(session, queries, &schema).join().await.map_err(died)??;
+        let batches = self.start_update(session, queries, &schema).await?.join().await.map_err(died)??;
         Ok(changed_rows(&batches))
     }
 
-    fn start_update(
+    /// Starts to run statements that change something, once those before them in the session have ended.
+    async fn start_update(
         self: &Arc<Self>,
         session: &Arc<Session>,
         queries: Vec<Query>,
         schema: &SchemaRef,
-    ) -> SpawnedTask<Result<Vec<RecordBatch>, Status>> {
+    ) -> Result<SpawnedTask<Result<Vec<RecordBatch>, Status>>, Status> {
         let takes_turns = queries.iter().any(takes_turns);
+        let change = match queries.iter().all(Query::is_kill) {
+            true => None,
+            false => Some(session.changes.begin(self.config.times.turn).await?),
+        };
         let (shared, session, schema) = (Arc::clone(self), Arc::clone(session), Arc::clone(schema));
-        SpawnedTask::spawn(async move {
+        Ok(SpawnedTask::spawn(async move {
+            let _change = change;
             if takes_turns {
                 let job = Job { shared, session, queries, schema, cancelled: watch::Sender::new(false).subscribe() };
                 return job.collect().await;
@@ -207,7 +221,7 @@ impl Shared {
                 batches.extend(query.execute().await?.fetch_all().await?);
             }
             Ok(batches)
-        })
+        }))
     }
 
     /// Runs a statement for the client that fetches it; once.

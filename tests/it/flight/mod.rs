@@ -7,6 +7,7 @@ mod ingest;
 mod load;
 mod malformed;
 mod metadata;
+mod order;
 mod polling;
 mod prepared;
 mod queries;
