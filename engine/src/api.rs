@@ -35,6 +35,8 @@ use crate::models::{ModelCatalog, ModelInfo, ModelSource};
 use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
 use crate::own_statements::own_schema;
 use crate::planner::{EstimateCosts, described_calls};
+#[cfg(feature = "flight")]
+use crate::queries::QueryRecord;
 use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
 use crate::secrets::SecretStore;
 use crate::session_tables::{self, SessionCatalogs};
@@ -220,6 +222,12 @@ impl Refrain {
             Ok(found) => format!("device: {found}"),
             Err(error) => error.to_string(),
         }
+    }
+
+    /// Returns the last query of the session, if it has run one.
+    #[cfg(feature = "flight")]
+    pub(crate) fn last_query(&self) -> Option<Arc<QueryRecord>> {
+        self.queries.last_of(&self.context.session_id())
     }
 
     /// Returns whether a statement is `KILL QUERY`, without planning it.

@@ -22,6 +22,7 @@
 //! | `admission` | how many queries run at once, and which is next |
 //! | `catalog`, `sql_info`, `type_info` | metadata |
 //! | `session_options` | settings as the protocol's session options |
+//! | `shell` | what our own shell asks beside SQL |
 //! | `metrics`, `monitor` | counters, and the pages that show them |
 //! | `status` | errors as gRPC says them |
 
@@ -42,6 +43,7 @@ pub mod server;
 mod service;
 mod session_options;
 mod sessions;
+pub(crate) mod shell;
 mod sql_info;
 mod statements;
 mod status;

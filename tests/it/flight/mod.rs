@@ -12,5 +12,6 @@ mod polling;
 mod prepared;
 mod queries;
 mod sessions;
+mod shell;
 mod shutdown;
 mod tls;
