@@ -32,6 +32,8 @@ use crate::error::{Error, Result};
 use crate::explain::{self, ExplainOptions};
 use crate::model_options::ModelType;
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
+#[cfg(feature = "flight")]
+use crate::operators::NodeStats;
 use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
 use crate::own_statements::own_schema;
 use crate::planner::{EstimateCosts, described_calls};
@@ -330,6 +332,12 @@ impl Query {
         }
     }
 
+    /// Returns the statement without secrets.
+    #[cfg(feature = "flight")]
+    pub(crate) fn text(&self) -> &str {
+        &self.sql
+    }
+
     /// Returns whether the statement is `KILL QUERY`.
     #[cfg(feature = "flight")]
     pub(crate) fn is_kill(&self) -> bool {
@@ -581,6 +589,12 @@ impl Run {
     /// Returns what the query has cost so far.
     pub fn usage(&self) -> QueryUsage {
         self.query.scope.usage()
+    }
+
+    /// Returns the counters of its calls.
+    #[cfg(feature = "flight")]
+    pub(crate) fn nodes(&self) -> Vec<Arc<NodeStats>> {
+        self.query.scope.nodes()
     }
 
     /// Returns the inputs that failed so far, at most a thousand.

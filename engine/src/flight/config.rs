@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::auth::Auth;
+use super::otlp::Collector;
 
 /// How a server behaves.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// How long things wait.
     pub times: Times,
+    /// Who is told of statements as spans of OpenTelemetry; see [`otlp`](super::otlp).
+    pub traces: Option<Collector>,
 }
 
 /// Certificates in PEM.

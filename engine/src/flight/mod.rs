@@ -24,6 +24,7 @@
 //! | `session_options` | settings as the protocol's session options |
 //! | `shell` | what our own shell asks beside SQL |
 //! | `metrics`, `monitor` | counters, and the pages that show them |
+//! | `traces`, [`otlp`], `otlp_messages` | spans of statements, the collector they are sent to, and how they are written |
 //! | `status` | errors as gRPC says them |
 
 mod actions;
@@ -37,6 +38,8 @@ mod ingest;
 mod metrics;
 mod monitor;
 mod order;
+pub mod otlp;
+mod otlp_messages;
 mod plain;
 mod results;
 pub mod server;
@@ -47,6 +50,7 @@ pub(crate) mod shell;
 mod sql_info;
 mod statements;
 mod status;
+mod traces;
 mod type_info;
 
 pub use auth::{Auth, Users};

@@ -24,6 +24,7 @@ use super::results::{FETCHED_BYTES, Job, Rows};
 use super::service::Shared;
 use super::sessions::Session;
 use super::status::sql;
+use super::traces::Trace;
 use crate::Query;
 
 /// A statement that a client may fetch.
@@ -36,7 +37,7 @@ pub(super) struct Statement {
 
 enum Stage {
     /// Waits to be fetched.
-    Planned(Vec<Query>),
+    Planned(Vec<Query>, Trace),
     /// Runs for a client that polls, and fetches later.
     Polled(Rows),
     /// Changes something, for longer than the client was made to wait.
@@ -162,6 +163,7 @@ impl Shared {
         self: &Arc<Self>,
         session: &Arc<Session>,
         queries: Vec<Query>,
+        trace: Trace,
     ) -> Result<(Vec<u8>, Arc<Statement>), Status> {
         self.refuse_while_draining()?;
         let first = queries.first().ok_or_else(|| Status::internal("a statement without a query"))?;
@@ -169,11 +171,11 @@ impl Shared {
             true => {
                 // A prepared query was planned before the changes that it must see.
                 session.changes.settled(self.config.times.turn).await?;
-                Statement::new(plain_schema(&first.schema()), Stage::Planned(queries))
+                Statement::new(plain_schema(&first.schema()), Stage::Planned(queries, trace))
             }
             false => {
                 let schema = plain_schema(&first.schema());
-                let mut updating = self.start_update(session, queries, &schema).await?;
+                let mut updating = self.start_update(session, queries, &schema, trace).await?;
                 match tokio::time::timeout(self.config.times.update, &mut updating).await {
                     Ok(updated) => Statement::new(schema, Stage::Updated(updated.map_err(died)??)),
                     Err(_) => Statement::new(schema, Stage::Updating(updating)),
@@ -186,14 +188,19 @@ impl Shared {
 
     /// Runs statements that change something, to their end. Returns how many rows they have changed; 0 where there are none to
     /// count.
-    pub(super) async fn update(self: &Arc<Self>, session: &Arc<Session>, queries: Vec<Query>) -> Result<i64, Status> {
+    pub(super) async fn update(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        queries: Vec<Query>,
+        trace: Trace,
+    ) -> Result<i64, Status> {
         self.refuse_while_draining()?;
         let Some(first) = queries.first() else { return Ok(0) };
         if first.returns_rows() {
             return Err(Status::invalid_argument("the statement returns rows; run it as a query, not as an update"));
         }
         let schema = plain_schema(&first.schema());
-        let batches = self.start_update(session, queries, &schema).await?.join().await.map_err(died)??;
+        let batches = self.start_update(session, queries, &schema, trace).await?.join().await.map_err(died)??;
         Ok(changed_rows(&batches))
     }
 
@@ -203,24 +210,22 @@ impl Shared {
         session: &Arc<Session>,
         queries: Vec<Query>,
         schema: &SchemaRef,
+        trace: Trace,
     ) -> Result<SpawnedTask<Result<Vec<RecordBatch>, Status>>, Status> {
         let takes_turns = queries.iter().any(takes_turns);
         let change = match queries.iter().all(Query::is_kill) {
             true => None,
-            false => Some(session.changes.begin(self.config.times.turn).await?),
+            false => Some(trace.part("order", session.changes.begin(self.config.times.turn)).await?),
         };
         let (shared, session, schema) = (Arc::clone(self), Arc::clone(session), Arc::clone(schema));
         Ok(SpawnedTask::spawn(async move {
             let _change = change;
             if takes_turns {
-                let job = Job { shared, session, queries, schema, cancelled: watch::Sender::new(false).subscribe() };
+                let cancelled = watch::Sender::new(false).subscribe();
+                let job = Job { shared, session, queries, schema, cancelled, trace };
                 return job.collect().await;
             }
-            let mut batches = vec![];
-            for query in queries {
-                batches.extend(query.execute().await?.fetch_all().await?);
-            }
-            Ok(batches)
+            trace.part("execute", execute_all(queries)).await
         }))
     }
 
@@ -234,7 +239,9 @@ impl Shared {
         let schema = Arc::clone(&statement.schema);
         let stage = std::mem::replace(&mut *statement.lock(), Stage::Fetched);
         let data = match stage {
-            Stage::Planned(queries) => self.job(session, &statement, queries).start(FETCHED_BYTES).into_flight_data(schema),
+            Stage::Planned(queries, trace) => {
+                self.job(session, &statement, queries, trace).start(FETCHED_BYTES).into_flight_data(schema)
+            }
             Stage::Polled(rows) => rows.into_flight_data(schema),
             Stage::Updated(batches) => encoded(schema, stream::iter(batches.into_iter().map(Ok))),
             Stage::Updating(updating) => {
@@ -262,8 +269,8 @@ impl Shared {
         let flow = {
             let mut stage = statement.lock();
             *stage = match std::mem::replace(&mut *stage, Stage::Fetched) {
-                Stage::Planned(queries) => {
-                    Stage::Polled(self.job(session, &statement, queries).start(self.config.limits.polled_bytes))
+                Stage::Planned(queries, trace) => {
+                    Stage::Polled(self.job(session, &statement, queries, trace).start(self.config.limits.polled_bytes))
                 }
                 other => other,
             };
@@ -287,15 +294,25 @@ impl Shared {
         Ok(PollInfo { info: Some(info), flight_descriptor: Some(again), progress, ..PollInfo::default() })
     }
 
-    fn job(self: &Arc<Self>, session: &Arc<Session>, statement: &Statement, queries: Vec<Query>) -> Job {
+    fn job(self: &Arc<Self>, session: &Arc<Session>, statement: &Statement, queries: Vec<Query>, trace: Trace) -> Job {
         Job {
             shared: Arc::clone(self),
             session: Arc::clone(session),
             queries,
             schema: Arc::clone(&statement.schema),
             cancelled: statement.cancelled.subscribe(),
+            trace,
         }
     }
+}
+
+/// Runs statements one after the other, and returns what they give.
+async fn execute_all(queries: Vec<Query>) -> Result<Vec<RecordBatch>, Status> {
+    let mut batches = vec![];
+    for query in queries {
+        batches.extend(query.execute().await?.fetch_all().await?);
+    }
+    Ok(batches)
 }
 
 /// Describes a statement with the one ticket that fetches all of it.

@@ -15,3 +15,4 @@ mod sessions;
 mod shell;
 mod shutdown;
 mod tls;
+mod traces;
