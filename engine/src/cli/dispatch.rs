@@ -274,7 +274,16 @@ mod tests {
         let sink = Sink::file(&folder.path().join("out")).unwrap();
         let place = Arc::new(db.clone());
         Bench {
-            session: Session { db, place, interrupts, sink, view, server: Default::default(), last: None },
+            session: Session {
+                db,
+                place,
+                interrupts,
+                sink,
+                view,
+                #[cfg(feature = "flight")]
+                server: Default::default(),
+                last: None,
+            },
             interrupt,
             folder,
         }

@@ -75,6 +75,11 @@ async fn commands_tell_of_the_server() {
     let columns = tell("\\d films").await;
     assert!(columns.starts_with("column,type,nullable\nid,Int32,NO\nreview,"), "{columns}");
     assert!(tell("\\dm").await.contains("\nmock,"));
+    client
+        .execute_update("create prompt refund(t varchar) returns boolean as 'Refund? {t}'".to_owned(), None)
+        .await
+        .unwrap();
+    assert!(tell("\\dp").await.contains("refund"));
     assert!(tell("\\df ai_f*").await.contains("\nai_filter,scalar,"));
     assert!(tell("\\h ai_filter").await.starts_with("ai_filter("));
     assert!(tell("\\set seed").await.contains("refrain.seed,0,"));

@@ -21,6 +21,10 @@ use crate::flight::shell::ESTIMATE;
 const FUNCTIONS: &str = "SELECT DISTINCT routine_name, lower(function_type), syntax_example, description \
     FROM information_schema.routines ORDER BY routine_name";
 
+/// Functions, and prompts, which are called as functions are.
+const CALLED: &str = "SELECT routine_name FROM information_schema.routines \
+    UNION SELECT name FROM ai_prompts() WHERE is_current ORDER BY 1";
+
 const SETTINGS: &str = "SELECT name, value, description FROM information_schema.df_settings ORDER BY name";
 
 const MODELS: &str =
@@ -95,7 +99,7 @@ impl Remote {
         }
         let first = |rows: Vec<[String; 1]>| rows.into_iter().map(|[name]| name).collect();
         let names = Names {
-            functions: first(self.texts("SELECT DISTINCT routine_name FROM information_schema.routines ORDER BY 1").await?),
+            functions: first(self.texts(CALLED).await?),
             models: first(self.texts("SELECT name FROM ai_models() ORDER BY 1").await?),
             settings: first(self.texts("SELECT name FROM information_schema.df_settings ORDER BY 1").await?),
         };
