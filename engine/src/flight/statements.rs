@@ -1,6 +1,7 @@
 //! Statements of clients: planned and given a ticket, or run at once where they change something.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -41,11 +42,23 @@ enum Stage {
     /// Runs for a client that polls, and fetches later.
     Polled(Rows),
     /// Changes something, for longer than the client was made to wait.
-    Updating(SpawnedTask<Result<Vec<RecordBatch>, Status>>),
+    Updating(Update),
     /// Has changed something.
     Updated(Vec<RecordBatch>),
     /// Is being fetched. The last stage.
     Fetched,
+}
+
+/// A change that runs, or has ended and nobody has asked for what it gave.
+struct Update {
+    task: SpawnedTask<Result<Vec<RecordBatch>, Status>>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Update {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
 }
 
 /// A prepared statement and the values of its parameters.
@@ -70,12 +83,20 @@ impl Statement {
 
     /// Whether it runs now.
     pub(super) fn is_running(&self) -> bool {
-        matches!(&*self.lock(), Stage::Polled(_) | Stage::Updating(_) | Stage::Fetched)
+        match &*self.lock() {
+            Stage::Polled(_) | Stage::Fetched => true,
+            Stage::Updating(update) => !update.is_over(),
+            Stage::Planned(..) | Stage::Updated(_) => false,
+        }
     }
 
     /// Whether it runs, or may still be fetched.
     pub(super) fn is_unfinished(&self) -> bool {
-        !matches!(&*self.lock(), Stage::Updated(_))
+        match &*self.lock() {
+            Stage::Updated(_) => false,
+            Stage::Updating(update) => !update.is_over(),
+            Stage::Planned(..) | Stage::Polled(_) | Stage::Fetched => true,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {
@@ -175,10 +196,10 @@ impl Shared {
             }
             false => {
                 let schema = plain_schema(&first.schema());
-                let mut updating = self.start_update(session, queries, &schema, trace).await?;
-                match tokio::time::timeout(self.config.times.update, &mut updating).await {
+                let mut update = self.start_update(session, queries, &schema, trace).await?;
+                match tokio::time::timeout(self.config.times.update, &mut update.task).await {
                     Ok(updated) => Statement::new(schema, Stage::Updated(updated.map_err(died)??)),
-                    Err(_) => Statement::new(schema, Stage::Updating(updating)),
+                    Err(_) => Statement::new(schema, Stage::Updating(update)),
                 }
             }
         };
@@ -200,7 +221,8 @@ impl Shared {
             return Err(Status::invalid_argument("the statement returns rows; run it as a query, not as an update"));
         }
         let schema = plain_schema(&first.schema());
-        let batches = self.start_update(session, queries, &schema, trace).await?.join().await.map_err(died)??;
+        let update = self.start_update(session, queries, &schema, trace).await?;
+        let batches = update.task.join().await.map_err(died)??;
         Ok(changed_rows(&batches))
     }
 
@@ -211,22 +233,28 @@ impl Shared {
         queries: Vec<Query>,
         schema: &SchemaRef,
         trace: Trace,
-    ) -> Result<SpawnedTask<Result<Vec<RecordBatch>, Status>>, Status> {
+    ) -> Result<Update, Status> {
         let takes_turns = queries.iter().any(takes_turns);
         let change = match queries.iter().all(Query::is_kill) {
             true => None,
             false => Some(trace.part("order", session.changes.begin(self.config.times.turn)).await?),
         };
         let (shared, session, schema) = (Arc::clone(self), Arc::clone(session), Arc::clone(schema));
-        Ok(SpawnedTask::spawn(async move {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&is_over);
+        let task = SpawnedTask::spawn(async move {
             let _change = change;
-            if takes_turns {
-                let cancelled = watch::Sender::new(false).subscribe();
-                let job = Job { shared, session, queries, schema, cancelled, trace };
-                return job.collect().await;
-            }
-            trace.part("execute", execute_all(queries)).await
-        }))
+            let outcome = match takes_turns {
+                true => {
+                    let cancelled = watch::Sender::new(false).subscribe();
+                    Job { shared, session, queries, schema, cancelled, trace }.collect().await
+                }
+                false => trace.part("execute", execute_all(queries)).await,
+            };
+            ended.store(true, Ordering::Relaxed);
+            outcome
+        });
+        Ok(Update { task, is_over })
     }
 
     /// Runs a statement for the client that fetches it; once.
@@ -244,8 +272,8 @@ impl Shared {
             }
             Stage::Polled(rows) => rows.into_flight_data(schema),
             Stage::Updated(batches) => encoded(schema, stream::iter(batches.into_iter().map(Ok))),
-            Stage::Updating(updating) => {
-                let updated = async move { updating.join().await.map_err(died)? };
+            Stage::Updating(update) => {
+                let updated = async move { update.task.join().await.map_err(died)? };
                 let batches = stream::once(updated).map_ok(|batches| stream::iter(batches.into_iter().map(Ok)));
                 encoded(schema, batches.try_flatten())
             }

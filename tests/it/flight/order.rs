@@ -108,6 +108,18 @@ async fn who_waits_may_go_and_waits_no_longer_than_the_server_lets_it() {
 }
 
 #[tokio::test]
+async fn a_session_that_fetches_nothing_ends_when_nobody_uses_it() {
+    let times = Times { update: Duration::ZERO, session: Duration::from_millis(50), ..Times::default() };
+    let server = Server::with(ServerConfig { times, ..ServerConfig::default() }, MockBackend::new(1)).await;
+    let mut client = server.client().await;
+    client.execute("create table t as select value from generate_series(1, 100000)".to_owned(), None).await.unwrap();
+    while !server.page("/metrics").await.1.contains("refrain_sessions 0\n") {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(rows(&mut client, "select count(*) from t").await.unwrap(), ["100000"]);
+}
+
+#[tokio::test]
 async fn what_was_changed_and_never_fetched_takes_no_room() {
     let limits = Limits { handles: 2, ..Limits::default() };
     let server = Server::with(ServerConfig { limits, ..ServerConfig::default() }, MockBackend::new(1)).await;
