@@ -32,9 +32,13 @@ use crate::error::{Error, Result};
 use crate::explain::{self, ExplainOptions};
 use crate::model_options::ModelType;
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
+#[cfg(feature = "flight")]
+use crate::operators::NodeStats;
 use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
 use crate::own_statements::own_schema;
 use crate::planner::{EstimateCosts, described_calls};
+#[cfg(feature = "flight")]
+use crate::queries::QueryRecord;
 use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
 use crate::secrets::SecretStore;
 use crate::session_tables::{self, SessionCatalogs};
@@ -222,6 +226,18 @@ impl Refrain {
         }
     }
 
+    /// Returns the last query of the session, if it has run one.
+    #[cfg(feature = "flight")]
+    pub(crate) fn last_query(&self) -> Option<Arc<QueryRecord>> {
+        self.queries.last_of(&self.context.session_id())
+    }
+
+    /// Returns whether a statement is `KILL QUERY`, without planning it.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_kill(&self, statement: &str) -> bool {
+        matches!(statement::parse(statement, self.dialect().as_ref()), Ok(Statement::KillQuery { .. }))
+    }
+
     /// Returns how urgent the queries of the session are.
     #[cfg(feature = "flight")]
     pub(crate) fn priority(&self) -> refrain_udf::Priority {
@@ -314,6 +330,18 @@ impl Query {
             Kind::Explain { .. } => true,
             Kind::Own(statement) => !own_schema(statement).fields().is_empty(),
         }
+    }
+
+    /// Returns the statement without secrets.
+    #[cfg(feature = "flight")]
+    pub(crate) fn text(&self) -> &str {
+        &self.sql
+    }
+
+    /// Returns whether the statement is `KILL QUERY`.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_kill(&self) -> bool {
+        matches!(self.kind, Kind::Own(Statement::KillQuery { .. }))
     }
 
     /// Returns the parameters of the statement, in order: `?`, `$1` and `$name`. Text is assumed where nothing tells the type.
@@ -561,6 +589,12 @@ impl Run {
     /// Returns what the query has cost so far.
     pub fn usage(&self) -> QueryUsage {
         self.query.scope.usage()
+    }
+
+    /// Returns the counters of its calls.
+    #[cfg(feature = "flight")]
+    pub(crate) fn nodes(&self) -> Vec<Arc<NodeStats>> {
+        self.query.scope.nodes()
     }
 
     /// Returns the inputs that failed so far, at most a thousand.
