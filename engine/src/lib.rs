@@ -19,10 +19,13 @@
 //! | [`operators`] | the operator and its parts |
 //! | [`answers`] | answers that outlive their query: cache and checkpoint |
 //! | `flight` | the server for Flight SQL; feature `flight` |
+//! | `cells` | values as text |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
 
 pub mod answers;
 pub mod api;
+#[cfg(any(feature = "cli", feature = "flight"))]
+mod cells;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod devices;
