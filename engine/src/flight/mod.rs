@@ -23,6 +23,8 @@
 //! | `session_options` | settings as the protocol's session options |
 //! | `metrics`, `monitor` | counters, and the pages that show them |
 //! | `status` | errors as gRPC says them |
+//!
+//! What the page asks of the server is in [`ui`](crate::ui).
 
 mod actions;
 mod admission;
@@ -45,6 +47,10 @@ mod statements;
 mod status;
 mod type_info;
 
+pub(crate) use auth::Credentials;
 pub use auth::{Auth, Users};
 pub use config::{Limits, ServerConfig, Times, Tls};
 pub use server::run;
+pub(crate) use service::Shared;
+pub(crate) use sessions::Session;
+pub(crate) use statements::Reading;
