@@ -183,6 +183,12 @@ impl Refrain {
         &self.models
     }
 
+    /// Returns the queries of the session.
+    #[cfg(feature = "flight")]
+    pub(crate) fn query_log(&self) -> &Arc<QueryLog> {
+        &self.queries
+    }
+
     /// Returns the answers that outlive their query, to look at them or to forget them.
     pub fn answer_cache(&self) -> Arc<AnswerCache> {
         self.context.state().config().get_extension::<AnswerCache>().unwrap_or_default()
@@ -215,12 +221,6 @@ impl Refrain {
     #[cfg(feature = "flight")]
     pub(crate) fn priority(&self) -> refrain_udf::Priority {
         self.settings().priority
-    }
-
-    /// Returns the queries of the session.
-    #[cfg(feature = "flight")]
-    pub(crate) fn query_log(&self) -> &Arc<QueryLog> {
-        &self.queries
     }
 
     fn settings(&self) -> Settings {
