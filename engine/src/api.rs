@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
+use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::ScalarValue;
 use datafusion::common::config::ExtensionOptions;
@@ -24,18 +24,23 @@ use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect, dialect_from_
 use futures::future::{AbortHandle, Abortable};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use refrain_serving::device::FoundDevice;
-use refrain_udf::Settings;
+use refrain_udf::{NamedPrompts, Settings};
 use tokio::sync::watch;
 
-use crate::answers::{AnswerCache, Tier};
+use crate::answers::AnswerCache;
 use crate::error::{Error, Result};
 use crate::explain::{self, ExplainOptions};
-use crate::model_options::{ExternalModel, LocalOptions, ModelType};
+use crate::model_options::ModelType;
 use crate::models::{ModelCatalog, ModelInfo, ModelSource};
+#[cfg(feature = "flight")]
+use crate::operators::NodeStats;
 use crate::operators::{CallEstimate, Limits, Progress, QueryScope, QueryUsage, RowError};
-use crate::planner::{EstimateCosts, described_calls, device_options};
+use crate::own_statements::own_schema;
+use crate::planner::{EstimateCosts, described_calls};
+#[cfg(feature = "flight")]
+use crate::queries::QueryRecord;
 use crate::queries::{HistoryLimits, QueryLog, QueryState, RunningQuery};
-use crate::secrets::{SecretInfo, SecretStore};
+use crate::secrets::SecretStore;
 use crate::session_tables::{self, SessionCatalogs};
 use crate::statement::{self, Statement};
 use crate::{desugared, redact, session};
@@ -46,14 +51,18 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// What `SHOW MODELS` means.
 const SHOW_MODELS: &str = "SELECT name, kind, type, location, state, max_context, digest FROM ai_models() ORDER BY name";
 
+/// What `SHOW PROMPTS` means.
+const SHOW_PROMPTS: &str =
+    "SELECT name, version, signature, return_type, model, template FROM ai_prompts() WHERE is_current ORDER BY name";
+
 /// A session: tables, models and settings. Clones are the same session.
 #[derive(Clone)]
 pub struct Refrain {
-    context: SessionContext,
+    pub(crate) context: SessionContext,
     catalogs: Arc<SessionCatalogs>,
-    models: Arc<ModelCatalog>,
-    secrets: Arc<SecretStore>,
-    queries: Arc<QueryLog>,
+    pub(crate) models: Arc<ModelCatalog>,
+    pub(crate) secrets: Arc<SecretStore>,
+    pub(crate) queries: Arc<QueryLog>,
 }
 
 /// Collects what a session starts with.
@@ -123,7 +132,7 @@ impl Refrain {
         Builder::default()
     }
 
-    /// Opens a session beside this one: it has the same models, secrets, answers and tables, settings that begin as this session's
+    /// Opens a session beside this one: it has the same models, secrets, prompts, answers and tables, settings that begin as this session's
     /// are now, and temporary tables and queries of its own. `id` is what `ai_queries()` calls it.
     pub fn new_session(&self, id: &str) -> Result<Refrain> {
         self.session_beside(id, Arc::default())
@@ -145,6 +154,7 @@ impl Refrain {
         };
         let parsed = match parsed {
             Statement::ShowModels => statement::parse(SHOW_MODELS, &GenericDialect {})?,
+            Statement::ShowPrompts => statement::parse(SHOW_PROMPTS, &GenericDialect {})?,
             other => other,
         };
         let kind = match parsed {
@@ -194,6 +204,11 @@ impl Refrain {
         self.context.state().config().get_extension::<AnswerCache>().unwrap_or_default()
     }
 
+    /// Returns the prompts with names, which sessions share as they do models.
+    pub fn prompts(&self) -> Arc<NamedPrompts> {
+        self.context.state().config().get_extension::<NamedPrompts>().unwrap_or_default()
+    }
+
     /// Says in one line which model answers by default.
     pub fn banner(&self) -> String {
         match self.models.resolve(self.settings().model.as_deref(), ModelType::Completion) {
@@ -217,101 +232,31 @@ impl Refrain {
         }
     }
 
+    /// Returns the last query of the session, if it has run one.
+    #[cfg(feature = "flight")]
+    pub(crate) fn last_query(&self) -> Option<Arc<QueryRecord>> {
+        self.queries.last_of(&self.context.session_id())
+    }
+
+    /// Returns whether a statement is `KILL QUERY`, without planning it.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_kill(&self, statement: &str) -> bool {
+        matches!(statement::parse(statement, self.dialect().as_ref()), Ok(Statement::KillQuery { .. }))
+    }
+
     /// Returns how urgent the queries of the session are.
     #[cfg(feature = "flight")]
     pub(crate) fn priority(&self) -> refrain_udf::Priority {
         self.settings().priority
     }
 
-    fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         crate::planner::settings(&self.context.state())
     }
 
     fn dialect(&self) -> Box<dyn Dialect> {
         let name = self.context.state().config().options().sql_parser.dialect.to_string();
         dialect_from_str(name).unwrap_or_else(|| Box::new(GenericDialect {}))
-    }
-
-    /// Runs a statement of our own.
-    async fn run_own(&self, statement: Statement) -> Result<Option<RecordBatch>> {
-        match statement {
-            Statement::CreateModel { name, location, existing, options } => {
-                let options = LocalOptions::parse(&name, options)?;
-                self.models.create(&name, &location, options, existing).await?;
-            }
-            Statement::CreateExternalModel { name, existing, options } => {
-                let model = ExternalModel::parse(&name, options)?;
-                self.models.create_external(&name, model, self.settings().allowed_hosts.as_deref(), existing)?;
-            }
-            Statement::DropModel { name, if_exists } => {
-                if !self.models.remove(&name) && !if_exists {
-                    return Err(plan_datafusion_err!("model {name:?} is unknown; SHOW MODELS lists the known ones").into());
-                }
-            }
-            Statement::LoadModel { name } => {
-                let settings = self.settings();
-                self.models.check_host(&name, settings.allowed_hosts.as_deref())?;
-                self.models.set_device(device_options(&settings));
-                self.models.backend(&name).await?;
-            }
-            Statement::UnloadModel { name } => {
-                self.models.unload(&name).await?;
-            }
-            Statement::DescribeModel { name } => return Ok(Some(properties(&self.models.describe(&name)?)?)),
-            Statement::CreateSecret { name, persistent, existing, fields } => {
-                self.secrets.create(&name, &fields, persistent, existing)?;
-                self.models.forget_credential(&name);
-            }
-            Statement::DropSecret { name, if_exists } => {
-                if !self.secrets.remove(&name)? && !if_exists {
-                    return Err(plan_datafusion_err!("secret {name:?} is unknown; SHOW SECRETS lists the known ones").into());
-                }
-                self.models.forget_credential(&name);
-            }
-            Statement::ShowSecrets => return Ok(Some(secret_table(&self.secrets.list()?)?)),
-            Statement::KillQuery { id } => {
-                if !self.queries.kill(id) {
-                    let message = "does not run; SELECT * FROM ai_queries() WHERE state = 'running' lists those that do";
-                    return Err(plan_datafusion_err!("query {id} {message}").into());
-                }
-            }
-            Statement::ClearCache { tier } => self.clear_cache(tier.as_deref()).await?,
-            Statement::Reset { setting } => {
-                let state = self.context.state_ref();
-                let mut state = state.write();
-                let settings = state.config_mut().options_mut().extensions.get_mut::<Settings>();
-                settings.ok_or_else(|| plan_datafusion_err!("this session has no settings of refrain"))?.reset(&setting)?;
-            }
-            Statement::DataFusion(_) | Statement::Explain { .. } | Statement::ShowModels => {
-                return Err(plan_datafusion_err!("not a statement of our own").into());
-            }
-        }
-        Ok(None)
-    }
-
-    /// Forgets the answers of one tier, or of all that the settings name.
-    async fn clear_cache(&self, tier: Option<&str>) -> Result<()> {
-        let settings = self.settings();
-        let all = [
-            (Tier::Session, true),
-            (Tier::Persistent, settings.cache_dir.is_some()),
-            (Tier::Checkpoint, settings.checkpoint.is_some()),
-        ];
-        let named: Vec<Tier> = match tier {
-            None => all.into_iter().filter(|(_, is_there)| *is_there).map(|(tier, _)| tier).collect(),
-            Some(name) => match all.into_iter().find(|(tier, _)| tier.name() == name) {
-                Some((tier, _)) => vec![tier],
-                None => {
-                    let known = "known: session, persistent, checkpoint";
-                    return Err(plan_datafusion_err!("there is no tier {name} of the answer cache; {known}").into());
-                }
-            },
-        };
-        let cache = self.answer_cache();
-        for tier in named {
-            cache.clear(tier, &settings).await?;
-        }
-        Ok(())
     }
 
     /// Makes the physical plan of a query in a scope of its own, and runs at once what DataFusion runs while planning.
@@ -366,65 +311,6 @@ pub async fn sql(context: &SessionContext, query: &str) -> Result<datafusion::pr
     Ok(context.execute_logical_plan(plan).await?)
 }
 
-/// The columns of a statement of our own.
-fn own_schema(statement: &Statement) -> SchemaRef {
-    let names: &[&str] = match statement {
-        Statement::DescribeModel { .. } => &["property", "value"],
-        Statement::ShowSecrets => &["name", "type", "persistent"],
-        _ => &[],
-    };
-    Arc::new(Schema::new(names.iter().map(|name| Field::new(*name, DataType::Utf8, true)).collect::<Vec<_>>()))
-}
-
-/// Lists what is known of a model, one property a row.
-fn properties(model: &ModelInfo) -> datafusion::common::Result<RecordBatch> {
-    let ModelInfo {
-        name,
-        kind,
-        model_type,
-        location,
-        max_context,
-        dtype,
-        dimensions,
-        digest,
-        state,
-        device,
-        loaded,
-        held_bytes,
-        credential,
-    } = model.clone();
-    let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
-    let weight_bytes = loaded.as_ref().map(|facts| facts.weight_bytes.to_string());
-    let rows = [
-        ("name", Some(name)),
-        ("kind", Some(kind.to_owned())),
-        ("type", Some(model_type.to_string())),
-        ("location", Some(location)),
-        ("max_context", max_context.map(|tokens| tokens.to_string())),
-        ("dtype", dtype.map(|dtype| dtype.to_string())),
-        ("dimensions", dimensions.map(|dimensions| dimensions.to_string())),
-        ("digest", digest),
-        ("state", Some(state.to_owned())),
-        ("device", device),
-        ("load_seconds", load_seconds),
-        ("weight_bytes", weight_bytes),
-        ("held_bytes", held_bytes.map(|bytes| bytes.to_string())),
-        ("credential", credential),
-    ];
-    let (names, values): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
-    let columns: [ArrayRef; 2] = [Arc::new(StringArray::from(names)), Arc::new(StringArray::from(values))];
-    let statement = Statement::DescribeModel { name: model.name.clone() };
-    Ok(RecordBatch::try_new(own_schema(&statement), columns.into())?)
-}
-
-fn secret_table(secrets: &[SecretInfo]) -> datafusion::common::Result<RecordBatch> {
-    let column = |value: fn(&SecretInfo) -> String| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values(secrets.iter().map(value)))
-    };
-    let columns = vec![column(|s| s.name.clone()), column(|s| s.kind.clone()), column(|s| s.persistent.to_string())];
-    Ok(RecordBatch::try_new(own_schema(&Statement::ShowSecrets), columns)?)
-}
-
 /// A statement that has been planned and not run.
 #[derive(Clone, Debug)]
 pub struct Query {
@@ -469,6 +355,18 @@ impl Query {
             Kind::Explain { .. } => true,
             Kind::Own(statement) => !own_schema(statement).fields().is_empty(),
         }
+    }
+
+    /// Returns the statement without secrets.
+    #[cfg(feature = "flight")]
+    pub(crate) fn text(&self) -> &str {
+        &self.sql
+    }
+
+    /// Returns whether the statement is `KILL QUERY`.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_kill(&self) -> bool {
+        matches!(self.kind, Kind::Own(Statement::KillQuery { .. }))
     }
 
     /// Returns the parameters of the statement, in order: `?`, `$1` and `$name`. Text is assumed where nothing tells the type.
@@ -746,6 +644,12 @@ impl Run {
     /// Returns what the query has cost so far.
     pub fn usage(&self) -> QueryUsage {
         self.query.scope.usage()
+    }
+
+    /// Returns the counters of its calls.
+    #[cfg(feature = "flight")]
+    pub(crate) fn nodes(&self) -> Vec<Arc<NodeStats>> {
+        self.query.scope.nodes()
     }
 
     /// Returns the inputs that failed so far, at most a thousand.

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`api`] | [`Refrain`], [`Query`], [`Run`]: the embedded API |
 //! | `session`, `session_tables` | a DataFusion session with our functions, rules and planner; temporary tables before shared ones |
-//! | [`statement`] | statements of our own |
+//! | [`statement`], `own_statements` | statements of our own: how they are read, and what they do |
 //! | [`models`], [`model_options`], `loading` | names, what may be said of a model, and backends made at the first call |
 //! | `devices` | one engine for each device, and how a model gets onto it |
 //! | [`secrets`], `redact` | keys of external models, and SQL text without them |
@@ -39,6 +39,7 @@ mod loading;
 pub mod model_options;
 pub mod models;
 pub mod operators;
+mod own_statements;
 pub mod planner;
 mod queries;
 mod redact;

@@ -147,6 +147,12 @@ impl QueryLog {
         self.lock().iter().find(|query| query.id == id).cloned()
     }
 
+    /// Returns the last query of a session.
+    #[cfg(feature = "flight")]
+    pub(crate) fn last_of(&self, session_id: &str) -> Option<Arc<QueryRecord>> {
+        self.lock().iter().rev().find(|query| query.session_id == session_id).cloned()
+    }
+
     /// Cancels a query. Returns whether it was running.
     pub(crate) fn kill(&self, id: u64) -> bool {
         let cancel = self.find(id).and_then(|query| query.cancel_handle());
@@ -182,6 +188,12 @@ impl QueryRecord {
             Work::Running { .. } => QueryState::Running,
             Work::Ended { state, .. } => *state,
         }
+    }
+
+    /// Whether it has not ended.
+    #[cfg(feature = "flight")]
+    pub(crate) fn is_running(&self) -> bool {
+        self.state() == QueryState::Running
     }
 
     /// Returns how long the query has run, or ran.

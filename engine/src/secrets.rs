@@ -88,10 +88,10 @@ impl SecretStore {
         Ok(())
     }
 
-    /// Removes a secret. Returns whether it was there.
-    pub fn remove(&self, name: &str) -> Result<bool> {
+    /// Removes a secret, or only one that is persistent. Returns whether it was there.
+    pub fn remove(&self, name: &str, only_persistent: bool) -> Result<bool> {
         let mut memory = self.lock();
-        let in_memory = memory.remove(name).is_some();
+        let in_memory = !only_persistent && memory.remove(name).is_some();
         let mut file = self.read_file()?;
         let in_file = file.remove(name).is_some();
         if in_file {
@@ -276,7 +276,8 @@ mod tests {
         store.create("k", &fields("sk-2"), false, Existing::Replace).unwrap();
         assert_eq!(store.key("k").unwrap().expose(), "sk-2");
         assert!(!format!("{store:?}").contains("sk-2"));
-        assert!(store.remove("k").unwrap() && !store.remove("k").unwrap());
+        assert!(!store.remove("k", true).unwrap());
+        assert!(store.remove("k", false).unwrap() && !store.remove("k", false).unwrap());
         assert!(store.key("k").unwrap_err().to_string().contains("make it with CREATE SECRET k"));
     }
 
@@ -287,6 +288,8 @@ mod tests {
         open().create("k", &fields("sk-1"), true, Existing::Refuse).unwrap();
         assert_eq!(open().key("k").unwrap().expose(), "sk-1");
         assert_eq!(names(&open()), [("k".to_owned(), true)]);
+        assert!(open().remove("k", true).unwrap() && names(&open()).is_empty());
+        open().create("k", &fields("sk-1"), true, Existing::Refuse).unwrap();
         let store = open();
         store.create("k", &fields("sk-2"), false, Existing::Replace).unwrap();
         assert_eq!(names(&store), [("k".to_owned(), false)]);

@@ -9,7 +9,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use refrain_optimizer::rules::{llm_rules, optimizer_rules};
 use refrain_optimizer::statistics::SessionStatistics;
 use refrain_udf::{
-    EmbedTexts, EmbeddingSource, NameInputs, Settings, TokenizerSource, aggregate_functions, scalar_functions,
+    EmbedTexts, EmbeddingSource, NameInputs, NamedPrompts, Settings, TokenizerSource, aggregate_functions, scalar_functions,
 };
 
 use crate::answers::AnswerCache;
@@ -44,7 +44,7 @@ pub(crate) fn new_session(
     Ok((context, catalogs))
 }
 
-/// Makes a session beside another. Models, functions, rules, answers, memory and shared tables are those of the other; settings
+/// Makes a session beside another. Models, prompts, functions, rules, answers, memory and shared tables are those of the other; settings
 /// begin as the other's are now; temporary tables and the log of queries are its own.
 pub(crate) fn session_beside(
     other: &SessionContext,
@@ -94,8 +94,12 @@ pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> 
     Ok(())
 }
 
-/// Gives a session places for what outlives a query, answers and statistics, unless the program has given it some.
+/// Gives a session places for what outlives a query, answers, statistics and prompts, unless the program has given it some.
 fn with_memory(config: SessionConfig) -> SessionConfig {
+    let config = match config.get_extension::<NamedPrompts>() {
+        Some(_) => config,
+        None => config.with_extension(Arc::new(NamedPrompts::default())),
+    };
     let config = match config.get_extension::<SessionStatistics>() {
         Some(_) => config,
         None => config.with_extension(Arc::new(SessionStatistics::default())),

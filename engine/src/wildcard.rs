@@ -12,6 +12,7 @@ use datafusion::sql::sqlparser::ast::{
     Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, Query, Select, VisitMut, VisitorMut,
     With,
 };
+use refrain_udf::NamedPrompts;
 use refrain_udf::desugar::{desugar, wildcard_arguments};
 use refrain_udf::is_llm_function_name;
 
@@ -35,8 +36,9 @@ pub(crate) async fn desugared(context: &SessionContext, mut statement: DataFusio
 
 /// Folds named arguments. Wildcards that are left cannot be looked up.
 fn fold(context: &SessionContext, statement: &mut DataFusionStatement) -> Result<()> {
-    let settings = crate::planner::settings(&context.state());
-    desugar(statement, &settings, &mut |_, _| {
+    let state = context.state();
+    let prompts = state.config().get_extension::<NamedPrompts>().unwrap_or_default();
+    desugar(statement, &crate::planner::settings(&state), &prompts, &mut |_, _| {
         plan_err!("the columns of a wildcard in a call cannot be told here; name them")
     })
 }

@@ -55,7 +55,7 @@ macro_rules! files {
     ($($name:ident)+) => { $(#[tokio::test] async fn $name() { run(concat!(stringify!($name), ".slt")).await; })+ };
 }
 
-files! { aggregates functions embeddings joins modes nulls options passages cache errors models secrets system_tables }
+files! { aggregates functions embeddings joins modes nulls options passages cache errors models prompts secrets system_tables }
 
 /// Every file in the folder is run.
 #[test]

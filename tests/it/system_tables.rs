@@ -56,7 +56,7 @@ async fn a_statement_that_fills_a_table_is_killed_while_it_starts() {
 #[tokio::test]
 async fn system_tables_ask_no_model() {
     let (db, oracle) = session(&[]).await;
-    for table in ["ai_usage", "ai_queries", "ai_errors", "ai_models", "ai_cache"] {
+    for table in ["ai_usage", "ai_queries", "ai_errors", "ai_models", "ai_prompts", "ai_cache"] {
         rows(&db, &format!("explain select * from {table}()")).await.unwrap();
         rows(&db, &format!("select * from {table}() a, refrain.{table} b")).await.unwrap();
     }

@@ -12,7 +12,7 @@ use datafusion::sql::parser::DFParser;
 use datafusion::sql::sqlparser::ast;
 use refrain_serving::{TokenId, Tokenizer};
 
-use crate::{EmbedTexts, EmbeddingSource, LlmCall, NameInputs, Settings, TokenizerSource, is_llm_call};
+use crate::{EmbedTexts, EmbeddingSource, LlmCall, NameInputs, NamedPrompts, Settings, TokenizerSource, is_llm_call};
 
 const CONTROL: [&str; 5] = ["<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"];
 
@@ -168,7 +168,8 @@ pub(crate) async fn plan(ctx: &SessionContext, sql: &str) -> Result<LogicalPlan,
     let columns = |_: Option<&ast::ObjectName>, _: &ast::Select| {
         Ok(["title", "body"].map(|name| ast::Expr::Identifier(ast::Ident::new(name))).to_vec())
     };
-    crate::desugar::desugar(&mut statement, &Settings::default(), &mut { columns }).map_err(text)?;
+    crate::desugar::desugar(&mut statement, &Settings::default(), &NamedPrompts::default(), &mut { columns })
+        .map_err(text)?;
     ctx.state().statement_to_plan(statement).await.map_err(text)
 }
 

@@ -11,6 +11,7 @@
 //! | `function` | names, parameters and options of the functions |
 //! | `placeholder` | the functions as the host engine sees them |
 //! | `similarity`, `embeddings` | the cosine of vectors, and where their lengths come from |
+//! | [`named_prompts`], `argument` | prompts with names, and the types of their arguments |
 //! | [`name_inputs`] | labels are kept as the user wrote them |
 //! | [`call`] | one call, everything constant checked |
 //! | `pair_labels` | a question about pairs as one about their halves |
@@ -21,6 +22,7 @@
 //! | [`template`], [`prompt`], [`render`] | how a row becomes a prompt |
 
 pub mod aggregate;
+mod argument;
 pub mod call;
 mod constant;
 mod count_tokens;
@@ -31,6 +33,7 @@ mod fixture;
 mod function;
 mod inputs;
 pub mod name_inputs;
+pub mod named_prompts;
 pub mod options;
 mod pair_labels;
 mod placeholder;
@@ -55,6 +58,7 @@ pub use count_tokens::TokenizerSource;
 pub use embeddings::EmbeddingSource;
 pub use function::Function;
 pub use name_inputs::NameInputs;
+pub use named_prompts::{NamedPrompt, NamedPrompts, Parameter, PromptDefinition};
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};
 pub use prompt::{FieldTokens, LAYOUT_VERSION, Layout, Place, PromptLayout, row_line};
 pub use render::{JsonRenderer, list_items};
@@ -75,6 +79,7 @@ pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dy
     functions.push(similarity::Similarity::udf(Arc::new(AiFunction::udf(Function::Embed, &embeddings))));
     functions.push(AiFunction::llm());
     functions.extend([AI_OPTIONS, AI_FIELDS, AI_PASSAGES, function::PROMPT.name].map(Carrier::udf));
+    functions.push(argument::Argument::udf());
     functions.push(count_tokens::CountTokens::udf(tokenizers));
     functions
 }

@@ -65,6 +65,17 @@ pub(crate) fn has_placeholder(text: &str) -> bool {
     scan(text).iter().any(|token| matches!(token, Token::Placeholder(_)))
 }
 
+/// Returns the first of the labels that no placeholder of the text names, if there is one.
+pub(crate) fn unmentioned<'a>(text: &str, labels: &'a [String]) -> Option<&'a String> {
+    let tokens = scan(text);
+    let named = tokens.iter().filter_map(|token| match token {
+        Token::Placeholder(name) => find(name, labels),
+        Token::Text(_) => None,
+    });
+    let named: Vec<usize> = named.collect();
+    labels.iter().enumerate().find(|(position, _)| !named.contains(position)).map(|(_, label)| label)
+}
+
 /// Returns the text with `{{` as a brace, and with `{label}` as `` `label` `` for each label there is.
 pub(crate) fn refer_to_fields(text: &str, labels: &[String]) -> String {
     let mut out = String::with_capacity(text.len());

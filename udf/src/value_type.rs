@@ -72,7 +72,8 @@ pub(crate) fn nullable(mut schema: Value) -> Value {
 /// Brackets in a type; its parser descends once for each.
 const NESTED_TYPES_MAX: usize = 256;
 
-fn parse_sql_type(subject: &str, text: &str) -> Result<DataType> {
+/// Reads a SQL type. Fails if the text is none; `subject` begins the message.
+pub(crate) fn parse_sql_type(subject: &str, text: &str) -> Result<DataType> {
     let wrong = |error: &dyn std::fmt::Display| {
         plan_datafusion_err!(
             "{subject}: cannot read '{text}' as a SQL type such as 'STRUCT(name VARCHAR, age INT)': {error}"

@@ -8,6 +8,8 @@ use refrain_serving::device::DeviceChoice;
 use super::bench::BenchArgs;
 use super::output::Format;
 #[cfg(feature = "flight")]
+use super::remote::ServerArgs;
+#[cfg(feature = "flight")]
 use super::serve::{PasswordArgs, ServeArgs};
 
 /// A SQL engine for tables that a language model has to read.
@@ -66,6 +68,11 @@ pub struct Args {
     #[arg(short = 'v', long = "set", value_name = "NAME=VALUE", value_parser = setting, global = true)]
     pub(crate) settings: Vec<(String, String)>,
 
+    /// A server to run statements on.
+    #[cfg(feature = "flight")]
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+
     /// Do not run the init file
     #[arg(long, conflicts_with = "init", global = true)]
     pub(crate) no_init: bool,
@@ -76,6 +83,19 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether there is something to run, after which the program ends.
+    pub(crate) fn has_script(&self) -> bool {
+        !self.commands.is_empty() || self.file.is_some()
+    }
+
+    /// Whether statements run on a server.
+    pub(crate) fn is_connected(&self) -> bool {
+        #[cfg(feature = "flight")]
+        return self.server.connect.is_some();
+        #[cfg(not(feature = "flight"))]
+        false
+    }
+
     /// Whether a script stops at its first error.
     pub(crate) fn stops_at_errors(&self) -> bool {
         self.bail || !self.no_bail
@@ -143,6 +163,13 @@ mod tests {
         for wrong in ["-v x", "--format xml", "--threads 0", "--nonsense", "--device tpu", "-i a --no-init"] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_server_is_named_with_who_the_user_is() {
+        let args = parse("--connect grpc://h:1 --user ada -c a").unwrap();
+        assert_eq!((args.server.connect.as_deref(), args.server.user.as_deref()), (Some("grpc://h:1"), Some("ada")));
+        assert_eq!(parse("--user ada").unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -12,10 +12,10 @@ use datafusion::prelude::SessionContext;
 use super::commands;
 use super::error::{Failure, Outcome};
 use crate::system_tables::SCHEMA;
-use crate::{Error, ModelInfo, RowError};
+use crate::{Error, ModelInfo};
 
 /// Builds a listing of text columns.
-fn listing<const N: usize>(names: [&str; N], rows: Vec<[String; N]>) -> Result<RecordBatch, ArrowError> {
+pub(crate) fn listing<const N: usize>(names: [&str; N], rows: Vec<[String; N]>) -> Result<RecordBatch, ArrowError> {
     let column = |index: usize| Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row[index]))) as ArrayRef;
     RecordBatch::try_from_iter(names.into_iter().enumerate().map(|(index, name)| (name, column(index))))
 }
@@ -153,9 +153,8 @@ pub(crate) fn models(models: &[ModelInfo]) -> Outcome<RecordBatch> {
 }
 
 /// Lists the failed rows of a query.
-pub(crate) fn row_errors(errors: &[RowError]) -> Outcome<RecordBatch> {
-    let row = |error: &RowError| [error.function.clone(), error.reason.clone(), error.message.clone(), error.inputs.clone()];
-    Ok(listing(["function", "reason", "message", "inputs"], errors.iter().map(row).collect())?)
+pub(crate) fn row_errors(failed: Vec<[String; 4]>) -> Outcome<RecordBatch> {
+    Ok(listing(["function", "reason", "message", "inputs"], failed)?)
 }
 
 /// A session setting.
@@ -194,7 +193,7 @@ pub(crate) fn settings(ctx: &SessionContext, pattern: &str) -> Outcome<RecordBat
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for any text; letter case does not matter.
-fn matches(name: &str, pattern: &str) -> bool {
+pub(crate) fn matches(name: &str, pattern: &str) -> bool {
     let (name, pattern) = (name.to_lowercase(), pattern.to_lowercase());
     let Some((head, tail)) = pattern.split_once('*') else { return name == pattern };
     let Some(mut rest) = name.strip_prefix(head) else { return false };

@@ -14,6 +14,8 @@ pub(crate) enum Command {
     Tables,
     /// `\dm`
     Models,
+    /// `\dp`
+    Prompts,
     /// `\df [pattern]`
     Functions(Option<String>),
     /// `\timing [on|off]`
@@ -46,6 +48,8 @@ pub(crate) enum Command {
     Model(Option<String>),
     /// `\set [name [value]]`
     Set(Option<(String, Option<String>)>),
+    /// `\connect URI|local`; `None` is this process.
+    Connect(Option<String>),
     /// `\conninfo`
     ConnInfo,
     /// `\?`
@@ -77,6 +81,7 @@ pub(crate) const COMMANDS: &[Entry] = &[
     entry("d", Some("schema"), "[TABLE]", "columns of a table, or all tables and views"),
     entry("dt", Some("tables"), "", "tables and views"),
     entry("dm", None, "", "models"),
+    entry("dp", None, "", "prompts with names"),
     entry("df", None, "[PATTERN]", "functions; `*` matches anything; without a pattern those that call models"),
     entry("mode", Some("mode"), "[FORMAT]", "table, expanded, markdown, csv, tsv, json or ndjson"),
     entry("x", None, "[on|off]", "one value a line"),
@@ -93,6 +98,12 @@ pub(crate) const COMMANDS: &[Entry] = &[
     entry("cache", None, "clear [TIER]", "forget answers that were kept: those of the session, or persistent ones"),
     entry("model", None, "[NAME]", "choose the default model, or show it"),
     entry("set", None, "[NAME [VALUE]]", "session settings"),
+    entry(
+        "connect",
+        Some("open"),
+        "URI|local",
+        "run statements on a server (grpc://host:port, grpc+tls://user@host:port), or again here",
+    ),
     entry("conninfo", None, "", "this session"),
     entry("h", None, "[FUNCTION]", "help on a function"),
     entry("?", Some("help"), "", "this help"),
@@ -109,6 +120,7 @@ pub(crate) fn parse(line: &str) -> Outcome<Command> {
         "d" => Command::Describe(argument()),
         "dt" => Command::Tables,
         "dm" => Command::Models,
+        "dp" => Command::Prompts,
         "df" => Command::Functions(argument()),
         "timing" => Command::Timing(switch(rest)?),
         "x" => Command::Expanded(switch(rest)?),
@@ -125,6 +137,7 @@ pub(crate) fn parse(line: &str) -> Outcome<Command> {
         "cache" => cache(rest)?,
         "model" => Command::Model(argument()),
         "set" => Command::Set(assignment(rest)),
+        "connect" => connect(rest)?,
         "conninfo" => Command::ConnInfo,
         "h" => Command::HelpOn(argument()),
         "q" => Command::Quit,
@@ -190,6 +203,17 @@ fn row_limit(text: &str) -> Outcome<Option<usize>> {
     text.parse().map(Some).map_err(|_| Failure::usage(format!("expected a number of rows or all, not {text:?}")))
 }
 
+/// Reads where to connect to.
+fn connect(text: &str) -> Outcome<Command> {
+    match text {
+        "" => {
+            Err(Failure::usage("\\connect needs the address of a server, such as grpc://127.0.0.1:31337, or the word local"))
+        }
+        "local" => Ok(Command::Connect(None)),
+        address => Ok(Command::Connect(Some(unquoted(address)))),
+    }
+}
+
 /// Reads `clear [tier]`.
 fn cache(text: &str) -> Outcome<Command> {
     let (verb, tier) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
@@ -234,6 +258,8 @@ mod tests {
         check("\\kill 7", Command::Kill(7));
         check("\\cache clear 'persistent'", Command::ClearCache(Some("persistent".into())));
         check("\\cache clear", Command::ClearCache(None));
+        check("\\connect local", Command::Connect(None));
+        check(".open grpc://h:1", Command::Connect(Some("grpc://h:1".into())));
     }
 
     #[test]
@@ -263,6 +289,7 @@ mod tests {
                 "i" => " file",
                 "kill" => " 7",
                 "cache" => " clear",
+                "connect" => " local",
                 _ => "",
             };
             parse(&format!("\\{}{argument}", entry.name)).unwrap();

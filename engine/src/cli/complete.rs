@@ -79,6 +79,7 @@ pub(crate) const KEYWORDS: &[&str] = &[
     "QUERY",
     "REPLACE",
     "RESET",
+    "RETURNS",
     "RIGHT",
     "SECRET",
     "SECRETS",
@@ -143,7 +144,7 @@ pub(crate) struct TableWords {
 pub(crate) struct Vocabulary {
     /// Tables and views.
     pub(crate) tables: Vec<TableWords>,
-    /// Functions.
+    /// Functions, and prompts, which are called as functions are.
     pub(crate) functions: Vec<String>,
     /// Models.
     pub(crate) models: Vec<String>,
@@ -170,9 +171,12 @@ impl Vocabulary {
             }
             tables.push(words);
         }
+        let prompts = db.prompts().list().into_iter().filter(|prompt| prompt.is_current);
+        let mut functions = catalog::function_names(ctx);
+        functions.extend(prompts.map(|prompt| prompt.definition.name));
         Self {
             tables,
-            functions: catalog::function_names(ctx),
+            functions,
             models: db.models().into_iter().map(|model| model.name).collect(),
             settings: catalog::all_settings(ctx).into_iter().map(|setting| setting.name).collect(),
         }

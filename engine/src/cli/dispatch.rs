@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use futures::TryStreamExt;
-
 use super::catalog;
 use super::closing;
 use super::commands::{self, COMMANDS, Command};
@@ -68,45 +66,50 @@ impl Session {
         }
     }
 
+    /// Runs a statement that does not become the last query.
+    async fn execute_aside(&mut self, sql: &str) -> Outcome<()> {
+        let kept = self.last.take();
+        let outcome = self.execute(sql).await;
+        self.last = kept;
+        outcome
+    }
+
     /// Carries out a command that runs no script.
     async fn carry_out(&mut self, command: Command) -> Outcome<()> {
         match command {
             Command::Describe(None) | Command::Tables => {
-                let tables = catalog::tables(self.db.context()).await?;
+                let tables = self.place.tables().await?;
                 self.show(&tables)
             }
             Command::Describe(Some(table)) => {
-                let columns = catalog::columns(self.db.context(), &table).await?;
+                let columns = self.place.columns(&table).await?;
                 self.show(&columns)
             }
             Command::Models => {
-                let models = catalog::models(&self.db.models())?;
+                let models = self.place.models().await?;
                 self.show(&models)
             }
             Command::Functions(pattern) => {
-                let functions = catalog::functions(self.db.context(), pattern.as_deref().unwrap_or("ai_*"))?;
+                let functions = self.place.functions(pattern.as_deref().unwrap_or("ai_*")).await?;
                 self.show(&functions)
             }
+            Command::Prompts => self.execute_aside("SHOW PROMPTS").await,
             Command::Explain(sql) => {
                 let sql = self.this_or_last(sql)?;
-                let kept = self.last.take();
-                let outcome = self.execute(&format!("EXPLAIN {sql}")).await;
-                self.last = kept;
-                outcome
+                self.execute_aside(&format!("EXPLAIN {sql}")).await
             }
             Command::Estimate(sql) => {
                 let sql = self.this_or_last(sql)?;
-                let estimated = async { self.db.sql(&sql).await?.estimate().await };
-                let estimate = self.interrupts.race(estimated).await??;
-                self.print(&estimate.to_string())
+                let estimate = self.interrupts.race(self.place.estimate(&sql)).await??;
+                self.print(&estimate)
             }
             Command::Usage => match &self.last {
-                Some(last) => self.print(&closing::usage_report(last.id, &last.usage)),
+                Some(last) => self.print(&closing::usage_report(last.account.id, &last.account.usage)),
                 None => Err(no_query()),
             },
             Command::Errors => {
                 let last = self.last.as_ref().ok_or_else(no_query)?;
-                let errors = catalog::row_errors(&last.row_errors)?;
+                let errors = catalog::row_errors(last.account.failed.clone())?;
                 self.show(&errors)
             }
             Command::Kill(id) => self.run_quietly(&format!("KILL QUERY {id}")).await,
@@ -115,20 +118,27 @@ impl Session {
                 self.run_quietly(&format!("CALL ai_cache_clear({tier})")).await
             }
             Command::Model(Some(name)) => self.set("refrain.model", &name).await,
-            Command::Model(None) => self.print(&self.db.banner()),
+            Command::Model(None) => {
+                let model = self.place.default_model().await?;
+                self.print(&model)
+            }
             Command::Set(Some((name, Some(value)))) => self.set(&name, &value).await,
             Command::Set(name) => {
                 let pattern = name.map_or_else(|| "refrain.*".to_owned(), |(name, _)| full_name(&name));
-                let settings = catalog::settings(self.db.context(), &pattern)?;
+                let settings = self.place.settings(&pattern).await?;
                 self.show(&settings)
             }
-            Command::ConnInfo => self.print(&format!("refrain {}, in this process; {}", version(), self.db.banner())),
+            Command::Connect(to) => self.connect_to(to.as_deref()).await,
+            Command::ConnInfo => {
+                let about = self.place.about().await?;
+                self.print(&about)
+            }
             Command::Help => self.print(&help()),
             Command::HelpOn(None) => {
                 self.print("\\h FUNCTION explains a function, \\df lists them, \\? lists the shell's commands")
             }
             Command::HelpOn(Some(function)) => {
-                let text = catalog::help_on(self.db.context(), &function)?;
+                let text = self.place.help_on(&function).await?;
                 self.print(&text)
             }
             Command::Output(file) => {
@@ -189,8 +199,9 @@ impl Session {
 
     /// Runs a statement that gives no rows, and says nothing of it.
     async fn run_quietly(&self, statement: &str) -> Outcome<()> {
-        let run = self.db.sql(statement).await?.execute().await?;
-        Ok(run.try_for_each(|_| async { Ok(()) }).await?)
+        let mut run = self.place.start(statement).await?;
+        while run.next().await?.is_some() {}
+        Ok(())
     }
 
     fn this_or_last(&self, sql: Option<String>) -> Outcome<String> {
@@ -237,6 +248,7 @@ mod tests {
     use crate::cli::interrupt::Interrupts;
     use crate::cli::output::Format;
     use crate::cli::session::View;
+    use std::sync::Arc;
     use tokio::sync::watch;
 
     struct Bench {
@@ -260,7 +272,21 @@ mod tests {
         };
         let db = Refrain::builder().build().await.unwrap();
         let sink = Sink::file(&folder.path().join("out")).unwrap();
-        Bench { session: Session { db, interrupts, sink, view, last: None }, interrupt, folder }
+        let place = Arc::new(db.clone());
+        Bench {
+            session: Session {
+                db,
+                place,
+                interrupts,
+                sink,
+                view,
+                #[cfg(feature = "flight")]
+                server: Default::default(),
+                last: None,
+            },
+            interrupt,
+            folder,
+        }
     }
 
     impl Bench {

@@ -24,6 +24,15 @@ pub(crate) enum Failure {
     /// A shell command or an option is wrong.
     #[error("{0}")]
     Usage(String),
+    /// A server refused or failed.
+    #[cfg(feature = "flight")]
+    #[error("{message}")]
+    Server {
+        /// What it says.
+        message: String,
+        /// The exit code that an engine of this process would end with.
+        exit_code: u8,
+    },
     /// Rows failed although `--strict-rows` forbids it.
     #[error("{0} rows failed and --strict-rows is set")]
     RowsFailed(u64),
@@ -77,6 +86,8 @@ impl Failure {
         match self {
             Self::OutputClosed => 0,
             Self::Told(code) => *code,
+            #[cfg(feature = "flight")]
+            Self::Server { exit_code, .. } => *exit_code,
             Self::Usage(_) => 2,
             Self::Engine(Error::Budget { .. }) => 3,
             Self::RowsFailed(_) | Self::Engine(Error::RowErrors { .. }) => 4,

@@ -6,16 +6,16 @@ use std::time::{Instant, SystemTime};
 
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::record_batch::RecordBatch;
-use futures::TryStreamExt;
 
 use super::closing;
 use super::error::{Failure, Outcome, complain};
 use super::interrupt::Interrupts;
 use super::numbers::{bytes, counted, seconds};
 use super::output;
+use super::place::Statement;
 use super::progress::{INTERVAL, PATIENCE, ProgressLines};
 use super::session::{LastQuery, Session};
-use crate::{QueryUsage, Run};
+use crate::QueryUsage;
 
 /// What a query gave and what it came to.
 pub(crate) struct Collected {
@@ -42,7 +42,7 @@ impl Session {
             rows += batch.num_rows() as u64;
             writer.batch(sink.out(), &batch).and_then(|()| sink.flush())
         };
-        let delivered = drain(&mut run, &mut self.interrupts, lines, write).await;
+        let delivered = drain(run.as_mut(), &mut self.interrupts, lines, write).await;
         let delivered = delivered.and_then(|()| {
             let hidden = writer.finish(self.sink.out())?;
             self.sink.flush()?;
@@ -50,9 +50,13 @@ impl Session {
         });
 
         self.tell_loads(started_at);
-        let last = LastQuery { sql: sql.to_owned(), id: run.query_id(), usage: run.usage(), row_errors: run.row_errors() };
-        let outcome = self.account(delivered, &last.usage, started.elapsed().as_secs_f64());
-        self.last = Some(last);
+        let elapsed_s = started.elapsed().as_secs_f64();
+        let account = match run.account().await {
+            Ok(account) => account,
+            Err(error) => return delivered.and(Err(error)),
+        };
+        let outcome = self.account(delivered, &account.usage, elapsed_s);
+        self.last = Some(LastQuery { sql: sql.to_owned(), account });
         outcome
     }
 
@@ -66,15 +70,16 @@ impl Session {
             batches.push(batch);
             Ok(())
         };
-        drain(&mut run, &mut self.interrupts, lines, keep).await?;
+        drain(run.as_mut(), &mut self.interrupts, lines, keep).await?;
         let rows = concat_batches(&run.schema(), &batches)?;
-        Ok(Collected { rows, usage: run.usage(), elapsed_s: started.elapsed().as_secs_f64() })
+        let elapsed_s = started.elapsed().as_secs_f64();
+        Ok(Collected { rows, usage: run.account().await?.usage, elapsed_s })
     }
 
     /// Plans and starts a statement; what loads a model or makes a table runs here, so loads are shown.
-    async fn start(&mut self, sql: &str, lines: &mut Option<ProgressLines>) -> Outcome<Run> {
+    async fn start(&mut self, sql: &str, lines: &mut Option<ProgressLines>) -> Outcome<Box<dyn Statement>> {
         let planned = async {
-            let mut planned = std::pin::pin!(async { self.db.sql(sql).await?.execute().await });
+            let mut planned = self.place.start(sql);
             let mut tick = tokio::time::interval(INTERVAL);
             loop {
                 tokio::select! {
@@ -84,7 +89,7 @@ impl Session {
                 }
             }
         };
-        Ok(self.interrupts.race(planned).await??)
+        self.interrupts.race(planned).await?
     }
 
     /// Tells which models were loaded since a statement began: to a person any, else those that took a while.
@@ -149,24 +154,24 @@ struct Delivered {
 /// Hands each batch on as it comes, drawing progress between them, until the end, an error or an interrupt. A run that did not
 /// reach its end is cancelled.
 async fn drain(
-    run: &mut Run,
+    run: &mut dyn Statement,
     interrupts: &mut Interrupts,
     mut lines: Option<ProgressLines>,
     mut hand_on: impl FnMut(RecordBatch) -> Outcome<()>,
 ) -> Outcome<()> {
-    let progress = run.progress();
+    let progress = lines.is_some().then(|| run.progress());
     let mut tick = tokio::time::interval(INTERVAL);
     let outcome = loop {
         let batch = tokio::select! {
             biased;
             () = interrupts.next() => break Err(Failure::Interrupted),
             _ = tick.tick() => {
-                if let Some(lines) = &mut lines {
+                if let (Some(lines), Some(progress)) = (&mut lines, &progress) {
                     lines.draw(&progress.borrow());
                 }
                 continue;
             }
-            batch = run.try_next() => batch,
+            batch = run.next() => batch,
         };
         let handed_on = match batch {
             Ok(None) => break Ok(()),
@@ -174,14 +179,14 @@ async fn drain(
                 Some(lines) => lines.suspend(|| hand_on(batch)),
                 None => hand_on(batch),
             },
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         if handed_on.is_err() {
             break handed_on;
         }
     };
     if outcome.is_err() {
-        run.cancel_handle().cancel();
+        run.cancel();
     }
     outcome
 }

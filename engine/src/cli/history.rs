@@ -12,7 +12,7 @@ pub(crate) fn init_file() -> Option<PathBuf> {
     user_file("XDG_CONFIG_HOME", ".config", "rc.sql")
 }
 
-/// The folder of persistent secrets: `$XDG_DATA_HOME/refrain`, by default under `~/.local/share`.
+/// The folder of persistent secrets: `$XDG_DATA_HOME/refrain/secrets`, by default under `~/.local/share`.
 pub(crate) fn secrets_folder() -> Option<PathBuf> {
     user_file("XDG_DATA_HOME", ".local/share", "secrets")
 }

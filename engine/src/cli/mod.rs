@@ -8,6 +8,7 @@
 //! | [`args`] | options and environment variables |
 //! | [`program`] | what to run, from where, and the exit code |
 //! | [`session`] | one session of the engine with the user's choices of output |
+//! | [`place`], [`local`], `remote` | where statements run: here, or on a server |
 //! | [`execute`] | one statement from text to rows, interruptible |
 //! | [`commands`], [`dispatch`], [`catalog`] | shell commands: grammar, effect, and the listings among them |
 //! | [`shell`], [`editor`], [`complete`], [`history`] | the interactive loop and its line editor |
@@ -31,10 +32,14 @@ mod error;
 mod execute;
 mod history;
 mod interrupt;
+mod local;
 mod numbers;
 mod output;
+mod place;
 mod program;
 mod progress;
+#[cfg(feature = "flight")]
+mod remote;
 mod script;
 #[cfg(feature = "flight")]
 mod serve;

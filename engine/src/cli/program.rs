@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
+#[cfg(feature = "flight")]
+use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -18,6 +20,8 @@ use super::script::{self, Splitter};
 #[cfg(feature = "flight")]
 use super::serve;
 use super::session::Session;
+#[cfg(feature = "flight")]
+use super::session::model_name;
 use super::shell;
 
 /// Settings that options of the command line stand for, with the same environment variables.
@@ -36,37 +40,63 @@ pub async fn run(args: Args) -> ExitCode {
 
 async fn run_inner(args: &Args) -> Outcome<()> {
     let interrupts = Interrupts::listen();
-    let has_script = !args.commands.is_empty() || args.file.is_some();
-    let interactive = args.command.is_none() && !has_script && io::stdin().is_terminal();
+    let interactive = args.command.is_none() && !args.has_script() && io::stdin().is_terminal();
     let mut session = Session::open(args, interactive, interrupts).await?;
-    apply_settings(&session, args).await?;
+    #[cfg(feature = "flight")]
+    connect(&mut session, args).await?;
+    let outcome = run_in(&mut session, args, interactive).await;
+    session.place.leave().await;
+    outcome
+}
+
+/// Connects to the server that the command line names, if it names one.
+#[cfg(feature = "flight")]
+async fn connect(session: &mut Session, args: &Args) -> Outcome<()> {
+    let Some(address) = &args.server.connect else { return Ok(()) };
+    if args.command.is_some() {
+        return Err(Failure::usage("--connect is for statements; subcommands run in this process"));
+    }
+    let remote = session.interrupts.race(args.server.open(address)).await??;
+    session.move_to(Arc::new(remote)).await;
+    match &args.model {
+        Some(model) if model_name(model).is_some() => {
+            Err(Failure::usage("a server has models of its own; name one of them, or make one there by CREATE MODEL"))
+        }
+        Some(model) => session.set("refrain.model", model).await,
+        None => Ok(()),
+    }
+}
+
+async fn run_in(session: &mut Session, args: &Args, interactive: bool) -> Outcome<()> {
+    apply_settings(session, args).await?;
     match &args.command {
-        Some(Command::Demo(options)) => return demo::run(&mut session, options.seed).await,
+        Some(Command::Demo(options)) => return demo::run(session, options.seed).await,
         Some(Command::Bench(options)) => {
             // A script that is asked for may make the model; what is usual in the shell is not to be measured.
-            if args.init.is_some() && run_init(&mut session, args).await? == Flow::Quit {
+            if args.init.is_some() && run_init(session, args).await? == Flow::Quit {
                 return Ok(());
             }
-            return bench::run(&mut session, options).await;
+            return bench::run(session, options).await;
         }
         #[cfg(feature = "flight")]
         Some(Command::Serve(options)) => {
-            return match run_init(&mut session, args).await? {
-                Flow::Continue => serve::run(&mut session, options).await,
+            return match run_init(session, args).await? {
+                Flow::Continue => serve::run(session, options).await,
                 Flow::Quit => Ok(()),
             };
         }
         #[cfg(feature = "flight")]
-        Some(Command::Password(options)) => return serve::password(&mut session, options),
+        Some(Command::Password(options)) => return serve::password(session, options),
         None => {}
     }
-    if run_init(&mut session, args).await? == Flow::Quit {
+    if run_init(session, args).await? == Flow::Quit {
         return Ok(());
     }
-    if interactive {
-        return shell::run(&mut session).await;
+    match interactive {
+        true => shell::run(session).await,
+        false if args.has_script() => run_arguments(session, args).await,
+        false => run_pipe(session, args.stops_at_errors()).await,
     }
-    if has_script { run_arguments(&mut session, args).await } else { run_pipe(&mut session, args.stops_at_errors()).await }
 }
 
 /// Applies `REFRAIN_X` from the environment to every setting `refrain.x`, then `-v`.
@@ -84,11 +114,12 @@ async fn apply_settings(session: &Session, args: &Args) -> Outcome<()> {
     Ok(())
 }
 
-/// Runs the init file: the one asked for must exist, the usual one may.
+/// Runs the init file: the one asked for must exist, the usual one may. The usual one makes models and tables for this process, so it
+/// is not run on a server.
 async fn run_init(session: &mut Session, args: &Args) -> Outcome<Flow> {
     let script = match &args.init {
         Some(path) => dispatch::read(path)?,
-        None if args.no_init => return Ok(Flow::Continue),
+        None if args.no_init || args.is_connected() => return Ok(Flow::Continue),
         None => match history::init_file().filter(|path| path.is_file()) {
             Some(path) => dispatch::read(&path)?,
             None => return Ok(Flow::Continue),

@@ -13,6 +13,7 @@ use super::error::{Failure, Outcome};
 use super::session::Session;
 use crate::Error;
 use crate::flight::auth::hash_password;
+use crate::flight::otlp::Collector;
 use crate::flight::{self, Auth, Limits, ServerConfig, Times, Tls, Users};
 
 /// Options of `refrain serve`.
@@ -82,6 +83,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N")]
     max_session_tokens: Option<u64>,
 
+    /// Address of an OpenTelemetry collector that is told of statements, over HTTP, such as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
+
+    /// Name of this server among those that the collector hears of
+    #[arg(long, value_name = "NAME", default_value = "refrain", env = "OTEL_SERVICE_NAME")]
+    otlp_service: String,
+
     /// Seconds after which a session is closed that nobody uses
     #[arg(long, value_name = "SECONDS", default_value_t = Times::default().session.as_secs())]
     session_timeout: u64,
@@ -131,7 +140,12 @@ pub(crate) async fn run(session: &mut Session, args: &ServeArgs) -> Outcome<()> 
             super::error::complain("stopping: no more statements are taken, and running queries may finish");
         }
     };
-    Ok(flight::run(socket, monitor, session.db.clone(), config, shutdown).await?)
+    let traces = config.traces.clone();
+    let served = flight::run(socket, monitor, session.db.clone(), config, shutdown).await;
+    if let Some(traces) = traces {
+        traces.flush().await;
+    }
+    Ok(served?)
 }
 
 /// Writes a line for the file of passwords; the password is read from standard input.
@@ -179,6 +193,10 @@ fn config(args: &ServeArgs) -> Outcome<ServerConfig> {
             session: Duration::from_secs(args.session_timeout),
             drain: Duration::from_secs(args.drain_timeout),
             ..Times::default()
+        },
+        traces: match &args.otlp {
+            Some(endpoint) => Some(Collector::at(endpoint, &args.otlp_service).map_err(Error::from)?),
+            None => None,
         },
     })
 }

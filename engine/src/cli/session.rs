@@ -1,6 +1,7 @@
 //! One session of the engine with the user's choices of output.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use datafusion::arrow::record_batch::RecordBatch;
 
@@ -9,7 +10,10 @@ use super::error::{Outcome, complain};
 use super::history;
 use super::interrupt::Interrupts;
 use super::output::{self, Format, Layout, Sink};
-use crate::{Error, ModelSource, QueryUsage, Refrain, RowError};
+use super::place::{Account, Place};
+#[cfg(feature = "flight")]
+use super::remote::ServerArgs;
+use crate::{Error, ModelSource, Refrain};
 
 /// Rows of a table shown at a prompt unless the user asks for another number.
 const ROWS_SHOWN: usize = 100;
@@ -43,28 +47,28 @@ impl View {
 }
 
 /// What is remembered of the last query.
-#[derive(Default)]
 pub(crate) struct LastQuery {
     /// Its text.
     pub(crate) sql: String,
-    /// Its number.
-    pub(crate) id: u64,
-    /// What its model calls came to.
-    pub(crate) usage: QueryUsage,
-    /// Its failed rows.
-    pub(crate) row_errors: Vec<RowError>,
+    /// What it has come to.
+    pub(crate) account: Account,
 }
 
 /// A session of the engine, and where and how its results are shown.
 pub(crate) struct Session {
-    /// The engine.
+    /// The engine of this process.
     pub(crate) db: Refrain,
+    /// Where statements run: there, unless the user has connected to a server.
+    pub(crate) place: Arc<dyn Place>,
     /// Ctrl-C.
     pub(crate) interrupts: Interrupts,
     /// Where data goes.
     pub(crate) sink: Sink,
     /// How it is shown.
     pub(crate) view: View,
+    /// Options for servers.
+    #[cfg(feature = "flight")]
+    pub(crate) server: ServerArgs,
     /// The last query, if one was run.
     pub(crate) last: Option<LastQuery>,
 }
@@ -84,7 +88,47 @@ impl Session {
             quiet: args.quiet,
             strict_rows: args.strict_rows,
         };
-        Ok(Self { db, interrupts, sink, view, last: None })
+        let place = Arc::new(db.clone());
+        Ok(Self {
+            db,
+            place,
+            interrupts,
+            sink,
+            view,
+            #[cfg(feature = "flight")]
+            server: args.server.clone(),
+            last: None,
+        })
+    }
+
+    /// Runs statements on a server from now on, or again in this process.
+    #[cfg(feature = "flight")]
+    pub(crate) async fn connect_to(&mut self, address: Option<&str>) -> Outcome<()> {
+        let place: Arc<dyn Place> = match address {
+            Some(address) => Arc::new(self.interrupts.race(self.server.open_other(address)).await??),
+            None => Arc::new(self.db.clone()),
+        };
+        self.move_to(place).await;
+        if self.view.interactive {
+            self.notice(&self.place.about().await?);
+        }
+        Ok(())
+    }
+
+    /// As above, in a program without a client for servers.
+    #[cfg(not(feature = "flight"))]
+    pub(crate) async fn connect_to(&mut self, address: Option<&str>) -> Outcome<()> {
+        match address {
+            Some(_) => Err(super::error::Failure::usage("this program was built without the feature flight")),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs statements in another place from now on.
+    #[cfg(feature = "flight")]
+    pub(crate) async fn move_to(&mut self, place: Arc<dyn Place>) {
+        self.place.leave().await;
+        (self.place, self.last) = (place, None);
     }
 
     /// How a result is laid out now.
@@ -146,7 +190,7 @@ fn builder(args: &Args) -> Outcome<crate::Builder> {
 
 /// Tells a model to be made from the name of one: a path exists, or has a separator or the ending of a weight file; a random model
 /// says so. Returns the name that the model gets in SQL.
-fn model_name(model: &str) -> Option<String> {
+pub(crate) fn model_name(model: &str) -> Option<String> {
     if let Some(shape) = model.strip_prefix("random:") {
         return Some(shape.to_owned());
     }

@@ -8,15 +8,13 @@ use rustyline::history::FileHistory;
 use rustyline::{Behavior, CompletionType, Config, Editor};
 
 use super::complete::Vocabulary;
-use super::dispatch::{Flow, version};
+use super::dispatch::Flow;
 use super::editor::{self, SqlHelper};
 use super::error::{Failure, Outcome, complain};
 use super::history;
 use super::script;
 use super::session::Session;
 use crate::redact;
-
-const PROMPT: &str = "refrain> ";
 
 /// Statements remembered.
 const HISTORY_SIZE: usize = 10_000;
@@ -29,12 +27,11 @@ struct LineEditor {
 
 /// Runs the shell until the user leaves.
 pub(crate) async fn run(session: &mut Session) -> Outcome<()> {
-    let device = tokio::task::block_in_place(|| session.db.device());
-    session.notice(&format!("refrain {}  {}\n{device}\n\\? for help, \\q to leave", version(), session.db.banner()));
+    session.notice(&format!("{}\n\\? for help, \\q to leave", session.place.about().await?));
     let mut lines = LineEditor::open()?;
     loop {
-        let vocabulary = Vocabulary::of(&session.db).await;
-        let Some(input) = tokio::task::block_in_place(|| lines.read(vocabulary))? else { return Ok(()) };
+        let (prompt, vocabulary) = (session.place.prompt(), session.place.vocabulary().await);
+        let Some(input) = tokio::task::block_in_place(|| lines.read(&prompt, vocabulary))? else { return Ok(()) };
         session.interrupts.reset();
         let input = editor::is_bare_word(&input).map_or(input, str::to_owned);
         match session.run_items(script::items(&input), true).await {
@@ -66,12 +63,12 @@ impl LineEditor {
     }
 
     /// Reads the next input, `None` once the user leaves. Ctrl-C clears what was typed.
-    fn read(&mut self, vocabulary: Vocabulary) -> Outcome<Option<String>> {
+    fn read(&mut self, prompt: &str, vocabulary: Vocabulary) -> Outcome<Option<String>> {
         if let Some(helper) = self.editor.helper_mut() {
             helper.vocabulary = vocabulary;
         }
         loop {
-            match self.editor.readline(PROMPT) {
+            match self.editor.readline(prompt) {
                 Ok(input) if input.trim().is_empty() => {}
                 Ok(input) => {
                     self.remember(&input);

@@ -18,6 +18,7 @@ use tonic::Status;
 use super::service::{Shared, command};
 use super::session_options::{self, CLOSED, CloseSessionResult, SetSessionOptionsRequest};
 use super::sessions::Session;
+use super::shell::{ESTIMATE, GREET, LAST_QUERY};
 use super::statements::Prepared;
 use super::status::{malformed, sql};
 
@@ -30,7 +31,7 @@ const GET_SESSION_OPTIONS: &str = "GetSessionOptions";
 const CLOSE_SESSION: &str = "CloseSession";
 
 /// Name and meaning of every action.
-const ACTIONS: [(&str, &str); 7] = [
+const ACTIONS: [(&str, &str); 10] = [
     (CREATE_PREPARED_STATEMENT, "Prepares a statement: ActionCreatePreparedStatementRequest"),
     (CLOSE_PREPARED_STATEMENT, "Forgets a prepared statement: ActionClosePreparedStatementRequest"),
     (CANCEL_FLIGHT_INFO, "Cancels a query: CancelFlightInfoRequest"),
@@ -38,6 +39,9 @@ const ACTIONS: [(&str, &str); 7] = [
     (SET_SESSION_OPTIONS, "Changes settings of the session: SetSessionOptionsRequest"),
     (GET_SESSION_OPTIONS, "Returns the settings of the session: GetSessionOptionsRequest"),
     (CLOSE_SESSION, "Ends the session and its queries: CloseSessionRequest"),
+    (GREET, "For Refrain's shell: version, session and user as JSON"),
+    (ESTIMATE, "For Refrain's shell: what the statement in the body would cost, as text"),
+    (LAST_QUERY, "For Refrain's shell: how the session's last statement is going, as JSON"),
 ];
 
 /// Lists the actions.
@@ -82,6 +86,9 @@ impl Shared {
                 self.sessions.close(session);
                 CloseSessionResult { status: CLOSED }.encode_to_vec()
             }
+            GREET => return self.greet(session).map(Some),
+            ESTIMATE => return self.estimate(session, body).await.map(Some),
+            LAST_QUERY => return self.last_query(session).map(Some),
             other => {
                 let known = ACTIONS.map(|(name, _)| name).join(", ");
                 return Err(Status::unimplemented(format!("there is no action {other}; known: {known}")));

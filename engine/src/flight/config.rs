@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::auth::Auth;
+use super::otlp::Collector;
 
 /// How a server behaves.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +21,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// How long things wait.
     pub times: Times,
+    /// Who is told of statements as spans of OpenTelemetry; see [`otlp`](super::otlp).
+    pub traces: Option<Collector>,
 }
 
 /// Certificates in PEM.
@@ -87,8 +90,10 @@ pub struct Times {
     pub ticket: Duration,
     /// A result whose reader stops reading is cancelled after this.
     pub unread: Duration,
-    /// An INSERT or COPY that takes longer than this goes on after its ticket is given.
+    /// A statement that changes something, and takes longer than this, goes on after its ticket is given.
     pub update: Duration,
+    /// A statement waits no longer than this for one of its session that changes something.
+    pub turn: Duration,
     /// A client that polls is answered after this at the latest.
     pub poll: Duration,
     /// Running queries are let finish for this long when the server stops.
@@ -102,6 +107,7 @@ impl Default for Times {
             ticket: Duration::from_secs(5 * 60),
             unread: Duration::from_secs(5 * 60),
             update: Duration::from_secs(2),
+            turn: Duration::from_secs(60 * 60),
             poll: Duration::from_secs(1),
             drain: Duration::from_secs(30),
         }

@@ -19,7 +19,7 @@ use datafusion::scalar::ScalarValue;
 use futures::{Stream, TryStreamExt};
 use tonic::Status;
 
-use super::config::Limits;
+use super::config::ServerConfig;
 use super::sessions::Session;
 use super::status::sql;
 use crate::session_tables;
@@ -55,12 +55,13 @@ pub(super) async fn ingest(
     session: &Session,
     command: CommandStatementIngest,
     data: impl Stream<Item = Result<FlightData, Status>> + Send + 'static,
-    limits: &Limits,
+    config: &ServerConfig,
 ) -> Result<i64, Status> {
     if command.transaction_id.is_some() {
         return Err(Status::unimplemented("there are no transactions"));
     }
     let table = target(&command)?;
+    let _change = session.changes.begin(config.times.turn).await?;
     let TableDefinitionOptions { if_not_exist, if_exists } = command.table_definition_options.unwrap_or_default();
     let context = session.db.context();
     let exists = context.table_exist(table.clone()).map_err(sql)?;
@@ -73,7 +74,7 @@ pub(super) async fn ingest(
         (true, Ok(TableExistsOption::Append), _) => false,
         (true, Ok(TableExistsOption::Replace), _) | (false, ..) => true,
     };
-    let received = receive(data, limits.ingest_bytes).await?;
+    let received = receive(data, config.limits.ingest_bytes).await?;
     let rows: usize = received.batches.iter().map(RecordBatch::num_rows).sum();
     match replaces {
         true => create(context, &table, received)?,

@@ -25,7 +25,7 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Ended::Finished => "finished",
             Ended::Failed => "failed",

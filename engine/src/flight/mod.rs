@@ -17,11 +17,14 @@
 //! | `statements` | planning, tickets, updates, parameters |
 //! | `results` | queries that run, row by row to the client |
 //! | `plain` | types that every client reads |
+//! | `order` | changes of a session, one after the other |
 //! | `ingest` | tables that clients send |
 //! | `admission` | how many queries run at once, and which is next |
 //! | `catalog`, `sql_info`, `type_info` | metadata |
 //! | `session_options` | settings as the protocol's session options |
+//! | `shell` | what our own shell asks beside SQL |
 //! | `metrics`, `monitor` | counters, and the pages that show them |
+//! | `traces`, [`otlp`], `otlp_messages` | spans of statements, the collector they are sent to, and how they are written |
 //! | `status` | errors as gRPC says them |
 //!
 //! What the page asks of the server is in [`ui`](crate::ui).
@@ -36,15 +39,20 @@ mod handles;
 mod ingest;
 mod metrics;
 mod monitor;
+mod order;
+pub mod otlp;
+mod otlp_messages;
 mod plain;
 mod results;
 pub mod server;
 mod service;
 mod session_options;
 mod sessions;
+pub(crate) mod shell;
 mod sql_info;
 mod statements;
 mod status;
+mod traces;
 mod type_info;
 
 pub(crate) use auth::Credentials;

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arrow_flight::FlightData;
 use arrow_flight::encode::FlightDataEncoderBuilder;
@@ -26,6 +26,7 @@ use super::plain::plain_batch;
 use super::service::Shared;
 use super::sessions::Session;
 use super::status::sql;
+use super::traces::Trace;
 use crate::operators::Progress;
 use crate::{Query, QueryUsage, Run};
 
@@ -47,6 +48,7 @@ pub(super) struct Job {
     pub(super) schema: SchemaRef,
     /// Turns true when somebody cancels the statement.
     pub(super) cancelled: watch::Receiver<bool>,
+    pub(super) trace: Trace,
 }
 
 /// The rows of a job that runs.
@@ -99,6 +101,7 @@ impl Job {
             outcome = self.run(&outlet) => outcome,
         };
         if let Err(status) = outcome {
+            self.trace.failed(&status);
             // Whoever does not read any more needs no error.
             let _ = outlet.sender.send(Err(status));
         }
@@ -107,10 +110,10 @@ impl Job {
 
     async fn run(&self, outlet: &Outlet) -> Result<(), Status> {
         let priority = self.session.db.priority();
-        let _permit = self.shared.admission.admit(&self.session.id, priority).await?;
+        let _permit = self.trace.part("wait", self.shared.admission.admit(&self.session.id, priority)).await?;
         let (mut rows, mut failed) = (0, QueryUsage::default());
         for query in &self.queries {
-            let mut run = Measured::start(&self.shared, &self.session, query.clone()).await?;
+            let mut run = Measured::start(self, query.clone()).await?;
             outlet.flow.started(&mut run.run);
             while let Some(batch) = run.next().await? {
                 rows += batch.num_rows() as u64;
@@ -253,20 +256,24 @@ struct Measured {
     run: Run,
     shared: Arc<Shared>,
     session: Arc<Session>,
+    trace: Trace,
     started: Instant,
+    started_at: SystemTime,
     ended: Ended,
+    rows: u64,
     /// Tokens that the session has been charged with.
     charged: u64,
 }
 
 impl Measured {
-    async fn start(shared: &Arc<Shared>, session: &Arc<Session>, query: Query) -> Result<Self, Status> {
+    async fn start(job: &Job, query: Query) -> Result<Self, Status> {
+        let Job { shared, session, trace, .. } = job;
         check_tokens(shared, session)?;
-        let started = Instant::now();
+        let (started, started_at) = (Instant::now(), SystemTime::now());
         let run =
             query.execute().await.inspect_err(|_| shared.metrics.query_ended(Ended::Failed, started.elapsed(), None))?;
-        let (shared, session) = (Arc::clone(shared), Arc::clone(session));
-        Ok(Measured { run, shared, session, started, ended: Ended::Cancelled, charged: 0 })
+        let (shared, session, trace) = (Arc::clone(shared), Arc::clone(session), trace.clone());
+        Ok(Measured { run, shared, session, trace, started, started_at, ended: Ended::Cancelled, rows: 0, charged: 0 })
     }
 
     async fn next(&mut self) -> Result<Option<RecordBatch>, Status> {
@@ -284,7 +291,10 @@ impl Measured {
             },
         };
         match &next {
-            Ok(Some(batch)) => self.shared.metrics.rows_sent(batch.num_rows()),
+            Ok(Some(batch)) => {
+                self.rows += batch.num_rows() as u64;
+                self.shared.metrics.rows_sent(batch.num_rows());
+            }
             Ok(None) => self.ended = Ended::Finished,
             Err(crate::Error::Cancelled) => {}
             Err(_) => self.ended = Ended::Failed,
@@ -305,6 +315,7 @@ impl Drop for Measured {
     fn drop(&mut self) {
         self.charge();
         self.shared.metrics.query_ended(self.ended, self.started.elapsed(), Some(&self.run.usage()));
+        self.trace.executed(self.started_at, self.ended, self.rows, &self.run);
     }
 }
 

@@ -21,8 +21,9 @@ use super::service::{Service, Shared};
 use super::sessions::Sessions;
 use crate::{Error, Refrain, Result, ui};
 
-/// How often old sessions and tickets are looked for.
+/// How often old sessions and tickets are looked for, unless they are old sooner.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// How often a server that stops looks whether all queries have ended.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
@@ -142,7 +143,7 @@ fn tls_config(tls: &Tls) -> ServerTlsConfig {
 }
 
 async fn sweep(sessions: Arc<Sessions>, times: Times) {
-    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+    let mut ticks = tokio::time::interval(times.session.min(times.ticket).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL));
     loop {
         ticks.tick().await;
         sessions.end_unused(Instant::now(), &times);

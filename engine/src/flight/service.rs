@@ -32,8 +32,9 @@ use super::metrics::Metrics;
 use super::sessions::{COOKIE, Session, Sessions};
 use super::statements::{Prepared, encoded, flight_info, info_with, result_schema};
 use super::status::{malformed, sql};
+use super::traces::{Parent, Trace};
 use super::{catalog, sql_info, type_info};
-use crate::{Refrain, Result as EngineResult};
+use crate::{Query, Refrain, Result as EngineResult};
 
 /// What all requests share.
 pub(crate) struct Shared {
@@ -136,32 +137,62 @@ impl Shared {
         })
     }
 
-    async fn info(self: &Arc<Self>, session: &Arc<Session>, descriptor: &FlightDescriptor) -> Result<FlightInfo, Status> {
+    async fn info(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        descriptor: &FlightDescriptor,
+        parent: Parent,
+    ) -> Result<FlightInfo, Status> {
         let command = command(&descriptor.cmd)?;
         if let Some(schema) = self.metadata_schema(&command) {
             // The command is its own ticket: asking again costs nothing and changes nothing.
             let endpoint = FlightEndpoint::new().with_ticket(Ticket::new(descriptor.cmd.clone()));
             return info_with(&schema, endpoint, descriptor);
         }
-        let queries = match command {
+        let (queries, trace) = match command {
             Command::CommandStatementQuery(command) => {
                 refuse_transaction(command.transaction_id.as_deref())?;
-                vec![self.plan(session, &command.query).await?]
+                self.plan_traced(session, &command.query, parent).await?
             }
             Command::CommandPreparedStatementQuery(command) => {
-                session.prepared.get(&command.prepared_statement_handle)?.queries()?
+                self.prepared(session, &command.prepared_statement_handle, parent)?
             }
             other => return Err(unknown(&other)),
         };
-        let (handle, statement) = self.offer(session, queries).await?;
+        let (handle, statement) = self.offer(session, queries, trace).await?;
         flight_info(&statement, &handle, descriptor)
     }
 
-    async fn poll_info(self: &Arc<Self>, session: &Arc<Session>, descriptor: &FlightDescriptor) -> Result<PollInfo, Status> {
+    /// Begins the span of a statement of the page.
+    pub(crate) fn trace(&self, session: &Session, text: &str) -> Trace {
+        Trace::begin(self.config.traces.as_ref(), session, text, Parent::None)
+    }
+
+    /// Plans a statement, and begins its span.
+    async fn plan_traced(&self, session: &Session, text: &str, parent: Parent) -> Result<(Vec<Query>, Trace), Status> {
+        let trace = Trace::begin(self.config.traces.as_ref(), session, text, parent);
+        let query = trace.part("plan", self.plan(session, text)).await?;
+        Ok((vec![query], trace))
+    }
+
+    /// Returns a prepared statement with its values, and begins its span.
+    fn prepared(&self, session: &Session, handle: &[u8], parent: Parent) -> Result<(Vec<Query>, Trace), Status> {
+        let queries = session.prepared.get(handle)?.queries()?;
+        let text = queries.first().map(Query::text).unwrap_or_default();
+        let trace = Trace::begin(self.config.traces.as_ref(), session, text, parent);
+        Ok((queries, trace))
+    }
+
+    async fn poll_info(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        descriptor: &FlightDescriptor,
+        parent: Parent,
+    ) -> Result<PollInfo, Status> {
         if let Command::TicketStatementQuery(ticket) = command(&descriptor.cmd)? {
             return self.poll(session, ticket.statement_handle.to_vec(), descriptor).await;
         }
-        let info = self.info(session, descriptor).await?;
+        let info = self.info(session, descriptor, parent).await?;
         let ticket = info.endpoint.first().and_then(|endpoint| endpoint.ticket.as_ref());
         match ticket.map(|ticket| command(&ticket.ticket)).transpose()? {
             Some(Command::TicketStatementQuery(ticket)) => {
@@ -196,7 +227,12 @@ impl Shared {
         }
     }
 
-    async fn put(self: &Arc<Self>, session: &Arc<Session>, mut data: Streaming<FlightData>) -> Result<PutResult, Status> {
+    async fn put(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        mut data: Streaming<FlightData>,
+        parent: Parent,
+    ) -> Result<PutResult, Status> {
         let first = data.message().await?.ok_or_else(|| malformed("the stream", "it is empty"))?;
         let descriptor = first.flight_descriptor.clone();
         let descriptor = descriptor.ok_or_else(|| malformed("the stream", "its first message has no descriptor"))?;
@@ -207,15 +243,16 @@ impl Shared {
         let count = match command(&descriptor.cmd)? {
             Command::CommandStatementUpdate(command) => {
                 refuse_transaction(command.transaction_id.as_deref())?;
-                let query = self.plan(session, &command.query).await?;
-                self.update(session, vec![query]).await?
+                let (queries, trace) = self.plan_traced(session, &command.query, parent).await?;
+                self.update(session, queries, trace).await?
             }
             Command::CommandPreparedStatementUpdate(command) => {
                 let prepared = session.prepared.get(&command.prepared_statement_handle)?;
                 if brings_values {
                     bind(&prepared, rows, limits.ingest_bytes).await?;
                 }
-                self.update(session, prepared.queries()?).await?
+                let (queries, trace) = self.prepared(session, &command.prepared_statement_handle, parent)?;
+                self.update(session, queries, trace).await?
             }
             Command::CommandPreparedStatementQuery(command) => {
                 let prepared = session.prepared.get(&command.prepared_statement_handle)?;
@@ -226,7 +263,7 @@ impl Shared {
             }
             Command::CommandStatementIngest(command) => {
                 self.refuse_while_draining()?;
-                ingest(session, command, rows, limits).await?
+                ingest(session, command, rows, &self.config).await?
             }
             other => return Err(unknown(&other)),
         };
@@ -326,12 +363,14 @@ impl FlightService for Service {
 
     async fn get_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<FlightInfo>, Status> {
         let found = self.0.session(&request).await?;
-        found.respond(self.0.info(&found.session, request.get_ref()).await?)
+        let parent = Parent::of(request.metadata());
+        found.respond(self.0.info(&found.session, request.get_ref(), parent).await?)
     }
 
     async fn poll_flight_info(&self, request: Request<FlightDescriptor>) -> Result<Response<PollInfo>, Status> {
         let found = self.0.session(&request).await?;
-        found.respond(self.0.poll_info(&found.session, request.get_ref()).await?)
+        let parent = Parent::of(request.metadata());
+        found.respond(self.0.poll_info(&found.session, request.get_ref(), parent).await?)
     }
 
     async fn get_schema(&self, request: Request<FlightDescriptor>) -> Result<Response<SchemaResult>, Status> {
@@ -347,7 +386,8 @@ impl FlightService for Service {
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {
         let found = self.0.session(&request).await?;
-        let result = self.0.put(&found.session, request.into_inner()).await?;
+        let parent = Parent::of(request.metadata());
+        let result = self.0.put(&found.session, request.into_inner(), parent).await?;
         found.respond(boxed(stream::iter([Ok(result)])))
     }
 

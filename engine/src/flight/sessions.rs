@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -14,6 +14,7 @@ use tonic::metadata::MetadataMap;
 use super::config::{Limits, Times};
 use super::connection::{ConnectionId, Listener};
 use super::handles::{Handles, hex, random};
+use super::order::Changes;
 use super::statements::{Prepared, Statement};
 use crate::Refrain;
 use crate::queries::QueryLog;
@@ -32,6 +33,8 @@ pub(crate) struct Session {
     /// Statements that may be fetched.
     pub(super) statements: Handles<Statement>,
     pub(super) prepared: Handles<Prepared>,
+    /// Its statements that change something.
+    pub(super) changes: Changes,
     /// Tokens of the prompts and answers of its queries.
     pub(super) tokens_spent: AtomicU64,
     /// Whether it stays open when its connection ends.
@@ -50,6 +53,15 @@ impl Session {
 
     fn touch(&self) {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Keeps a statement for a client that may fetch it, and returns its handle. Fails if too many are kept that have not ended.
+    pub(super) fn keep(&self, statement: &Arc<Statement>) -> Result<Vec<u8>, Status> {
+        self.statements.insert(Arc::clone(statement)).or_else(|_| {
+            // Some clients never fetch what has only changed something.
+            self.statements.remove_old(Instant::now(), Duration::ZERO, Statement::is_unfinished);
+            self.statements.insert(Arc::clone(statement))
+        })
     }
 
     fn is_busy(&self) -> bool {
@@ -190,6 +202,7 @@ impl Sessions {
             user: Arc::clone(user),
             statements: Handles::new("ticket", self.limits.handles),
             prepared: Handles::new("prepared statement", self.limits.handles),
+            changes: Changes::default(),
             tokens_spent: AtomicU64::new(0),
             stays: AtomicBool::new(stays),
             used: Mutex::new(Instant::now()),

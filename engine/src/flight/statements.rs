@@ -1,6 +1,7 @@
 //! Statements of clients: planned and given a ticket, or run at once where they change something.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -24,6 +25,7 @@ use super::results::{FETCHED_BYTES, Job, Rows};
 use super::service::Shared;
 use super::sessions::Session;
 use super::status::sql;
+use super::traces::Trace;
 use crate::Query;
 
 /// A statement that a client may fetch.
@@ -36,15 +38,27 @@ pub(super) struct Statement {
 
 enum Stage {
     /// Waits to be fetched.
-    Planned(Vec<Query>),
+    Planned(Vec<Query>, Trace),
     /// Runs for a client that polls, and fetches later.
     Polled(Rows),
     /// Changes something, for longer than the client was made to wait.
-    Updating(SpawnedTask<Result<Vec<RecordBatch>, Status>>),
+    Updating(Update),
     /// Has changed something.
     Updated(Vec<RecordBatch>),
     /// Is being fetched. The last stage.
     Fetched,
+}
+
+/// A change that runs, or has ended and nobody has asked for what it gave.
+struct Update {
+    task: SpawnedTask<Result<Vec<RecordBatch>, Status>>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Update {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
 }
 
 /// A prepared statement and the values of its parameters.
@@ -69,12 +83,20 @@ impl Statement {
 
     /// Whether it runs now.
     pub(super) fn is_running(&self) -> bool {
-        matches!(&*self.lock(), Stage::Polled(_) | Stage::Updating(_) | Stage::Fetched)
+        match &*self.lock() {
+            Stage::Polled(_) | Stage::Fetched => true,
+            Stage::Updating(update) => !update.is_over(),
+            Stage::Planned(..) | Stage::Updated(_) => false,
+        }
     }
 
     /// Whether it runs, or may still be fetched.
     pub(super) fn is_unfinished(&self) -> bool {
-        !matches!(&*self.lock(), Stage::Updated(_))
+        match &*self.lock() {
+            Stage::Updated(_) => false,
+            Stage::Updating(update) => !update.is_over(),
+            Stage::Planned(..) | Stage::Polled(_) | Stage::Fetched => true,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {
@@ -143,6 +165,10 @@ impl Shared {
     /// Plans a statement for a client.
     pub(crate) async fn plan(&self, session: &Session, text: &str) -> Result<Query, Status> {
         self.refuse_while_draining()?;
+        // KILL waits for nobody: what all others wait for may be what it ends.
+        if !session.changes.are_settled() && !session.db.is_kill(text) {
+            session.changes.settled(self.config.times.turn).await?;
+        }
         let query = session.db.sql(text).await?;
         if let Some(LogicalPlan::Statement(PlannedStatement::Execute(_))) = query.logical_plan() {
             return Err(Status::unimplemented(
@@ -158,56 +184,77 @@ impl Shared {
         self: &Arc<Self>,
         session: &Arc<Session>,
         queries: Vec<Query>,
+        trace: Trace,
     ) -> Result<(Vec<u8>, Arc<Statement>), Status> {
         self.refuse_while_draining()?;
         let first = queries.first().ok_or_else(|| Status::internal("a statement without a query"))?;
         let statement = match first.returns_rows() {
-            true => Statement::new(plain_schema(&first.schema()), Stage::Planned(queries)),
+            true => {
+                // A prepared query was planned before the changes that it must see.
+                session.changes.settled(self.config.times.turn).await?;
+                Statement::new(plain_schema(&first.schema()), Stage::Planned(queries, trace))
+            }
             false => {
                 let schema = plain_schema(&first.schema());
-                let mut updating = self.start_update(session, queries, &schema);
-                match tokio::time::timeout(self.config.times.update, &mut updating).await {
+                let mut update = self.start_update(session, queries, &schema, trace).await?;
+                match tokio::time::timeout(self.config.times.update, &mut update.task).await {
                     Ok(updated) => Statement::new(schema, Stage::Updated(updated.map_err(died)??)),
-                    Err(_) => Statement::new(schema, Stage::Updating(updating)),
+                    Err(_) => Statement::new(schema, Stage::Updating(update)),
                 }
             }
         };
         let statement = Arc::new(statement);
-        Ok((session.statements.insert(Arc::clone(&statement))?, statement))
+        Ok((session.keep(&statement)?, statement))
     }
 
     /// Runs statements that change something, to their end. Returns how many rows they have changed; 0 where there are none to
     /// count.
-    pub(crate) async fn update(self: &Arc<Self>, session: &Arc<Session>, queries: Vec<Query>) -> Result<i64, Status> {
+    pub(crate) async fn update(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        queries: Vec<Query>,
+        trace: Trace,
+    ) -> Result<i64, Status> {
         self.refuse_while_draining()?;
         let Some(first) = queries.first() else { return Ok(0) };
         if first.returns_rows() {
             return Err(Status::invalid_argument("the statement returns rows; run it as a query, not as an update"));
         }
         let schema = plain_schema(&first.schema());
-        let batches = self.start_update(session, queries, &schema).join().await.map_err(died)??;
+        let update = self.start_update(session, queries, &schema, trace).await?;
+        let batches = update.task.join().await.map_err(died)??;
         Ok(changed_rows(&batches))
     }
 
-    fn start_update(
+    /// Starts to run statements that change something, once those before them in the session have ended.
+    async fn start_update(
         self: &Arc<Self>,
         session: &Arc<Session>,
         queries: Vec<Query>,
         schema: &SchemaRef,
-    ) -> SpawnedTask<Result<Vec<RecordBatch>, Status>> {
+        trace: Trace,
+    ) -> Result<Update, Status> {
         let takes_turns = queries.iter().any(takes_turns);
+        let change = match queries.iter().all(Query::is_kill) {
+            true => None,
+            false => Some(trace.part("order", session.changes.begin(self.config.times.turn)).await?),
+        };
         let (shared, session, schema) = (Arc::clone(self), Arc::clone(session), Arc::clone(schema));
-        SpawnedTask::spawn(async move {
-            if takes_turns {
-                let job = Job { shared, session, queries, schema, cancelled: watch::Sender::new(false).subscribe() };
-                return job.collect().await;
-            }
-            let mut batches = vec![];
-            for query in queries {
-                batches.extend(query.execute().await?.fetch_all().await?);
-            }
-            Ok(batches)
-        })
+        let is_over = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&is_over);
+        let task = SpawnedTask::spawn(async move {
+            let _change = change;
+            let outcome = match takes_turns {
+                true => {
+                    let cancelled = watch::Sender::new(false).subscribe();
+                    Job { shared, session, queries, schema, cancelled, trace }.collect().await
+                }
+                false => trace.part("execute", execute_all(queries)).await,
+            };
+            ended.store(true, Ordering::Relaxed);
+            outcome
+        });
+        Ok(Update { task, is_over })
     }
 
     /// Runs a statement for the client that fetches it; once.
@@ -220,11 +267,13 @@ impl Shared {
         let schema = Arc::clone(&statement.schema);
         let stage = std::mem::replace(&mut *statement.lock(), Stage::Fetched);
         let data = match stage {
-            Stage::Planned(queries) => self.job(session, &statement, queries).start(FETCHED_BYTES).into_flight_data(schema),
+            Stage::Planned(queries, trace) => {
+                self.job(session, &statement, queries, trace).start(FETCHED_BYTES).into_flight_data(schema)
+            }
             Stage::Polled(rows) => rows.into_flight_data(schema),
             Stage::Updated(batches) => encoded(schema, stream::iter(batches.into_iter().map(Ok))),
-            Stage::Updating(updating) => {
-                let updated = async move { updating.join().await.map_err(died)? };
+            Stage::Updating(update) => {
+                let updated = async move { update.task.join().await.map_err(died)? };
                 let batches = stream::once(updated).map_ok(|batches| stream::iter(batches.into_iter().map(Ok)));
                 encoded(schema, batches.try_flatten())
             }
@@ -238,12 +287,12 @@ impl Shared {
     }
 
     /// Runs a statement that returns rows for a reader in this process, whose hold on it is what is returned: dropping that cancels.
-    pub(crate) fn read(self: &Arc<Self>, session: &Arc<Session>, query: Query) -> Result<Reading, Status> {
+    pub(crate) fn read(self: &Arc<Self>, session: &Arc<Session>, query: Query, trace: Trace) -> Result<Reading, Status> {
         self.refuse_while_draining()?;
         let schema = plain_schema(&query.schema());
         let statement = Arc::new(Statement::new(Arc::clone(&schema), Stage::Fetched));
-        let handle = session.statements.insert(Arc::clone(&statement))?;
-        let rows = self.job(session, &statement, vec![query]).start(FETCHED_BYTES);
+        let handle = session.keep(&statement)?;
+        let rows = self.job(session, &statement, vec![query], trace).start(FETCHED_BYTES);
         Ok(Reading { rows, schema, _fetched: Fetched { session: Arc::clone(session), handle, statement } })
     }
 
@@ -258,8 +307,8 @@ impl Shared {
         let flow = {
             let mut stage = statement.lock();
             *stage = match std::mem::replace(&mut *stage, Stage::Fetched) {
-                Stage::Planned(queries) => {
-                    Stage::Polled(self.job(session, &statement, queries).start(self.config.limits.polled_bytes))
+                Stage::Planned(queries, trace) => {
+                    Stage::Polled(self.job(session, &statement, queries, trace).start(self.config.limits.polled_bytes))
                 }
                 other => other,
             };
@@ -283,15 +332,25 @@ impl Shared {
         Ok(PollInfo { info: Some(info), flight_descriptor: Some(again), progress, ..PollInfo::default() })
     }
 
-    fn job(self: &Arc<Self>, session: &Arc<Session>, statement: &Statement, queries: Vec<Query>) -> Job {
+    fn job(self: &Arc<Self>, session: &Arc<Session>, statement: &Statement, queries: Vec<Query>, trace: Trace) -> Job {
         Job {
             shared: Arc::clone(self),
             session: Arc::clone(session),
             queries,
             schema: Arc::clone(&statement.schema),
             cancelled: statement.cancelled.subscribe(),
+            trace,
         }
     }
+}
+
+/// Runs statements one after the other, and returns what they give.
+async fn execute_all(queries: Vec<Query>) -> Result<Vec<RecordBatch>, Status> {
+    let mut batches = vec![];
+    for query in queries {
+        batches.extend(query.execute().await?.fetch_all().await?);
+    }
+    Ok(batches)
 }
 
 /// Describes a statement with the one ticket that fetches all of it.

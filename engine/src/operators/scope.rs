@@ -9,6 +9,7 @@ use refrain_optimizer::cascade::Report;
 use refrain_optimizer::filter_order::Passed;
 use refrain_optimizer::statistics::CallStatistics;
 use refrain_udf::Layout;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::answers::Key;
@@ -130,14 +131,15 @@ pub struct NodeTimes {
 }
 
 /// How far a query is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// One entry for each call of each operator.
     pub nodes: Vec<NodeProgress>,
 }
 
 /// How far one call of one operator is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeProgress {
     /// The function, such as `ai_filter`.
     pub function: String,
@@ -166,7 +168,8 @@ pub struct NodeProgress {
 }
 
 /// What a query cost.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct QueryUsage {
     /// Rows that needed an answer, over all calls.
     pub rows: u64,
@@ -252,13 +255,35 @@ impl QueryScope {
 
     /// Returns how far each call is.
     pub fn progress(&self) -> Progress {
-        Progress { nodes: lock(&self.nodes).iter().map(|node| node.progress()).collect() }
+        Progress::of(&lock(&self.nodes))
     }
 
     /// Returns what the query has cost so far.
     pub fn usage(&self) -> QueryUsage {
+        QueryUsage::of(&lock(&self.nodes))
+    }
+}
+
+impl RowError {
+    /// Returns what lists show of it: function, reason, message and inputs.
+    #[cfg(any(feature = "cli", feature = "flight"))]
+    pub(crate) fn listed(self) -> [String; 4] {
+        [self.function, self.reason, self.message, self.inputs]
+    }
+}
+
+impl Progress {
+    /// Returns how far each call is.
+    pub(crate) fn of(nodes: &[Arc<NodeStats>]) -> Self {
+        Progress { nodes: nodes.iter().map(|node| node.progress()).collect() }
+    }
+}
+
+impl QueryUsage {
+    /// Sums what calls have cost so far.
+    pub(crate) fn of(nodes: &[Arc<NodeStats>]) -> Self {
         let mut usage = QueryUsage::default();
-        for node in lock(&self.nodes).iter() {
+        for node in nodes {
             let NodeProgress {
                 function: _,
                 rows,

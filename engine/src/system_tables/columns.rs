@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use datafusion::arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use datafusion::arrow::datatypes::{Field, Schema};
 use datafusion::common::Result;
 
@@ -22,6 +24,12 @@ impl<'a, R> Columns<'a, R> {
     /// Adds a VARCHAR column.
     pub(super) fn text<T: Into<String>>(self, name: &str, value: impl Fn(&'a R) -> Option<T>) -> Self {
         let values: StringArray = self.rows.iter().map(|row| value(row).map(Into::into)).collect();
+        self.column(name, Arc::new(values))
+    }
+
+    /// Adds a BOOLEAN column.
+    pub(super) fn flag(self, name: &str, value: impl Fn(&'a R) -> Option<bool>) -> Self {
+        let values: BooleanArray = self.rows.iter().map(value).collect();
         self.column(name, Arc::new(values))
     }
 

@@ -7,6 +7,7 @@ mod cache;
 mod columns;
 mod errors;
 mod models;
+mod prompts;
 mod queries;
 mod register;
 mod table;

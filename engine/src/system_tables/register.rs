@@ -8,7 +8,7 @@ use datafusion::catalog::{SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::prelude::SessionContext;
 
-use super::{cache, errors, models, queries, usage};
+use super::{cache, errors, models, prompts, queries, usage};
 use crate::models::ModelCatalog;
 use crate::queries::QueryLog;
 
@@ -18,7 +18,14 @@ pub(crate) const SCHEMA: &str = "refrain";
 /// Registers the tables with a session.
 pub(crate) fn register(context: &SessionContext, catalog: &Arc<ModelCatalog>, log: &Arc<QueryLog>) -> Result<()> {
     let mut views = BTreeMap::new();
-    let tables = [usage::table(log)?, queries::table(log)?, errors::table(log)?, models::table(catalog)?, cache::table()?];
+    let tables = [
+        usage::table(log)?,
+        queries::table(log)?,
+        errors::table(log)?,
+        models::table(catalog)?,
+        prompts::table()?,
+        cache::table()?,
+    ];
     for table in tables {
         views.insert(table.name.to_owned(), table.provider(None)?);
         context.register_udtf(table.name, Arc::new(table));

@@ -99,14 +99,15 @@ impl Running {
     }
 
     async fn run_statement(&self, statement: &str) -> Result<(), Status> {
-        let query = self.shared.plan(&self.session, statement).await?;
+        let trace = self.shared.trace(&self.session, statement);
+        let query = trace.part("plan", self.shared.plan(&self.session, statement)).await?;
         let mut ticks = interval(PROGRESS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if query.returns_rows() {
             let query = if self.script.estimates { query.with_estimates() } else { query };
-            return self.send_rows(self.shared.read(&self.session, query)?, ticks).await;
+            return self.send_rows(self.shared.read(&self.session, query, trace)?, ticks).await;
         }
-        let mut update = std::pin::pin!(self.shared.update(&self.session, vec![query]));
+        let mut update = std::pin::pin!(self.shared.update(&self.session, vec![query], trace));
         let changed = loop {
             tokio::select! {
                 changed = &mut update => break changed?,

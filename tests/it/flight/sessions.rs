@@ -1,12 +1,16 @@
 //! Each client has settings and temporary tables of its own; tables and models are everybody's.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use arrow_flight::Action;
 use futures::TryStreamExt;
 use prost::Message;
 
-use super::harness::{Client, Server, message, rows};
+use refrain::flight::{Limits, ServerConfig, Times};
+use refrain::serving::mock::MockBackend;
+
+use super::harness::{Client, Server, fetch, message, rows};
 
 async fn act(client: &mut Client, kind: &str, body: Vec<u8>) -> Vec<u8> {
     let stream = client.inner_mut().do_action(Action::new(kind, body)).await.unwrap().into_inner();
@@ -98,7 +102,7 @@ async fn a_session_can_be_closed_and_its_tickets_are_void() {
     let info = client.execute("select 1".to_owned(), None).await.unwrap();
     let status = act(&mut client, "CloseSession", vec![]).await;
     assert_eq!(ErrorValue::decode(&*status).unwrap().value, 1);
-    assert!(super::harness::fetch(&mut client, &info).await.is_err());
+    assert!(fetch(&mut client, &info).await.is_err());
     assert_eq!(
         rows(&mut client, "show refrain.seed").await.unwrap(),
         ["refrain.seed|0"],
@@ -127,8 +131,8 @@ async fn tickets_are_a_sessions_own() {
     let server = Server::start().await;
     let (mut one, mut other) = (server.client().await, server.client().await);
     let info = one.execute("select 1".to_owned(), None).await.unwrap();
-    assert!(message(super::harness::fetch(&mut other, &info).await.unwrap_err()).contains("no such ticket"));
-    assert!(super::harness::fetch(&mut one, &info).await.is_ok());
+    assert!(message(fetch(&mut other, &info).await.unwrap_err()).contains("no such ticket"));
+    assert!(fetch(&mut one, &info).await.is_ok());
 }
 
 #[tokio::test]
@@ -146,4 +150,30 @@ async fn a_session_ends_with_its_connection() {
     while !server.page("/metrics").await.1.contains("refrain_sessions 1\n") {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_uses_ends() {
+    let times = Times { session: Duration::from_millis(50), ..Times::default() };
+    let server = Server::with(ServerConfig { times, ..ServerConfig::default() }, MockBackend::new(1)).await;
+    let mut client = server.client().await;
+    client.execute_update("create temporary table t as select 1".to_owned(), None).await.unwrap();
+    while !server.page("/metrics").await.1.contains("refrain_sessions 0\n") {
+        tokio::task::yield_now().await;
+    }
+    assert!(rows(&mut client, "select * from t").await.is_err(), "the connection has a new session");
+}
+
+#[tokio::test]
+async fn a_ticket_that_nobody_fetches_is_void() {
+    let times = Times { ticket: Duration::from_millis(50), ..Times::default() };
+    let limits = Limits { handles: 1, ..Limits::default() };
+    let server = Server::with(ServerConfig { times, limits, ..ServerConfig::default() }, MockBackend::new(1)).await;
+    let mut client = server.client().await;
+    let first = client.execute("select 1".to_owned(), None).await.unwrap();
+    // There is room for one ticket, so that the second is given once the first is void.
+    while client.execute("select 2".to_owned(), None).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert!(message(fetch(&mut client, &first).await.unwrap_err()).contains("no such ticket"));
 }

@@ -1,47 +1,45 @@
-//! The pass over the syntax tree that turns named arguments and wildcards into what the host engine can plan.
-//!
-//! | before | after |
-//! |---|---|
-//! | `ai_complete('p', x, model => 'm')` | `ai_complete('p', x, ai_options('model', 'm'))` |
-//! | `ai_classify(x, labels => ['a', 'b'])` | `ai_classify(x, ['a', 'b'])` |
-//! | `ai_extract(x, ['a', 'b'])` | `ai_extract(x, ai_fields('a', NULL, 'b', NULL))` |
-//! | `ai_filter('p', x, passages => [a, b])` | `ai_filter('p', x, ai_passages([a, b]))` |
-//! | `LLM('p', t.*)` | `ai_complete('p', t.a, t.b, ai_options('mode', 'fields'))` |
-//! | `SELECT ai_sentiment(t.x)` | `SELECT ai_sentiment(t.x) AS "ai_sentiment(x)"` |
-//!
-//! Settings that a plan must not lose to a later `SET`, or that decide a type (`model`, `mode`, `on_error = 'capture'`), are
-//! written into the calls as well. The pass leaves its own output alone, so it may run twice.
+//! The pass: visits a statement and rewrites the calls in it.
 
 use std::ops::ControlFlow;
 
 use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
 use datafusion::sql::parser::{CopyToSource, Statement};
 use datafusion::sql::sqlparser::ast::{
-    DictionaryField, Expr, Function as SqlFunction, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
-    Ident, ObjectName, ObjectNamePart, Query, Select, SelectItem, SetExpr, Value, VisitMut, VisitorMut,
-    visit_expressions_mut,
+    DictionaryField, Expr, Function as SqlFunction, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
+    Query, Select, SetExpr, VisitMut, VisitorMut,
 };
 
+use super::captured::captured_filter;
+use super::fields::fold_fields;
+use super::names::name_columns;
+use super::prompts;
+use super::syntax::{call, function_name, is_call_of, literal, simple_name, text, unnamed};
 use crate::function::{self, Arity, COUNT_TOKENS, Function, PROMPT, SIMILARITY, Signature};
+use crate::named_prompts::NamedPrompts;
 use crate::options::{Keyword, Mode, OnError, suggest};
-use crate::placeholder::{AI_FIELDS, AI_OPTIONS, AI_PASSAGES};
+use crate::placeholder::{AI_OPTIONS, AI_PASSAGES};
 use crate::settings::Settings;
 
 /// Expands a wildcard inside a call: `t.*`, or `*` for `None`, over the tables of a SELECT, to one column each.
 pub type ExpandWildcard<'a> = dyn FnMut(Option<&ObjectName>, &Select) -> Result<Vec<Expr>> + 'a;
 
-/// Rewrites the calls of our functions in a statement, wherever they stand.
+/// Rewrites the calls of our functions and of prompts in a statement, wherever they stand.
 ///
 /// Fails if an argument is unknown, given twice, or missing where a later one is given.
-pub fn desugar(statement: &mut Statement, settings: &Settings, expand: &mut ExpandWildcard<'_>) -> Result<()> {
-    let mut pass = Pass { settings, expand, selects: Vec::new() };
+pub fn desugar(
+    statement: &mut Statement,
+    settings: &Settings,
+    prompts: &NamedPrompts,
+    expand: &mut ExpandWildcard<'_>,
+) -> Result<()> {
+    let mut pass = Pass { settings, prompts, expand, selects: Vec::new() };
     let flow = match statement {
         Statement::Statement(statement) => statement.visit(&mut pass),
         Statement::CopyTo(copy) => match &mut copy.source {
             CopyToSource::Query(query) => query.visit(&mut pass),
             CopyToSource::Relation(_) => ControlFlow::Continue(()),
         },
-        Statement::Explain(explain) => return desugar(&mut explain.statement, settings, expand),
+        Statement::Explain(explain) => return desugar(&mut explain.statement, settings, prompts, expand),
         Statement::CreateExternalTable(_) | Statement::Reset(_) => ControlFlow::Continue(()),
     };
     match flow {
@@ -71,6 +69,7 @@ fn as_struct(columns: Vec<Expr>) -> Expr {
 
 struct Pass<'a, 'b> {
     settings: &'a Settings,
+    prompts: &'a NamedPrompts,
     expand: &'a mut ExpandWildcard<'b>,
     /// The SELECTs around the expression that is visited; `None` for a query that is no SELECT.
     selects: Vec<Option<Select>>,
@@ -95,7 +94,7 @@ impl VisitorMut for Pass<'_, '_> {
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<DataFusionError> {
         self.selects.push(Some(select.clone()));
-        name_columns(&mut select.projection);
+        name_columns(&mut select.projection, self.prompts);
         ControlFlow::Continue(())
     }
 
@@ -119,100 +118,23 @@ impl VisitorMut for Pass<'_, '_> {
     }
 }
 
-/// Returns the name of a filter that is a condition by itself but captures its errors.
-fn captured_filter(condition: &Expr) -> Option<String> {
-    match condition {
-        Expr::BinaryOp { left, right, .. } => captured_filter(left).or_else(|| captured_filter(right)),
-        Expr::UnaryOp { expr, .. } | Expr::Nested(expr) => captured_filter(expr),
-        Expr::Function(function) => {
-            let name = simple_name(function).filter(|name| function::find(name) == Some(Function::Filter))?;
-            let FunctionArguments::List(list) = &function.args else {
-                return None;
-            };
-            let FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Function(options))) = list.args.last()? else {
-                return None;
-            };
-            let FunctionArguments::List(pairs) = &options.args else {
-                return None;
-            };
-            let is_capture = |pair: &[FunctionArg]| match pair {
-                [key, value] => literal(key) == Some("on_error") && literal(value) == Some(OnError::Capture.name()),
-                _ => false,
-            };
-            pairs.args.chunks(2).any(is_capture).then_some(name)
-        }
-        _ => None,
-    }
-}
-
-/// Gives calls that are columns of their own the name under which they were written, tables left out.
-fn name_columns(projection: &mut [SelectItem]) {
-    let names: Vec<Option<String>> = projection
-        .iter()
-        .map(|item| match item {
-            SelectItem::UnnamedExpr(expr) => header(expr),
-            _ => None,
-        })
-        .collect();
-    for (position, name) in names.iter().enumerate() {
-        let Some(name) = name else { continue };
-        let is_unique = names.iter().filter(|other| other.as_ref() == Some(name)).count() == 1;
-        if is_unique && let SelectItem::UnnamedExpr(expr) = &projection[position] {
-            let alias = Ident::with_quote('"', name);
-            projection[position] = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
-        }
-    }
-}
-
-/// Returns the name of a column that is a call of ours.
-fn header(expr: &Expr) -> Option<String> {
-    let Expr::Function(function) = expr else {
-        return None;
-    };
-    let name = simple_name(function)?;
-    if function::find(&name).is_none() && ![COUNT_TOKENS.name, SIMILARITY.name].contains(&name.as_str()) {
-        return None;
-    }
-    let mut shown = expr.clone();
-    let _: ControlFlow<()> = visit_expressions_mut(&mut shown, |part| {
-        if let Expr::CompoundIdentifier(names) = part
-            && let Some(last) = names.pop()
-        {
-            *part = Expr::Identifier(last);
-        }
-        if let Expr::Function(function) = part
-            && let Some(name) = simple_name(function).filter(|name| function::find(name).is_some())
-        {
-            function.name = ObjectName::from(vec![Ident::new(name)]);
-        }
-        ControlFlow::Continue(())
-    });
-    Some(shown.to_string())
-}
-
-/// Returns the name of a function as the planner looks it up; `None` if it is qualified.
-fn simple_name(function: &SqlFunction) -> Option<String> {
-    match function.name.0.as_slice() {
-        [ObjectNamePart::Identifier(name)] if name.quote_style.is_none() => Some(name.value.to_lowercase()),
-        [ObjectNamePart::Identifier(name)] => Some(name.value.clone()),
-        _ => None,
-    }
-}
-
 /// The arguments of a call, sorted.
 #[derive(Default)]
-struct CallArgs {
-    positional: Vec<Expr>,
-    named: Vec<(String, Expr)>,
+pub(super) struct CallArgs {
+    pub(super) positional: Vec<Expr>,
+    pub(super) named: Vec<(String, Expr)>,
     /// The arguments of an `ai_options` that stood last.
-    options: Vec<FunctionArg>,
+    pub(super) options: Vec<FunctionArg>,
 }
 
 impl Pass<'_, '_> {
     fn rewrite(&mut self, sql: &mut SqlFunction) -> Result<()> {
-        let Some(name) = simple_name(sql) else {
+        let Some(mut name) = simple_name(sql) else {
             return Ok(());
         };
+        if self.prompts.contains(&name) {
+            name = self.expand_prompt(&name, sql)?;
+        }
         let (signature, called) = match function::find(&name) {
             Some(called) => (called.signature(), Some(called)),
             None if name == COUNT_TOKENS.name => (COUNT_TOKENS, None),
@@ -235,7 +157,7 @@ impl Pass<'_, '_> {
         }
         if let Some(called) = called {
             if name == function::LLM {
-                sql.name = ObjectName::from(vec![Ident::new(called.name())]);
+                sql.name = function_name(called.name());
                 default_option(&mut options, &args, "mode", Mode::Fields.name());
             }
             if called == Function::Extract && args.positional.len() > 1 {
@@ -253,6 +175,22 @@ impl Pass<'_, '_> {
             list.args.push(unnamed(call(AI_OPTIONS, pairs)));
         }
         Ok(())
+    }
+
+    /// Turns a call of a prompt into that of the function it stands for, and returns its name.
+    fn expand_prompt(&mut self, name: &str, sql: &mut SqlFunction) -> Result<String> {
+        let FunctionArguments::List(list) = &mut sql.args else {
+            return plan_err!("{name}: is a prompt, and its arguments stand in brackets");
+        };
+        let mut args = self.sort_args(name, true, std::mem::take(&mut list.args))?;
+        let version = prompts::take_version(name, &mut args)?;
+        let Some(prompt) = self.prompts.find(name, version)? else {
+            return plan_err!("{name}: the prompt has just been dropped");
+        };
+        let (function, args) = prompts::expand(&prompt, args)?;
+        list.args = args;
+        sql.name = function_name(function.name());
+        Ok(function.name().to_owned())
     }
 
     /// Sorts arguments by kind and expands wildcards: to columns, or to a struct where one content is expected.
@@ -362,83 +300,12 @@ fn default_option(options: &mut Vec<(String, Expr)>, args: &CallArgs, key: &str,
     }
 }
 
-/// Turns a list of names or a struct of questions into `ai_fields`, whose type is known before constants are folded.
-fn fold_fields(fields: &mut Expr) {
-    let null = || Expr::value(Value::Null);
-    let pairs: Option<Vec<(Expr, Expr)>> = match fields {
-        Expr::Array(list) => {
-            let names = list.elem.iter().map(|name| is_text(name).then(|| (name.clone(), null())));
-            names.collect()
-        }
-        Expr::Dictionary(entries) => {
-            Some(entries.iter().map(|entry| (text(&entry.key.value), entry.value.as_ref().clone())).collect())
-        }
-        Expr::Function(function) if simple_name(function).as_deref() == Some("named_struct") => pairs_of(function),
-        _ => None,
-    };
-    // What is given twice or is empty is left for the function to refuse.
-    if let Some(pairs) = pairs.filter(|pairs| !pairs.is_empty()) {
-        let args = pairs.into_iter().flat_map(|(name, question)| [unnamed(name), unnamed(question)]).collect();
-        *fields = call(AI_FIELDS, args);
-    }
-}
-
-fn pairs_of(function: &SqlFunction) -> Option<Vec<(Expr, Expr)>> {
-    let FunctionArguments::List(list) = &function.args else {
-        return None;
-    };
-    let pair = |pair: &[FunctionArg]| match pair {
-        [FunctionArg::Unnamed(FunctionArgExpr::Expr(name)), FunctionArg::Unnamed(FunctionArgExpr::Expr(value))] => {
-            Some((name.clone(), value.clone()))
-        }
-        _ => None,
-    };
-    list.args.chunks(2).map(pair).collect()
-}
-
-fn is_call_of(values: &[Expr], name: &str) -> bool {
-    matches!(values, [Expr::Function(function)] if simple_name(function).as_deref() == Some(name))
-}
-
-fn is_text(expr: &Expr) -> bool {
-    matches!(expr, Expr::Value(value) if matches!(value.value, Value::SingleQuotedString(_)))
-}
-
-fn literal(arg: &FunctionArg) -> Option<&str> {
-    match arg {
-        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(value))) => match &value.value {
-            Value::SingleQuotedString(text) => Some(text),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn text(text: &str) -> Expr {
-    Expr::value(Value::SingleQuotedString(text.to_string()))
-}
-
-fn unnamed(expr: Expr) -> FunctionArg {
-    FunctionArg::Unnamed(FunctionArgExpr::Expr(expr))
-}
-
-fn call(name: &str, args: Vec<FunctionArg>) -> Expr {
-    Expr::Function(SqlFunction {
-        name: ObjectName::from(vec![Ident::new(name)]),
-        uses_odbc_syntax: false,
-        parameters: FunctionArguments::None,
-        args: FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses: Vec::new() }),
-        filter: None,
-        null_treatment: None,
-        over: None,
-        within_group: Vec::new(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use datafusion::sql::parser::DFParser;
+
+    use super::*;
+    use crate::named_prompts::{Parameter, PromptDefinition};
 
     /// Every table has the columns a and b.
     fn columns(table: Option<&ObjectName>, _: &Select) -> Result<Vec<Expr>> {
@@ -449,11 +316,33 @@ mod tests {
         Ok(vec![column("a"), column("b")])
     }
 
+    /// Knows `refund(ticket)` in two versions and `age(a, b)`.
+    fn prompts() -> NamedPrompts {
+        let parameter = |name: &str, sql_type: &str| Parameter { name: name.into(), sql_type: sql_type.into() };
+        let prompt = |name: &str, parameters, return_type: &str, model: Option<&str>, template: &str| PromptDefinition {
+            name: name.into(),
+            parameters,
+            return_type: return_type.into(),
+            model: model.map(str::to_owned),
+            template: template.into(),
+        };
+        let prompts = NamedPrompts::default();
+        let ticket = || vec![parameter("ticket", "VARCHAR")];
+        prompts.create(prompt("refund", ticket(), "VARCHAR", None, "Why {ticket}?")).unwrap();
+        prompts.create_or_replace(prompt("refund", ticket(), "BOOLEAN", Some("q"), "Is {ticket} so?")).unwrap();
+        let two = vec![parameter("a", "INT"), parameter("b", "DOUBLE")];
+        prompts.create(prompt("age", two, "INT", None, "{a} in {b}")).unwrap();
+        prompts
+    }
+
     fn run(sql: &str, settings: &Settings) -> Result<String, String> {
         let mut statement = DFParser::parse_sql(sql).unwrap().pop_front().unwrap();
-        desugar(&mut statement, settings, &mut columns).map_err(|error| error.strip_backtrace())?;
+        let desugared = |statement: &mut Statement| {
+            desugar(statement, settings, &prompts(), &mut columns).map_err(|error| error.strip_backtrace())
+        };
+        desugared(&mut statement)?;
         let once = statement.to_string();
-        desugar(&mut statement, settings, &mut columns).map_err(|error| error.strip_backtrace())?;
+        desugared(&mut statement)?;
         assert_eq!(statement.to_string(), once, "a second pass must change nothing");
         Ok(once)
     }
@@ -527,6 +416,45 @@ mod tests {
     }
 
     #[test]
+    fn expands_prompts() {
+        let ticket = "named_struct('ticket', ai_argument(s, 'refund', 'ticket', 'VARCHAR'))";
+        let current = format!("ai_filter('Is {{ticket}} so?', {ticket}, ai_options('mode', 'template', 'model', 'q'))");
+        check("refund(s)", &current);
+        check("Refund(ticket => s)", &current);
+        check("refund(s, prompt_version => 2)", &current);
+        check(
+            "NOT refund(s, model => 'm', temperature => 1, mode => 'fields')",
+            &format!(
+                "NOT ai_filter('Is {{ticket}} so?', {ticket}, ai_options('model', 'm', 'temperature', 1, 'mode', 'fields'))"
+            ),
+        );
+        check(
+            "refund(s, prompt_version => 1)",
+            &format!("ai_complete('Why {{ticket}}?', {ticket}, ai_options('mode', 'template'))"),
+        );
+        check(
+            "age(b => 1, a => 2)",
+            "ai_complete('{a} in {b}', named_struct('a', ai_argument(2, 'age', 'a', 'INT'), 'b', ai_argument(1, 'age', 'b', 'DOUBLE')), \
+             ai_options('mode', 'template', 'return_type', 'INT'))",
+        );
+    }
+
+    #[test]
+    fn refuses_wrong_calls_of_prompts() {
+        check_error("refund()", "refund: ticket must be given, as in refund(ticket VARCHAR)");
+        check_error("refund(s, s)", "refund: takes 1 argument, as in refund(ticket VARCHAR), and 2 are given");
+        check_error("refund(s, ticket => s)", "refund: ticket is given twice");
+        check_error("refund(tickt => s)", "refund: there is no argument tickt; did you mean ticket?");
+        check_error("refund(s, temprature => 1)", "refund: there is no argument temprature; did you mean temperature?");
+        check_error("refund(s, seed => 1, seed => 2)", "ai_filter: seed is given twice");
+        check_error("refund(s, prompt_version => 'x')", "refund: prompt_version must be the number of a version, not 'x'");
+        check_error(
+            "refund(s, prompt_version => 7)",
+            "refund: there is no version 7 of this prompt; its versions are 1 to 2, as SELECT * FROM ai_prompts() shows",
+        );
+    }
+
+    #[test]
     fn refuses_what_it_does_not_know() {
         check_error(
             "ai_complete('p', temprature => 1)",
@@ -576,6 +504,11 @@ mod tests {
             (
                 "SELECT LLM('p', t.*) FROM t",
                 "SELECT ai_complete('p', t.a, t.b, ai_options('mode', 'fields')) AS \"llm('p', t.*)\" FROM t",
+            ),
+            (
+                "SELECT refund(t.s, seed => 1) FROM t",
+                "SELECT ai_filter('Is {ticket} so?', named_struct('ticket', ai_argument(t.s, 'refund', 'ticket', 'VARCHAR')), \
+                 ai_options('mode', 'template', 'model', 'q', 'seed', 1)) AS \"refund(s, seed => 1)\" FROM t",
             ),
             (
                 "SELECT ai_sentiment(t.s), ai_sentiment(u.s) FROM t, u",
