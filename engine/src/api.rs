@@ -15,7 +15,7 @@ use datafusion::common::config::ExtensionOptions;
 use datafusion::common::metadata::ScalarAndMetadata;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{ParamValues, plan_datafusion_err};
-use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
@@ -170,7 +170,7 @@ impl Refrain {
             }
             own => Kind::Own(own),
         };
-        Ok(Query { db: self.clone(), kind, sql: redact::statement(statement) })
+        Ok(Query { db: self.clone(), kind, sql: redact::statement(statement), is_estimated: false })
     }
 
     /// Splits a script at its semicolons.
@@ -191,6 +191,12 @@ impl Refrain {
     /// Returns the models, to add to them or to give them to another session.
     pub fn model_catalog(&self) -> &Arc<ModelCatalog> {
         &self.models
+    }
+
+    /// Returns the queries of the session.
+    #[cfg(feature = "flight")]
+    pub(crate) fn query_log(&self) -> &Arc<QueryLog> {
+        &self.queries
     }
 
     /// Returns the answers that outlive their query, to look at them or to forget them.
@@ -254,7 +260,12 @@ impl Refrain {
     }
 
     /// Makes the physical plan of a query in a scope of its own, and runs at once what DataFusion runs while planning.
-    async fn physical_plan(&self, plan: LogicalPlan, scope: &Arc<QueryScope>) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn physical_plan(
+        &self,
+        plan: LogicalPlan,
+        scope: &Arc<QueryScope>,
+        is_estimated: bool,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
         // SET and PREPARE change this session, so they must not run in a copy of it; what makes tables may.
         let context = match &plan {
             LogicalPlan::Statement(_) => self.context.clone(),
@@ -262,8 +273,20 @@ impl Refrain {
         };
         let frame = context.execute_logical_plan(plan).await?;
         let state = session::state_with(&self.context, Arc::clone(scope));
+        let state = if is_estimated { estimating(state, EstimateCosts::default()) } else { state };
         Ok(state.create_physical_plan(frame.logical_plan()).await?)
     }
+
+    /// Makes the physical plan of a query with estimates, in a scope of its own.
+    async fn estimated_plan(&self, plan: &LogicalPlan, costs: EstimateCosts) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(estimating(self.context.state(), costs).create_physical_plan(plan).await?)
+    }
+}
+
+/// Returns a state whose plans carry estimates.
+fn estimating(state: SessionState, costs: EstimateCosts) -> SessionState {
+    let config = state.config().clone().with_extension(Arc::new(costs));
+    SessionStateBuilder::new_from_existing(state).with_config(config).build()
 }
 
 impl fmt::Debug for Refrain {
@@ -295,6 +318,8 @@ pub struct Query {
     kind: Kind,
     /// Its text without secrets.
     sql: String,
+    /// Whether it is estimated before it runs.
+    is_estimated: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -412,21 +437,46 @@ impl Query {
         if matches!(plan.as_ref(), LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) {
             return Ok(Estimate::default());
         }
-        let state = session::state_with(&self.db.context, Arc::new(EstimateCosts::default()));
-        let physical = state.create_physical_plan(plan).await?;
+        let physical = self.db.estimated_plan(plan, EstimateCosts::default()).await?;
         Ok(Estimate { calls: described_calls(&physical)? })
+    }
+
+    /// Returns the plan with its estimates as JSON, and with the first `prompts` of each call as they would be asked. Calls no model.
+    #[cfg(feature = "flight")]
+    pub(crate) async fn plan_with_prompts(&self, prompts: usize) -> Result<serde_json::Value> {
+        let plan = self.logical_plan().map(|plan| match plan {
+            LogicalPlan::Explain(explain) => explain.plan.as_ref(),
+            LogicalPlan::Analyze(analyze) => analyze.input.as_ref(),
+            LogicalPlan::Ddl(datafusion::logical_expr::DdlStatement::CreateMemoryTable(create)) => create.input.as_ref(),
+            plan => plan,
+        });
+        match plan {
+            None | Some(LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) => {
+                Err(plan_datafusion_err!("the statement asks nothing and has no plan to show").into())
+            }
+            Some(plan) => {
+                let costs = EstimateCosts { prompts: Some(prompts), ..EstimateCosts::default() };
+                Ok(explain::to_json(&self.db.estimated_plan(plan, costs).await?))
+            }
+        }
+    }
+
+    /// Has the query estimated before it runs, so that [`Run::plan`] shows the estimates beside what happened. That reads a sample of
+    /// its tables and calls no model.
+    pub fn with_estimates(self) -> Query {
+        Query { is_estimated: true, ..self }
     }
 
     /// Starts the query. Rows come as they are finished; dropping the result cancels the rest.
     pub async fn execute(self) -> Result<Run> {
-        let Query { db, kind, sql } = self;
+        let Query { db, kind, sql, is_estimated } = self;
         let (handle, registration) = AbortHandle::new_pair();
         let settings = db.settings();
         let limits = HistoryLimits { queries: settings.query_history, errors: settings.error_history };
         let query = db.queries.begin(&sql, &db.context.session_id(), handle, Limits::of(&settings), limits);
         // Planning runs what DataFusion runs while it plans, such as CREATE TABLE AS.
         let started = tokio::select! {
-            started = start(&db, kind, &query.scope) => started,
+            started = start(&db, kind, &query, is_estimated) => started,
             () = query.scope.cancelled() => Err(Error::Cancelled),
         };
         let rows = started.inspect_err(|error| query.end(end_state(error)))?;
@@ -436,7 +486,7 @@ impl Query {
     }
 }
 
-async fn start(db: &Refrain, kind: Kind, scope: &Arc<QueryScope>) -> Result<SendableRecordBatchStream> {
+async fn start(db: &Refrain, kind: Kind, query: &RunningQuery, is_estimated: bool) -> Result<SendableRecordBatchStream> {
     match kind {
         Kind::Own(statement) => {
             let schema = own_schema(&statement);
@@ -445,11 +495,12 @@ async fn start(db: &Refrain, kind: Kind, scope: &Arc<QueryScope>) -> Result<Send
         }
         Kind::Plan(plan) => {
             let is_explained = matches!(plan.as_ref(), LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
-            let physical = db.physical_plan(*plan, scope).await?;
+            let physical = db.physical_plan(*plan, &query.scope, is_estimated).await?;
+            query.planned(&physical);
             let rows = execute_stream(physical, db.context.task_ctx())?;
             Ok(if is_explained { indented(rows) } else { rows })
         }
-        Kind::Explain { plan, options } => explained(db, *plan, options, scope).await,
+        Kind::Explain { plan, options } => explained(db, *plan, options, &query.scope).await,
     }
 }
 
@@ -461,9 +512,7 @@ async fn explained(
     scope: &Arc<QueryScope>,
 ) -> Result<SendableRecordBatchStream> {
     let state = session::state_with(&db.context, Arc::clone(scope));
-    let estimates = Arc::new(EstimateCosts { sample: options.sample });
-    let config = state.config().clone().with_extension(estimates);
-    let state = SessionStateBuilder::new_from_existing(state).with_config(config).build();
+    let state = estimating(state, EstimateCosts { sample: options.sample, prompts: None });
     let plan = state.optimize(&plan)?;
     let physical = state.query_planner().create_physical_plan(&plan, &state).await?;
     if !options.json {
@@ -584,6 +633,12 @@ impl Run {
     /// Returns the number of the query, by which `ai_queries()` lists it and `KILL QUERY` ends it.
     pub fn query_id(&self) -> u64 {
         self.query.id()
+    }
+
+    /// Returns the plan that runs as JSON, with what it has done so far, in the form of `EXPLAIN (ANALYZE, FORMAT json)`; `None` for a
+    /// statement without one.
+    pub fn plan(&self) -> Option<String> {
+        self.query.plan()
     }
 
     /// Returns what the query has cost so far.

@@ -45,7 +45,7 @@ pub(crate) fn text_batch(logical: &str, physical: &Arc<dyn ExecutionPlan>, verbo
 }
 
 /// Returns a plan as JSON: of LLM operators all that is known, of others their name and what EXPLAIN says of them.
-fn to_json(plan: &Arc<dyn ExecutionPlan>) -> Value {
+pub(crate) fn to_json(plan: &Arc<dyn ExecutionPlan>) -> Value {
     let llm = plan.downcast_ref::<LlmExec>().map(LlmExec::to_json);
     let llm = llm.or_else(|| plan.downcast_ref::<LlmAggregateExec>().map(LlmAggregateExec::to_json));
     let llm = llm.or_else(|| plan.downcast_ref::<LlmJoinExec>().map(LlmJoinExec::to_json));

@@ -120,7 +120,7 @@ impl LlmPlanner {
             (Err(_), Some(_)) => return Ok(Expected { calls: estimate(costs).await?, classification: None }),
         };
         // Without a sample of answers until it is known which question is asked.
-        let of_pairs = estimate(EstimateCosts::default()).await?;
+        let of_pairs = estimate(EstimateCosts { sample: None, ..costs }).await?;
         let found = self.classification(join, halves, &of_pairs, shared, planning).await?;
         match (found, forbidden) {
             (Ok((rows, call, shown)), None) => {

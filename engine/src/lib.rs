@@ -18,11 +18,14 @@
 //! | `sample`, `explain` | rows that estimates are made from, and how plans are shown |
 //! | [`operators`] | the operator and its parts |
 //! | [`answers`] | answers that outlive their query: cache and checkpoint |
-//! | `flight` | the server for Flight SQL; feature `flight` |
+//! | `flight`, `ui` | the server for Flight SQL, and its page; feature `flight` |
+//! | `cells` | values as text |
 //! | `cli` | the shell, scripts, `demo` and `bench`; feature `cli` |
 
 pub mod answers;
 pub mod api;
+#[cfg(any(feature = "cli", feature = "flight"))]
+mod cells;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod devices;
@@ -46,6 +49,8 @@ mod session;
 mod session_tables;
 pub mod statement;
 mod system_tables;
+#[cfg(feature = "flight")]
+mod ui;
 mod wildcard;
 mod without_answers;
 

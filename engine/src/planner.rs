@@ -68,6 +68,8 @@ impl QueryPlanner for LlmQueryPlanner {
 pub struct EstimateCosts {
     /// So many distinct questions of each call are asked for them; nobody is asked without.
     pub sample: Option<usize>,
+    /// So many prompts of each call are kept with them.
+    pub prompts: Option<usize>,
 }
 
 /// Returns the planner of `LlmNode`s for programs that compose their query planner themselves. All nodes that it plans share one
@@ -375,7 +377,7 @@ impl LlmPlanner {
         let (calls, until, shared, share) = (calls.to_vec(), until.cloned(), shared.clone(), input.share);
         let task = SpawnedTask::spawn_blocking(move || {
             let input = InputRows { sample: &sample.rows, rows: rows as f64, share };
-            estimate_calls(&calls, until.as_ref(), &shared, &tokenizers, input, &sampled)
+            estimate_calls(&calls, until.as_ref(), &shared, &tokenizers, input, &sampled, costs.prompts)
         });
         task.join().await.map_err(|e| internal_datafusion_err!("estimating the costs failed: {e}"))?
     }

@@ -5,13 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use datafusion::physical_plan::ExecutionPlan;
 use futures::future::AbortHandle;
 
 use crate::api::CancelHandle;
-use crate::operators::{Ledger, Limits, NodeStats, QueryScope, RowError};
+use crate::explain;
+use crate::operators::{Ledger, Limits, NodeProgress, NodeStats, QueryScope, RowError};
 
 /// The longest text of a statement that is kept, in bytes.
 const SQL_BYTES_MAX: usize = 16 << 10;
+
+/// The longest plan of an ended query that is kept, in bytes of JSON.
+const PLAN_BYTES_MAX: usize = 32 << 10;
 
 /// How much of ended queries is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,14 +58,27 @@ enum Work {
     Running {
         scope: Arc<QueryScope>,
         cancel: CancelHandle,
+        /// Set once the query is planned.
+        plan: Option<Arc<dyn ExecutionPlan>>,
     },
-    /// The memo of the query is not kept.
+    /// Neither the memo of the query is kept nor its operators, which may hold tables.
     Ended {
         state: QueryState,
         elapsed: Duration,
         nodes: Vec<Arc<NodeStats>>,
         errors: Vec<RowError>,
+        /// As JSON.
+        plan: Option<String>,
     },
+}
+
+/// A query at one moment.
+pub(crate) struct Snapshot {
+    pub(crate) query: Arc<QueryRecord>,
+    pub(crate) state: QueryState,
+    pub(crate) elapsed: Duration,
+    /// Sums over its calls; `None` if it asks no model.
+    pub(crate) spent: Option<NodeProgress>,
 }
 
 /// Where a query stands.
@@ -111,7 +129,7 @@ impl QueryLog {
             budget,
             ledger: Arc::clone(&scope.ledger),
             rows_out: AtomicU64::new(0),
-            work: Mutex::new(Work::Running { scope: Arc::clone(&scope), cancel: cancel.clone() }),
+            work: Mutex::new(Work::Running { scope: Arc::clone(&scope), cancel: cancel.clone(), plan: None }),
         });
         let mut queries = self.lock();
         forget(&mut queries, limits);
@@ -124,6 +142,11 @@ impl QueryLog {
         self.lock().iter().cloned().collect()
     }
 
+    /// Finds a query that is remembered.
+    pub(crate) fn find(&self, id: u64) -> Option<Arc<QueryRecord>> {
+        self.lock().iter().find(|query| query.id == id).cloned()
+    }
+
     /// Returns the last query of a session.
     #[cfg(feature = "flight")]
     pub(crate) fn last_of(&self, session_id: &str) -> Option<Arc<QueryRecord>> {
@@ -132,7 +155,7 @@ impl QueryLog {
 
     /// Cancels a query. Returns whether it was running.
     pub(crate) fn kill(&self, id: u64) -> bool {
-        let cancel = self.lock().iter().find(|query| query.id == id).and_then(|query| query.cancel_handle());
+        let cancel = self.find(id).and_then(|query| query.cancel_handle());
         cancel.as_ref().inspect(|cancel| cancel.cancel()).is_some()
     }
 
@@ -215,6 +238,14 @@ impl QueryRecord {
         }
     }
 
+    /// Returns its plan as JSON, with what it has done so far; `None` before it is planned, and where it is too long to be kept.
+    pub(crate) fn plan(&self) -> Option<String> {
+        match &*lock(&self.work) {
+            Work::Running { plan, .. } => plan.as_ref().map(|plan| explain::to_json(plan).to_string()),
+            Work::Ended { plan, .. } => plan.clone(),
+        }
+    }
+
     fn cancel_handle(&self) -> Option<CancelHandle> {
         match &*lock(&self.work) {
             Work::Running { cancel, .. } => Some(cancel.clone()),
@@ -224,11 +255,60 @@ impl QueryRecord {
 
     fn end(&self, state: QueryState) {
         let mut work = lock(&self.work);
-        if let Work::Running { scope, .. } = &*work {
+        if let Work::Running { scope, plan, .. } = &*work {
             let (nodes, errors) = (scope.nodes(), scope.row_errors());
-            *work = Work::Ended { state, elapsed: self.started.elapsed(), nodes, errors };
+            let plan = plan.as_ref().map(|plan| explain::to_json(plan).to_string());
+            let plan = plan.filter(|plan| plan.len() <= PLAN_BYTES_MAX);
+            *work = Work::Ended { state, elapsed: self.started.elapsed(), nodes, errors, plan };
         }
     }
+}
+
+impl Snapshot {
+    /// Looks at a query now.
+    pub(crate) fn of(query: Arc<QueryRecord>) -> Self {
+        // The state first, so that a query that ends in between is shown as running with all it has done.
+        let (state, elapsed) = (query.state(), query.elapsed());
+        let spent = query.nodes().iter().map(|node| NodeStats::progress(node)).reduce(sum);
+        Snapshot { query, state, elapsed, spent }
+    }
+
+    /// Returns the share of submitted prompt tokens that is done. Rows that were not read yet are not known.
+    pub(crate) fn progress(&self) -> Option<f64> {
+        match self.state {
+            QueryState::Finished => Some(1.0),
+            _ => self.spent.as_ref().and_then(|spent| share(spent.tokens_done, spent.tokens_total)),
+        }
+    }
+
+    /// Returns the seconds that a running query still takes at its pace so far.
+    pub(crate) fn eta_s(&self) -> Option<f64> {
+        let progress = self.progress().filter(|progress| *progress > 0.0)?;
+        (self.state == QueryState::Running).then(|| self.elapsed.as_secs_f64() * (1.0 - progress).max(0.0) / progress)
+    }
+
+    /// Returns the share of prompt tokens that was not computed.
+    pub(crate) fn prefix_hit_ratio(&self) -> Option<f64> {
+        let spent = self.spent.as_ref()?;
+        share(spent.cached_tokens, spent.prompt_tokens)
+    }
+}
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| (part as f64 / whole as f64).min(1.0))
+}
+
+fn sum(mut total: NodeProgress, node: NodeProgress) -> NodeProgress {
+    total.rows += node.rows;
+    total.calls += node.calls;
+    total.calls_done += node.calls_done;
+    total.tokens_done += node.tokens_done;
+    total.tokens_total += node.tokens_total;
+    total.prompt_tokens += node.prompt_tokens;
+    total.cached_tokens += node.cached_tokens;
+    total.output_tokens += node.output_tokens;
+    total.errors += node.errors;
+    total
 }
 
 /// The entry of a query that runs. Dropped before its end, the query counts as cancelled.
@@ -245,6 +325,18 @@ impl RunningQuery {
     /// Returns the number of the query.
     pub(crate) fn id(&self) -> u64 {
         self.record.id
+    }
+
+    /// Returns the plan that runs as JSON, with what it has done so far.
+    pub(crate) fn plan(&self) -> Option<String> {
+        self.record.plan()
+    }
+
+    /// Notes the plan that runs.
+    pub(crate) fn planned(&self, planned: &Arc<dyn ExecutionPlan>) {
+        if let Work::Running { plan, .. } = &mut *lock(&self.record.work) {
+            *plan = Some(Arc::clone(planned));
+        }
     }
 
     /// Counts rows that were given.

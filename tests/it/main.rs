@@ -35,3 +35,4 @@ mod slt;
 mod spilling;
 mod support;
 mod system_tables;
+mod ui;

@@ -27,6 +27,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT", env = "REFRAIN_MONITOR")]
     monitor: Option<String>,
 
+    /// Serve the page at the address for clients, for browsers
+    #[arg(long)]
+    ui: bool,
+
     /// The server's certificate, with those between it and its root, in PEM
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -117,6 +121,9 @@ pub(crate) async fn run(session: &mut Session, args: &ServeArgs) -> Outcome<()> 
     // Before it is said that the address is served.
     flight::server::check_exposure(address, &config)?;
     session.notice(&format!("serving {scheme}://{address} (jdbc:arrow-flight-sql://{address}?useEncryption={encryption})"));
+    if config.ui {
+        session.notice(&format!("page at http{}://{address}/", if encryption { "s" } else { "" }));
+    }
     if let Some(monitor) = &monitor {
         session.notice(&format!("metrics at http://{}/metrics", local_address(monitor)?));
     }
@@ -170,6 +177,7 @@ fn config(args: &ServeArgs) -> Outcome<ServerConfig> {
     Ok(ServerConfig {
         auth: auth(args)?,
         tls,
+        ui: args.ui,
         allow_insecure: args.insecure,
         limits: Limits {
             message_bytes: args.max_message_bytes,

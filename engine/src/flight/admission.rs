@@ -15,7 +15,7 @@ use tonic::Status;
 use super::config::Limits;
 
 /// Admits queries.
-pub(super) struct Admission {
+pub(crate) struct Admission {
     running_max: usize,
     waiting_max: usize,
     state: Mutex<State>,
@@ -37,7 +37,7 @@ struct Waiting {
 }
 
 /// The right to run; dropping it lets the next query run.
-pub(super) struct Permit {
+pub(crate) struct Permit {
     admission: Arc<Admission>,
     session: Arc<str>,
 }
@@ -56,7 +56,7 @@ impl Admission {
     }
 
     /// Waits until a query of a session may run. Fails at once if too many wait.
-    pub(super) async fn admit(self: &Arc<Self>, session: &Arc<str>, priority: Priority) -> Result<Permit, Status> {
+    pub(crate) async fn admit(self: &Arc<Self>, session: &Arc<str>, priority: Priority) -> Result<Permit, Status> {
         let granted = {
             let mut state = self.lock();
             state.waiting.retain(|waiting| !waiting.grant.is_closed());
@@ -83,7 +83,7 @@ impl Admission {
     }
 
     /// Returns how many queries run, and how many wait.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    pub(crate) fn counts(&self) -> (usize, usize) {
         let state = self.lock();
         (state.running, state.waiting.len())
     }

@@ -110,7 +110,7 @@ pub fn hash_password(password: &str) -> PlanResult<String> {
 
 /// What a request says of its sender.
 #[derive(PartialEq, Eq)]
-pub(super) enum Credentials {
+pub(crate) enum Credentials {
     /// Nothing.
     None,
     /// A user and its password.
@@ -121,7 +121,7 @@ pub(super) enum Credentials {
 
 impl Credentials {
     /// Reads the header `authorization`.
-    pub(super) fn of(metadata: &MetadataMap) -> Result<Self, Status> {
+    pub(crate) fn of(metadata: &MetadataMap) -> Result<Self, Status> {
         let Some(header) = metadata.get("authorization") else { return Ok(Credentials::None) };
         let header = header.to_str().map_err(|error| malformed("header authorization", error))?;
         let (scheme, rest) = header.split_once(' ').unwrap_or((header, ""));

@@ -13,6 +13,8 @@ pub struct ServerConfig {
     pub auth: Auth,
     /// Certificates; without them the server speaks plaintext.
     pub tls: Option<Tls>,
+    /// Whether the address of clients serves the page as well, to browsers.
+    pub ui: bool,
     /// Whether plaintext, or no authentication, is allowed on an address that other machines reach.
     pub allow_insecure: bool,
     /// How much clients may use.

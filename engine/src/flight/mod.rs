@@ -26,6 +26,8 @@
 //! | `metrics`, `monitor` | counters, and the pages that show them |
 //! | `traces`, [`otlp`], `otlp_messages` | spans of statements, the collector they are sent to, and how they are written |
 //! | `status` | errors as gRPC says them |
+//!
+//! What the page asks of the server is in [`ui`](crate::ui).
 
 mod actions;
 mod admission;
@@ -53,6 +55,10 @@ mod status;
 mod traces;
 mod type_info;
 
+pub(crate) use auth::Credentials;
 pub use auth::{Auth, Users};
 pub use config::{Limits, ServerConfig, Times, Tls};
 pub use server::run;
+pub(crate) use service::Shared;
+pub(crate) use sessions::Session;
+pub(crate) use statements::Reading;

@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -52,7 +52,7 @@ pub(super) struct Job {
 }
 
 /// The rows of a job that runs.
-pub(super) struct Rows {
+pub(crate) struct Rows {
     queue: mpsc::UnboundedReceiver<Result<Sent, Status>>,
     flow: Arc<Flow>,
     _task: SpawnedTask<()>,
@@ -64,9 +64,11 @@ struct Sent {
 }
 
 /// What is known of a job beside its rows.
-pub(super) struct Flow {
+pub(crate) struct Flow {
     /// Turns true when the job has ended, or waits for its reader.
     is_ready: watch::Sender<bool>,
+    /// The number of the query that runs.
+    query_id: OnceLock<u64>,
     progress: Mutex<Option<watch::Receiver<Progress>>>,
     notice: Mutex<Option<String>>,
 }
@@ -75,8 +77,12 @@ impl Job {
     /// Starts the job. At most `bytes` of its rows, or one batch, wait for their reader.
     pub(super) fn start(self, bytes: usize) -> Rows {
         let units = (bytes / ROOM_UNIT).clamp(1, Semaphore::MAX_PERMITS);
-        let flow =
-            Arc::new(Flow { is_ready: watch::Sender::new(false), progress: Mutex::default(), notice: Mutex::default() });
+        let flow = Arc::new(Flow {
+            is_ready: watch::Sender::new(false),
+            query_id: OnceLock::new(),
+            progress: Mutex::default(),
+            notice: Mutex::default(),
+        });
         let (sender, queue) = mpsc::unbounded_channel();
         let outlet = Outlet { sender, room: Arc::new(Semaphore::new(units)), units, flow: Arc::clone(&flow) };
         Rows { queue, flow, _task: SpawnedTask::spawn(self.produce(outlet)) }
@@ -108,7 +114,7 @@ impl Job {
         let (mut rows, mut failed) = (0, QueryUsage::default());
         for query in &self.queries {
             let mut run = Measured::start(self, query.clone()).await?;
-            outlet.flow.set_progress(&mut run.run);
+            outlet.flow.started(&mut run.run);
             while let Some(batch) = run.next().await? {
                 rows += batch.num_rows() as u64;
                 if let Some(limit) = self.shared.config.limits.rows.filter(|limit| rows > *limit) {
@@ -173,8 +179,15 @@ impl Outlet {
 }
 
 impl Flow {
-    fn set_progress(&self, run: &mut Run) {
+    fn started(&self, run: &mut Run) {
+        // The first of several that are one statement with other parameters.
+        self.query_id.get_or_init(|| run.query_id());
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.progress());
+    }
+
+    /// Returns the number of the query in `ai_queries()`, once it runs.
+    pub(crate) fn query_id(&self) -> Option<u64> {
+        self.query_id.get().copied()
     }
 
     /// Returns the share of the tokens submitted so far that is done, if any model is asked.
@@ -193,14 +206,15 @@ impl Flow {
         tokio::time::timeout(patience, ready).await.is_ok()
     }
 
-    fn notice(&self) -> Option<String> {
+    /// Takes what is to be told of the rows once they have ended: how many have failed.
+    pub(crate) fn notice(&self) -> Option<String> {
         self.notice.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl Rows {
     /// Returns what is known of the job beside its rows.
-    pub(super) fn flow(&self) -> Arc<Flow> {
+    pub(crate) fn flow(&self) -> Arc<Flow> {
         Arc::clone(&self.flow)
     }
 

@@ -10,6 +10,7 @@ use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{internal_datafusion_err, plan_datafusion_err};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use super::auth::Auth;
@@ -18,7 +19,7 @@ use super::connection::accept;
 use super::monitor;
 use super::service::{Service, Shared};
 use super::sessions::Sessions;
-use crate::{Error, Refrain, Result};
+use crate::{Error, Refrain, Result, ui};
 
 /// How often old sessions and tickets are looked for, unless they are old sooner.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ const FRAME_BYTES: u32 = 1 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// Serves sessions beside `db` until `shutdown`, then lets queries finish for [`Times::drain`](super::Times::drain) and cancels the
-/// rest. Counters and health are on `monitor`, if there is one.
+/// rest. Counters and health are on `monitor`, if there is one; the page is on `socket`, if the configuration says so.
 ///
 /// Fails before anything is served where plaintext, or no authentication, would be reached by other machines, unless that is allowed.
 pub async fn run(
@@ -54,6 +55,8 @@ pub async fn run(
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES)
+        // What browsers speak without TLS.
+        .accept_http1(config.ui)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE));
     if let Some(tls) = &config.tls {
@@ -62,7 +65,7 @@ pub async fn run(
         })?;
     }
     let times = config.times.clone();
-    let message_bytes = config.limits.message_bytes;
+    let (message_bytes, has_page) = (config.limits.message_bytes, config.ui);
     let shared = Arc::new(Shared::new(db, config)?);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<FlightServiceServer<Service>>().await;
@@ -75,8 +78,11 @@ pub async fn run(
     let _monitor =
         monitor.map(|socket| SpawnedTask::spawn(monitor::serve(socket, Arc::clone(&shared), until(stopped.clone()))));
     let connections = accept(socket, Arc::clone(&shared.sessions));
-    let serving =
-        server.add_service(health_service).add_service(service).serve_with_incoming_shutdown(connections, until(stopped));
+    let mut routes = Routes::new(health_service).add_service(service);
+    if has_page {
+        routes = routes.into_axum_router().merge(ui::routes(Arc::clone(&shared))).into();
+    }
+    let serving = server.add_routes(routes).serve_with_incoming_shutdown(connections, until(stopped));
     let mut serving = std::pin::pin!(serving);
 
     let failed =

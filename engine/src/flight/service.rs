@@ -37,10 +37,10 @@ use super::{catalog, sql_info, type_info};
 use crate::{Query, Refrain, Result as EngineResult};
 
 /// What all requests share.
-pub(super) struct Shared {
-    pub(super) config: ServerConfig,
-    pub(super) sessions: Arc<Sessions>,
-    pub(super) admission: Arc<Admission>,
+pub(crate) struct Shared {
+    pub(crate) config: ServerConfig,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) admission: Arc<Admission>,
     pub(super) metrics: Metrics,
     authenticator: Authenticator,
     is_draining: AtomicBool,
@@ -70,7 +70,7 @@ impl Shared {
     }
 
     /// Whether the server takes no statements any more.
-    pub(super) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.is_draining.load(Ordering::Relaxed)
     }
 
@@ -96,6 +96,12 @@ impl Shared {
         let connection = ConnectionInfo::of(request.extensions());
         let connection = connection.ok_or_else(|| Status::internal("a request without a connection"))?;
         Ok(Found { session: self.sessions.of_connection(connection.id, &user)?, is_new: true })
+    }
+
+    /// Opens a session for whoever has these credentials.
+    pub(crate) async fn log_in(&self, credentials: &Credentials) -> Result<Arc<Session>, Status> {
+        let user = self.authenticator.user(credentials).await.inspect_err(|_| self.metrics.login_refused())?;
+        self.sessions.log_in(&user)
     }
 
     async fn metadata(&self, session: &Session, command: Command) -> Result<Option<RecordBatch>, Status> {
@@ -155,6 +161,11 @@ impl Shared {
         };
         let (handle, statement) = self.offer(session, queries, trace).await?;
         flight_info(&statement, &handle, descriptor)
+    }
+
+    /// Begins the span of a statement of the page.
+    pub(crate) fn trace(&self, session: &Session, text: &str) -> Trace {
+        Trace::begin(self.config.traces.as_ref(), session, text, Parent::None)
     }
 
     /// Plans a statement, and begins its span.
@@ -260,9 +271,7 @@ impl Shared {
     }
 
     async fn handshake(&self, metadata: &MetadataMap) -> Result<Response<HandshakeStream>, Status> {
-        let credentials = Credentials::of(metadata)?;
-        let user = self.authenticator.user(&credentials).await.inspect_err(|_| self.metrics.login_refused())?;
-        let session = self.sessions.log_in(&user)?;
+        let session = self.log_in(&Credentials::of(metadata)?).await?;
         let payload = session.secret().as_bytes().to_vec().into();
         let answer = HandshakeResponse { protocol_version: 0, payload };
         let mut response = Response::new(boxed(stream::iter([Ok(answer)])));

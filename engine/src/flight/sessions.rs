@@ -23,13 +23,13 @@ use crate::queries::QueryLog;
 pub(super) const COOKIE: &str = "refrain_session";
 
 /// A session of a client.
-pub(super) struct Session {
+pub(crate) struct Session {
     /// Public, in `ai_queries()`.
-    pub(super) id: Arc<str>,
+    pub(crate) id: Arc<str>,
     /// Known to the client alone, who shows it as a token or cookie.
     secret: String,
-    pub(super) user: Arc<str>,
-    pub(super) db: Refrain,
+    pub(crate) user: Arc<str>,
+    pub(crate) db: Refrain,
     /// Statements that may be fetched.
     pub(super) statements: Handles<Statement>,
     pub(super) prepared: Handles<Prepared>,
@@ -69,13 +69,13 @@ impl Session {
     }
 
     /// Returns what the client shows to come back to this session.
-    pub(super) fn secret(&self) -> &str {
+    pub(crate) fn secret(&self) -> &str {
         &self.secret
     }
 }
 
 /// The open sessions.
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     base: Refrain,
     limits: Limits,
     open: Mutex<Open>,
@@ -99,7 +99,7 @@ impl Sessions {
     }
 
     /// Returns the session that all others are made beside.
-    pub(super) fn base(&self) -> &Refrain {
+    pub(crate) fn base(&self) -> &Refrain {
         &self.base
     }
 
@@ -109,7 +109,7 @@ impl Sessions {
     }
 
     /// Finds an open session by what its client shows.
-    pub(super) fn find(&self, secret: &str) -> Option<Arc<Session>> {
+    pub(crate) fn find(&self, secret: &str) -> Option<Arc<Session>> {
         self.lock().sessions.get(secret).inspect(|session| session.touch()).cloned()
     }
 
@@ -177,7 +177,7 @@ impl Sessions {
     }
 
     /// Returns how many sessions are open.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.lock().sessions.len()
     }
 

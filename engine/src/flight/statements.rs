@@ -163,7 +163,7 @@ fn takes_turns(query: &Query) -> bool {
 
 impl Shared {
     /// Plans a statement for a client.
-    pub(super) async fn plan(&self, session: &Session, text: &str) -> Result<Query, Status> {
+    pub(crate) async fn plan(&self, session: &Session, text: &str) -> Result<Query, Status> {
         self.refuse_while_draining()?;
         // KILL waits for nobody: what all others wait for may be what it ends.
         if !session.changes.are_settled() && !session.db.is_kill(text) {
@@ -209,7 +209,7 @@ impl Shared {
 
     /// Runs statements that change something, to their end. Returns how many rows they have changed; 0 where there are none to
     /// count.
-    pub(super) async fn update(
+    pub(crate) async fn update(
         self: &Arc<Self>,
         session: &Arc<Session>,
         queries: Vec<Query>,
@@ -284,6 +284,16 @@ impl Shared {
         };
         let fetched = Fetched { session: Arc::clone(session), handle: handle.to_vec(), statement };
         Ok(Box::pin(Held { data, _fetched: fetched }))
+    }
+
+    /// Runs a statement that returns rows for a reader in this process, whose hold on it is what is returned: dropping that cancels.
+    pub(crate) fn read(self: &Arc<Self>, session: &Arc<Session>, query: Query, trace: Trace) -> Result<Reading, Status> {
+        self.refuse_while_draining()?;
+        let schema = plain_schema(&query.schema());
+        let statement = Arc::new(Statement::new(Arc::clone(&schema), Stage::Fetched));
+        let handle = session.keep(&statement)?;
+        let rows = self.job(session, &statement, vec![query], trace).start(FETCHED_BYTES);
+        Ok(Reading { rows, schema, _fetched: Fetched { session: Arc::clone(session), handle, statement } })
     }
 
     /// Starts a statement for a client that polls, and says how far it is.
@@ -402,6 +412,14 @@ impl Drop for Fetched {
         self.session.statements.remove(&self.handle);
         self.statement.cancel();
     }
+}
+
+/// A statement that is read in this process. The rows are dropped first.
+pub(crate) struct Reading {
+    pub(crate) rows: Rows,
+    /// The columns of the rows.
+    pub(crate) schema: SchemaRef,
+    _fetched: Fetched,
 }
 
 /// A response and what goes with it. The response is dropped first.

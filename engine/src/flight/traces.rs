@@ -77,7 +77,7 @@ fn unhex<const N: usize>(digits: &str) -> Option<[u8; N]> {
 
 /// The spans of one statement; nothing where nobody collects them. Clones are the same statement, which ends with the last of them.
 #[derive(Clone, Default)]
-pub(super) struct Trace(Option<Arc<Recorded>>);
+pub(crate) struct Trace(Option<Arc<Recorded>>);
 
 struct Recorded {
     collector: Collector,
@@ -109,7 +109,7 @@ impl Trace {
     }
 
     /// Awaits a part of the statement, as a span of its own.
-    pub(super) async fn part<T>(
+    pub(crate) async fn part<T>(
         &self,
         name: &'static str,
         work: impl Future<Output = Result<T, Status>>,

@@ -234,6 +234,14 @@ impl CallEstimate {
     }
 
     fn to_json(&self) -> Value {
+        let mut estimate = self.numbers_json();
+        if let Some(prompts) = &self.prompts {
+            estimate["prompts"] = prompts.to_json();
+        }
+        estimate
+    }
+
+    fn numbers_json(&self) -> Value {
         let interval = |interval: &Interval| json!({"low": interval.low, "high": interval.high});
         json!({
             "rows": self.rows,

@@ -22,6 +22,7 @@ use crate::operators::conjunction::Conjunct;
 use crate::operators::distinct::Questions;
 use crate::operators::layout::{AUTO_GAIN_MIN, LayoutCosts, beyond_common, chosen, common, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
+use crate::operators::prefix_tree::PrefixTree;
 use crate::operators::prompts::{Planner, strategy};
 
 /// Text behind a value of a template that is worth a warning, in bytes.
@@ -72,6 +73,8 @@ pub struct CallEstimate {
     pub refused: Vec<String>,
     /// What may make the query dearer than need be.
     pub warnings: Vec<String>,
+    /// The first prompts, where they were asked for.
+    pub prompts: Option<PrefixTree>,
 }
 
 /// The share of rows that pass, and how that is known.
@@ -131,7 +134,8 @@ pub(crate) struct InputRows<'a> {
     pub share: f64,
 }
 
-/// Estimates the calls of one operator. `tokenizers` holds that of each call's model, `sampled` what was seen of each call.
+/// Estimates the calls of one operator. `tokenizers` holds that of each call's model, `sampled` what was seen of each call; so many
+/// `prompts` of each call are kept, if any.
 pub(crate) fn estimate_calls(
     calls: &[Arc<PhysicalCall>],
     until: Option<&Until>,
@@ -139,6 +143,7 @@ pub(crate) fn estimate_calls(
     tokenizers: &[Arc<dyn Tokenizer>],
     input: InputRows<'_>,
     sampled: &[Option<Sampled>],
+    prompts: Option<usize>,
 ) -> Result<Vec<CallEstimate>> {
     let mut planned: Vec<Planned> = vec![];
     for (call, tokenizer) in calls.iter().zip(tokenizers) {
@@ -182,7 +187,9 @@ pub(crate) fn estimate_calls(
     for (idx, plan) in planned.iter().enumerate() {
         let predicate = until.and_then(|until| conjunct_of(until, idx)).map(|conjunct| &conjunct.predicate);
         let key = statistics_key(plan.call, predicate);
-        estimates.push(plan.estimate(shared, &key, sampled.get(idx).and_then(Option::as_ref))?);
+        let mut estimate = plan.estimate(shared, &key, sampled.get(idx).and_then(Option::as_ref))?;
+        estimate.prompts = prompts.map(|limit| PrefixTree::new(&plan.requests, limit, plan.tokenizer));
+        estimates.push(estimate);
     }
     if let Some(conjuncts) = until.and_then(|until| until.conjuncts.as_deref()) {
         in_expected_order(conjuncts, &mut estimates);
@@ -347,6 +354,7 @@ impl<'a> Planned<'a> {
             is_exact: self.input.rows <= looked_at && share == 1.0,
             refused: self.refused(shared),
             warnings: warnings(self.call),
+            prompts: None,
         })
     }
 
@@ -523,6 +531,7 @@ impl CallEstimate {
             is_exact: false,
             refused: vec![],
             warnings: vec![],
+            prompts: None,
         }
     }
 

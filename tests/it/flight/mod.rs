@@ -2,7 +2,7 @@
 
 mod auth;
 mod cancellation;
-mod harness;
+pub(crate) mod harness;
 mod ingest;
 mod load;
 mod malformed;

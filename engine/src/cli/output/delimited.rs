@@ -9,8 +9,8 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::record_batch::{RecordBatch, RecordBatchOptions};
 
-use super::cells;
 use super::format::{Layout, ResultWriter};
+use crate::cells;
 use crate::cli::error::Outcome;
 
 /// Writes rows as delimited text; nested values become JSON text.

@@ -12,8 +12,8 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::record_batch::RecordBatch;
 
-use super::cells;
 use super::format::{Layout, ResultWriter};
+use crate::cells;
 use crate::cli::error::Outcome;
 
 /// Columns narrower than this tell nothing; with less room a row is shown as a record.

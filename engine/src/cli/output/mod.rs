@@ -3,14 +3,12 @@
 //! | part | what it is |
 //! |---|---|
 //! | [`mod@format`] | the formats by name, and the writer of each |
-//! | [`cells`] | the text of a value |
 //! | [`delimited`] | CSV and TSV, batch by batch |
 //! | [`json`] | an array of objects, or an object a line, batch by batch |
 //! | [`grid`] | tables, Markdown and one-value-a-line records |
 //! | [`plan`] | the plans of EXPLAIN |
 //! | [`sink`] | standard output or a file |
 
-mod cells;
 mod delimited;
 mod format;
 mod grid;

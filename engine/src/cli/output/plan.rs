@@ -5,8 +5,8 @@ use std::io::Write;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
 
-use super::cells;
 use super::format::ResultWriter;
+use crate::cells;
 use crate::cli::error::Outcome;
 
 /// Whether this is the schema of EXPLAIN.

@@ -7,7 +7,7 @@ use datafusion::arrow::json::writer::{EncoderOptions, make_encoder};
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 
 /// Returns the text of each value of a column; `None` is NULL.
-pub(super) fn column_texts(field: &FieldRef, column: &ArrayRef) -> Result<Vec<Option<String>>, ArrowError> {
+pub(crate) fn column_texts(field: &FieldRef, column: &ArrayRef) -> Result<Vec<Option<String>>, ArrowError> {
     if column.data_type().is_nested() {
         return nested_texts(field, column);
     }
@@ -19,12 +19,11 @@ pub(super) fn column_texts(field: &FieldRef, column: &ArrayRef) -> Result<Vec<Op
 fn nested_texts(field: &FieldRef, column: &ArrayRef) -> Result<Vec<Option<String>>, ArrowError> {
     let options = EncoderOptions::default().with_explicit_nulls(true);
     let mut encoder = make_encoder(field, column.as_ref(), &options)?;
-    let text = |row| {
+    let mut text = |row| {
         let mut json = Vec::new();
         encoder.encode(row, &mut json);
         String::from_utf8(json).map_err(|error| ArrowError::JsonError(error.to_string()))
     };
-    let mut text = text;
     (0..column.len()).map(|row| present(column, row).then(|| text(row)).transpose()).collect()
 }
 
