@@ -43,7 +43,7 @@ pub(super) struct Asker {
     pub kept: QueryAnswers,
     /// Whether prompts share the keys and values of common prefixes.
     pub share_prefixes: bool,
-    /// How urgent the calls are, as in [`Batch::priority`].
+    /// How urgent the calls are, as in [`Batch::priority`](refrain_serving::Batch::priority).
     pub priority: i32,
     /// Whether operators of the query answer each other's questions.
     pub memo: bool,
