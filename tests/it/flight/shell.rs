@@ -131,8 +131,9 @@ async fn a_shell_that_goes_stops_its_statement() {
         "create table t as select ai_complete('q', value) from generate_series(1, 10)",
     ] {
         let server = Server::held(&Gate::new()).await;
+        let arguments = ["-c", sql];
         tokio::select! {
-            _ = shell(&server, &["-c", sql]) => panic!("it cannot end"),
+            _ = shell(&server, &arguments) => panic!("it cannot end"),
             () = server.oracle.0.wait_for_calls(10) => {}
         }
         server.oracle.0.wait_until_idle().await;
@@ -150,14 +151,14 @@ async fn tokens_and_roots_of_certificates_are_given_by_options() {
     let server = Server::with(config, MockBackend::new(1)).await;
     let address = format!("grpc+tls://{}", server.address);
     let root = certificates.join("root.pem");
-    let (connect, root) = (["--connect", &address], root.to_str().unwrap());
+    let (connect, root) = (["--connect", &address], ["--tls-ca", root.to_str().unwrap()]);
+    let token = ["--token", "0123456789abcdef"];
     let query = ["-c", "select max(\"user\") as u from ai_queries()"];
-    let with = |options: &[&str]| [&connect, options].concat();
-    let (code, output) = run(&with(&["--token", "0123456789abcdef", "--tls-ca", root]), &query).await;
+    let (code, output) = run(&[connect, token, root].concat(), &query).await;
     check(code, 0);
     assert_eq!(output, "u\nada\n");
-    check(run(&with(&["--tls-ca", root]), &query).await.0, 1);
-    check(run(&with(&["--token", "0123456789abcdef"]), &query).await.0, 1);
+    check(run(&[connect, root].concat(), &query).await.0, 1);
+    check(run(&[connect, token].concat(), &query).await.0, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
