@@ -6,6 +6,7 @@
 //! | [`queries`] | the queries of the benchmarks, with what the paper measured of them |
 //! | [`mod@generate`] | a table in the shape of each one of the catalogue, from a seed |
 //! | [`local`] | tables by name, in folders that the caller names |
+//! | `tpch` | the tables of TPC-H at any scale (feature `tpch`) |
 //! | `fetch`, `digest` | tables from public addresses, resumed and checked (feature `fetch`) |
 //! | [`demo`] | reviews of products, generated from a seed, for the demonstration |
 //!
@@ -36,6 +37,8 @@ pub mod fetch;
 pub mod generate;
 pub mod local;
 pub mod queries;
+#[cfg(feature = "tpch")]
+pub mod tpch;
 
 mod products;
 mod random;

@@ -1,7 +1,7 @@
 //! What each way of ordering rows and fields saves on real tables, and how long it plans.
 //!
-//! `cargo run --release --example plan_bench -- FOLDER [TABLE …]`, where the folder holds `TABLE.parquet`. With `million` as
-//! table, a generated one of a million rows and eight columns.
+//! `cargo run --release --example plan_bench -- FOLDER [TABLE …]`, where the folder holds `TABLE.parquet`; `generated` for the folder takes
+//! the tables that `refrain-datasets` generates in their shape. With `million` as table, one of a million rows and eight columns.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -13,9 +13,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use datafusion::arrow::array::RecordBatch;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use refrain::serving::load::{BundledModel, bundled};
 use refrain::serving::{Segment, Tokenizer};
+use refrain_datasets::catalogue::datasets;
+use refrain_datasets::generate::generate;
 use refrain_optimizer::reorder::{
     Column, FieldOrder, Options, Schedule, Strategy, Table, adjacent_tokens, prefix_hit_count, saved_in_trie,
     saved_of_prompts, saved_tokens, schedule,
@@ -46,7 +49,14 @@ async fn main() -> Outcome<()> {
             million()?;
             continue;
         }
-        let cells = Cells::read(&Path::new(folder).join(format!("{name}.parquet"))).await?;
+        let cells = match folder.as_str() {
+            "generated" => {
+                let dataset =
+                    datasets().iter().find(|dataset| dataset.file == name).ok_or("no such table in the catalogue")?;
+                Cells::of(&[generate(dataset, usize::MAX, 1)?])?
+            }
+            _ => Cells::read(&Path::new(folder).join(format!("{name}.parquet"))).await?,
+        };
         Arm::labelled(name, &cells, tokenizer.as_ref(), None)?.report()?;
         if name == "beer_full" {
             Arm::characters(name, &cells)?.report()?;
@@ -72,11 +82,16 @@ impl Cells {
     async fn read(path: &Path) -> Outcome<Self> {
         let ctx = SessionContext::new();
         let table = ctx.read_parquet(path.display().to_string(), ParquetReadOptions::default()).await?;
-        let labels: Vec<String> = table.schema().fields().iter().map(|field| field.name().clone()).collect();
+        Self::of(&table.collect().await?)
+    }
+
+    fn of(batches: &[RecordBatch]) -> Outcome<Self> {
+        let schema = batches.first().ok_or("the table is empty")?.schema();
+        let labels: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
         let mut known: Vec<HashMap<String, u32>> = vec![HashMap::new(); labels.len()];
         let mut tuples: HashMap<Vec<u32>, ()> = HashMap::new();
         let mut cells = Cells { texts: vec![vec![]; labels.len()], codes: vec![vec![]; labels.len()], labels, rows: 0 };
-        for batch in table.collect().await? {
+        for batch in batches {
             cells.rows += batch.num_rows();
             let renderers: Vec<_> =
                 batch.columns().iter().map(|column| JsonRenderer::new(column.as_ref())).collect::<Result<_, _>>()?;

@@ -21,6 +21,8 @@ mod estimates;
 mod explain;
 mod external_models;
 mod flight;
+mod generated_tables;
+mod hit_rates;
 mod joins;
 mod layering;
 mod layouts;

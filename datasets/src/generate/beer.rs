@@ -70,6 +70,9 @@ const SECONDS: Quantiles = Quantiles([
 const DAY_SECONDS: i64 = 86_400;
 /// Ratings that a person writes on one day, on average.
 const RATINGS_OF_A_DAY: f64 = 1.4;
+/// Ratings in a hundred that a person writes of beers that stand near to each other, and how near: a share of the table.
+const NEAR_PERCENT: usize = 80;
+const NEAR: f64 = 0.02;
 const PERSON_CHARACTERS: Quantiles = Quantiles([3.0, 5.0, 7.0, 8.0, 10.0, 12.0, 14.0, 21.0]);
 const BEER_CHARACTERS: Quantiles = Quantiles([4.0, 16.0, 21.0, 26.0, 31.0, 37.0, 52.0, 69.0]);
 const STYLE_CHARACTERS: Quantiles = Quantiles([4.0, 6.0, 9.0, 12.0, 17.0, 20.0, 23.0, 31.0]);
@@ -97,7 +100,7 @@ pub(super) fn beer(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
     let mut sizes = BEERS.counts(ROWS);
     random.shuffle(&mut sizes);
     let (beers, styles) = (grouped(&sizes), STYLES.assign_weighted(&sizes));
-    let people = PEOPLE.assign(ROWS, &mut random);
+    let people = people(&mut random);
     let days = days(&people, &mut random);
     let quality: Vec<f64> = sizes.iter().map(|_| normal(&mut random)).collect();
     let mut scores: [Vec<u32>; 4] = Default::default();
@@ -123,6 +126,21 @@ pub(super) fn beer(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Re
     columns.text(&of_units(&beers, &styles), |_, random| words.title(STYLE_CHARACTERS.length(random), 45, random));
     columns.integer(&beers, |beer, random| 51 + 114 * i64::from(beer) + random.below(114) as i64);
     columns.finish()
+}
+
+/// Gives each rating a person. Most people rate beers that stand near to each other, as those of one brewery do.
+fn people(random: &mut SplitMix64) -> Vec<u32> {
+    let mut rated: Vec<(f64, u32)> = vec![];
+    for (person, count) in PEOPLE.counts(ROWS).into_iter().enumerate() {
+        let home = random.fraction();
+        rated.extend((0..count).map(|_| {
+            let anywhere = random.fraction();
+            let near = (home + NEAR * normal(random)).rem_euclid(1.0);
+            (if random.percent(NEAR_PERCENT) { near } else { anywhere }, person as u32)
+        }));
+    }
+    rated.sort_by(|a, b| a.0.total_cmp(&b.0));
+    rated.into_iter().map(|(_, person)| person).collect()
 }
 
 /// Returns a normal number that correlates with another one so much.

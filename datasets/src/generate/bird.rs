@@ -12,8 +12,23 @@ use crate::catalogue::Dataset;
 use crate::random::SplitMix64;
 
 const ROWS: usize = 10_418;
-/// Posts of each site, the year of the first of them, and the number that is added to its ids.
-const SITES: [(usize, i64, i64); 3] = [(1_070, 2018, 0), (1_623, 2023, 1_000_000), (574, 2021, 2_000_000)];
+/// A site.
+struct Site {
+    posts: usize,
+    /// The year of the first post.
+    year: i64,
+    /// What is added to ids, so that they differ between sites.
+    offset: i64,
+    /// How much more its posts are commented on than others, and how much longer they are.
+    attention: f64,
+    length: f64,
+}
+
+static SITES: [Site; 3] = [
+    Site { posts: 917, year: 2018, offset: 0, attention: 1.3, length: 1.23 },
+    Site { posts: 1_466, year: 2023, offset: 1_000_000, attention: 1.2, length: 1.04 },
+    Site { posts: 884, year: 2021, offset: 2_000_000, attention: 0.55, length: 0.63 },
+];
 const COMMENTS: Skew = Skew(&[
     (1, 0.2),
     (2, 0.5),
@@ -38,54 +53,64 @@ const DELAY_POSTS: f64 = 0.7;
 
 pub(super) fn bird(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Result<RecordBatch, ArrowError> {
     let words = Words::new();
-    let mut counts = COMMENTS.counts(ROWS);
-    random.shuffle(&mut counts);
+    let counts = comments(&mut random);
     let mut posts: Vec<u32> = vec![];
     let mut first = 0;
-    for (n_posts, _, _) in SITES {
+    for site in &SITES {
         // When each comment is made, counted in posts.
         let mut made: Vec<(f64, u32)> = vec![];
-        for (post, count) in counts.iter().enumerate().skip(first).take(n_posts) {
+        for (post, count) in counts.iter().enumerate().skip(first).take(site.posts) {
             made.extend((0..*count).map(|_| (post as f64 - DELAY_POSTS * (1.0 - random.fraction()).ln(), post as u32)));
         }
         made.sort_by(|a, b| a.0.total_cmp(&b.0));
         posts.extend(made.into_iter().map(|(_, post)| post));
-        first += n_posts;
+        first += site.posts;
     }
     let mut columns = Columns::new(dataset, random, rows);
     columns.integer(&posts, |post, random| {
-        let (at, _, offset) = site(post);
-        offset + 3 + 4 * at + random.below(4) as i64
+        let (at, site) = place(post);
+        site.offset + 3 + 4 * at + random.below(4) as i64
     });
     columns.text(&posts, date);
     columns.text(&posts, |post, random| {
         let is_busy = counts[post as usize] >= BUSY;
         let characters = if is_busy { BODY_CHARACTERS.longer(random) } else { BODY_CHARACTERS.length(random) };
-        body(&words, characters, random)
+        body(&words, (characters as f64 * place(post).1.length) as usize, random)
     });
     columns.text(&numbered(ROWS), |_, random| words.prose(TEXT_CHARACTERS.length(random), 6, random));
     columns.finish()
 }
 
-/// Returns the place of a post among those of its site, the year of the first, and what is added to ids.
-fn site(post: u32) -> (i64, i64, i64) {
-    let mut at = i64::from(post);
-    for (n_posts, year, offset) in SITES {
-        if at < n_posts as i64 {
-            return (at, year, offset);
+/// Returns the comments of each post: most where a site has most attention.
+fn comments(random: &mut SplitMix64) -> Vec<usize> {
+    let attention = SITES.iter().flat_map(|site| vec![site.attention; site.posts]);
+    let mut ranked: Vec<(f64, usize)> =
+        attention.enumerate().map(|(post, attention)| (-(1.0 - random.fraction()).ln() / attention, post)).collect();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut counts = vec![0; ranked.len()];
+    ranked.into_iter().zip(COMMENTS.counts(ROWS)).for_each(|((_, post), count)| counts[post] = count);
+    counts
+}
+
+/// Returns the place of a post among those of its site, and the site.
+fn place(post: u32) -> (i64, &'static Site) {
+    let mut at = post as usize;
+    for site in &SITES[..2] {
+        if at < site.posts {
+            return (at as i64, site);
         }
-        at -= n_posts as i64;
+        at -= site.posts;
     }
-    (at, 0, 0)
+    (at as i64, &SITES[2])
 }
 
 /// Writes when a post was made, to the millisecond.
 fn date(post: u32, random: &mut SplitMix64) -> String {
-    let (at, year, _) = site(post);
+    let (at, site) = place(post);
     let day = at / 6;
     let month = 1 + day / 28 % 12;
     let (hour, minute, second) = (random.below(24), random.below(60), random.below(60));
-    let year = year + day / 336;
+    let year = site.year + day / 336;
     format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}.{:03}", 1 + day % 28, random.below(1_000))
 }
 

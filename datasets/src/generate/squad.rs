@@ -37,7 +37,7 @@ const OWN: [usize; 4] = [771, 857, 890, 907];
 /// Neighbours in a hundred that are of another article.
 const ELSEWHERE_PERCENT: usize = 30;
 /// How much nearer the nearest paragraphs of an article are.
-const STEEPNESS: f64 = 1.5;
+const STEEPNESS: f64 = 1.7;
 
 struct Questions {
     paragraph: Vec<u32>,

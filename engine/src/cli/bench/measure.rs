@@ -49,11 +49,11 @@ pub(crate) struct MeasureArgs {
     arms: Vec<String>,
 
     /// What the device multiplies at most, in TFLOP/s, for the column `of limit`; known for some GPUs
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = super::positive)]
     peak_tflops: Option<f64>,
 
     /// What the device reads at most, in GB/s
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = super::positive)]
     peak_gbs: Option<f64>,
 
     /// Say after each setting where the time of the GPUs went; measuring it costs a few microseconds for each kernel
@@ -85,14 +85,6 @@ impl MeasureArgs {
             (true, None) => arms::named(ARMS),
             _ => arms::named(&self.arms),
         }
-    }
-}
-
-/// Reads a number above 0.
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
-        _ => Err("expected a number above 0".to_owned()),
     }
 }
 
@@ -237,11 +229,10 @@ mod tests {
     use datafusion::arrow::datatypes::Schema;
     use datafusion::arrow::record_batch::RecordBatch;
 
+    use super::super::super::args::Args;
     use super::super::super::interrupt::Interrupts;
-    use super::super::super::output::{Format, Sink};
-    use super::super::super::session::View;
     use super::*;
-    use crate::{ModelSource, QueryUsage, Refrain};
+    use crate::QueryUsage;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -304,21 +295,10 @@ mod tests {
         let table = folder.path().join("films.csv");
         let rows: String = (0..12).map(|row| format!("film {},a long plot of film {}\n", row % 4, row % 4)).collect();
         std::fs::write(&table, format!("title,plot\n{rows}")).unwrap();
-        let model = ModelSource::parse("random:mini").unwrap();
-        let db = Refrain::builder().model("mini", model).setting("model", "mini").build().await.unwrap();
-        let view = View {
-            format: Format::Table,
-            expanded: false,
-            timing: false,
-            max_rows: None,
-            null: None,
-            interactive: false,
-            quiet: true,
-            strict_rows: false,
-        };
-        let sink = Sink::file(&folder.path().join("out")).unwrap();
+        let out = folder.path().join("out");
+        let program = ["refrain", "--quiet", "--model", "random:mini", "--output", out.to_str().unwrap()];
         let (_interrupt, interrupts) = Interrupts::manual();
-        let mut session = Session { db, interrupts, sink, view, last: None };
+        let mut session = Session::open(&Args::try_parse_from(program).unwrap(), false, interrupts).await.unwrap();
         let (table, prompts) = (table.to_str().unwrap(), folder.path().join("prompts"));
         let flags = ["--max-tokens", "3", "--peak-tflops", "1", "--peak-gbs", "100", "--arms", "naive,refrain"];
         let line = [&["--table", table, "--write-prompts", prompts.to_str().unwrap()][..], &flags].concat();
@@ -326,7 +306,7 @@ mod tests {
 
         let (original, distinct) = (lengths(&prompts.join("original")), lengths(&prompts.join("refrain")));
         assert_eq!((original.len(), distinct.len()), (12, 4));
-        let out = std::fs::read_to_string(folder.path().join("out")).unwrap();
+        let out = std::fs::read_to_string(out).unwrap();
         let cells: Vec<Vec<&str>> = out.lines().skip(2).map(|line| line.split(" | ").collect()).collect();
         let column = |name: &str| out.lines().next().unwrap().split(" | ").position(|found| found == name).unwrap();
         let cell = |arm: usize, name: &str| cells[arm][column(name)];

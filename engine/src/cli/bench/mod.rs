@@ -57,6 +57,8 @@ enum What {
     ApiCost(SuiteArgs),
     /// Answers of each arm beside labels; needs the real tables
     Quality(SuiteArgs),
+    /// The 22 queries of TPC-H, which ask no model
+    Tpch(SuiteArgs),
     /// Write the prompts of a query as tokens, for another engine
     Export(ExportArgs),
     /// Make the report of a folder of results again
@@ -74,9 +76,18 @@ pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> 
         (Some(What::SembenchMovie(args)), _) => suite::run(session, &suite::SEMBENCH_MOVIE, args).await,
         (Some(What::ApiCost(args)), _) => suite::run(session, &suite::API_COST, args).await,
         (Some(What::Quality(args)), _) => suite::run(session, &suite::QUALITY, args).await,
+        (Some(What::Tpch(args)), _) => suite::run(session, &suite::TPC_H, args).await,
         (Some(What::Export(args)), _) => export::run(session, args).await,
         (Some(What::Report { folder }), _) => report::rewrite(session, folder),
         (None, Some(one)) => measure::run(session, one).await,
         (None, None) => Err(Failure::usage("name a benchmark (`refrain bench quick`) or a table (--table FILE)")),
+    }
+}
+
+/// Reads a number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err("expected a number above 0".to_owned()),
     }
 }

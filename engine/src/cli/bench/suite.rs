@@ -46,11 +46,11 @@ pub(crate) struct SuiteArgs {
     report: PathBuf,
 
     /// What the device multiplies at most, in TFLOP/s, for the share of the limit; known for some GPUs
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::positive)]
     peak_tflops: Option<f64>,
 
     /// What the device reads at most, in GB/s
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::positive)]
     peak_gbs: Option<f64>,
 }
 
@@ -105,6 +105,10 @@ pub(super) const SEMBENCH_MOVIE: Benchmark = Benchmark {
     billed: &[],
     may_generate: true,
 };
+
+/// The 22 queries of TPC-H, to watch plain SQL.
+pub(super) const TPC_H: Benchmark =
+    Benchmark { suite: Suite::TpcH, queries: &[], rows: None, arms: &["refrain"], billed: &[], may_generate: true };
 
 /// What prompts would cost at providers.
 pub(super) const API_COST: Benchmark =

@@ -1,14 +1,17 @@
 //! The tables of a benchmark's queries: local copies, or generated ones in their shape.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::datasource::MemTable;
 use datafusion::scalar::ScalarValue;
 use refrain_datasets::catalogue::dataset;
 use refrain_datasets::generate::generate;
 use refrain_datasets::local;
 use refrain_datasets::queries::Query;
+use refrain_datasets::tpch::{self, Table};
 
 use super::super::error::{Failure, Outcome};
 use super::super::session::Session;
@@ -28,6 +31,10 @@ pub(super) struct TableArgs {
     /// Generate every table
     #[arg(long)]
     pub(super) generated: bool,
+
+    /// Scale of the tables of TPC-H; at 1 they have a gigabyte as text
+    #[arg(long, default_value_t = 0.1, value_parser = super::positive)]
+    pub(super) scale: f64,
 
     /// Seed of generated tables
     #[arg(long, default_value_t = 1)]
@@ -49,6 +56,16 @@ impl TableArgs {
         let (mut rows, mut origin) = (None, Origin::Local);
         for (at, name) in query.tables.iter().enumerate() {
             let limit = self.rows.filter(|_| at == 0);
+            let context = session.db.context();
+            context.deregister_table(*name).map_err(Error::from)?;
+            if let Some(Table { schema, batches }) = tpch::table(name, self.scale) {
+                let batches: Vec<RecordBatch> = batches.collect::<Result<_, _>>()?;
+                origin = Origin::Generated;
+                rows.get_or_insert(batches.iter().map(RecordBatch::num_rows).sum());
+                let table = MemTable::try_new(schema, vec![batches]).map_err(Error::from)?;
+                context.register_table(*name, Arc::new(table)).map_err(Error::from)?;
+                continue;
+            }
             let table = dataset(name).ok_or_else(|| Failure::usage(format!("the catalogue has no table {name}")))?;
             let batch = match table.local(&folders).filter(|_| !self.generated) {
                 Some(file) => read(session, &file, limit).await?,
@@ -58,9 +75,7 @@ impl TableArgs {
                 }
             };
             rows.get_or_insert(batch.num_rows());
-            let context = session.db.context();
-            context.deregister_table(*name).map_err(Error::from)?;
-            context.register_batch(*name, batch).map_err(Error::from)?;
+            session.db.context().register_batch(*name, batch).map_err(Error::from)?;
         }
         if let Some(setup) = query.setup {
             for statement in session.db.statements(setup)? {
