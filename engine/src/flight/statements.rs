@@ -161,6 +161,15 @@ fn takes_turns(query: &Query) -> bool {
     })
 }
 
+/// Returns what a statement that changes something gives a client: a count of rows, or nothing.
+fn changed_schema(query: &Query) -> SchemaRef {
+    match query.logical_plan() {
+        // The plan of CREATE TABLE AS has the columns of the table.
+        Some(LogicalPlan::Ddl(_)) => Arc::new(Schema::empty()),
+        _ => plain_schema(&query.schema()),
+    }
+}
+
 impl Shared {
     /// Plans a statement for a client.
     pub(crate) async fn plan(&self, session: &Session, text: &str) -> Result<Query, Status> {
@@ -195,7 +204,7 @@ impl Shared {
                 Statement::new(plain_schema(&first.schema()), Stage::Planned(queries, trace))
             }
             false => {
-                let schema = plain_schema(&first.schema());
+                let schema = changed_schema(first);
                 let mut update = self.start_update(session, queries, &schema, trace).await?;
                 match tokio::time::timeout(self.config.times.update, &mut update.task).await {
                     Ok(updated) => Statement::new(schema, Stage::Updated(updated.map_err(died)??)),
@@ -220,7 +229,7 @@ impl Shared {
         if first.returns_rows() {
             return Err(Status::invalid_argument("the statement returns rows; run it as a query, not as an update"));
         }
-        let schema = plain_schema(&first.schema());
+        let schema = changed_schema(first);
         let update = self.start_update(session, queries, &schema, trace).await?;
         let batches = update.task.join().await.map_err(died)??;
         Ok(changed_rows(&batches))

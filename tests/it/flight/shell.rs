@@ -81,7 +81,7 @@ async fn commands_tell_of_the_server() {
         .unwrap();
     assert!(tell("\\dp").await.contains("refund"));
     assert!(tell("\\df ai_f*").await.contains("\nai_filter,scalar,"));
-    assert!(tell("\\h ai_filter").await.starts_with("ai_filter("));
+    assert!(tell("\\h ai_filter").await.starts_with("ai_filter"));
     assert!(tell("\\set seed").await.contains("refrain.seed,0,"));
     assert!(tell("\\estimate select ai_filter('p', 'x')").await.contains("ai_filter"));
     assert!(tell("\\explain select ai_filter('p', 'x')").await.contains("LlmExec"));
