@@ -1,7 +1,7 @@
 //! The catalogue: what is known of each benchmark table, where it comes from and under which licence.
 //!
 //! The tables are those of "Optimizing LLM Queries in Relational Data Analytics Workloads" (arXiv 2403.05821), or public tables in their
-//! shape. None is part of the project: [`local`](crate::local) finds copies on this machine, `fetch` brings those that a
+//! shape. None is part of the project: [`local`] finds copies on this machine, `fetch` brings those that a
 //! public address has as one file, and [`generate`](crate::generate) makes tables that repeat themselves as they do.
 
 use std::path::PathBuf;
