@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
@@ -81,6 +82,13 @@ class Shell:
                 self.seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read)
         before, self.seen = self.seen[: found.start()], self.seen[found.end() :]
         return before
+
+    def hide(self):
+        """Waits until the terminal shows no more of what is typed."""
+        deadline = time.monotonic() + PATIENCE_S
+        while termios.tcgetattr(self.terminal)[3] & termios.ECHO:
+            assert time.monotonic() < deadline, "what is typed would be shown"
+            time.sleep(0.01)
 
     def run(self, line):
         self.type(line + "\r")
@@ -171,6 +179,7 @@ def test_passwords_are_asked_for_and_not_shown(program):
         with Server(program, "--passwords", str(passwords)) as server:
             with Shell(program, "--connect", server.uri, "--user", "ada") as shell:
                 shell.expect(r"password for ada: ")
+                shell.hide()
                 shell.type("lovelace\r")
                 assert "lovelace" not in shell.expect(prompt(server))
                 shell.run("\\conninfo")
