@@ -136,12 +136,13 @@ def test_an_error_is_shown(program, _):
 def test_progress_and_cancel(program, pictures):
     with Server(program) as server, chromium.Page() as page:
         opened(server, page)
-        for button in ("#cancel", "#queries .selected button.small"):
+        for button in ("#cancel", "#queries .selected button.small:last-of-type"):
             start(page, STORY)
             page.wait("document.querySelector('#progress').value > 0 && document.querySelector('#status').innerText.includes('left')")
             page.wait("document.querySelector('#queries .selected progress')?.value > 0")
             page.click(button)
-            assert ended(page) == "cancelled"
+            told = ended(page)
+            assert told == "cancelled", told
             page.wait("document.querySelector('#queries .selected .chip').innerText === 'cancelled'")
             deadline = time.monotonic() + 60
             while model(page)["pending"]:
