@@ -132,6 +132,11 @@ async fn a_limit_that_is_met_within_the_budget_is_no_error() {
     assert!(oracle.calls() <= 20);
 }
 
+/// Tokens of a prompt of the mock model, whose control tokens are spelled by their names.
+fn tokens(prompt: &str) -> usize {
+    ByteTokenizer.encode_control(prompt).len()
+}
+
 #[tokio::test]
 async fn long_inputs_are_asked_about_in_chunks_that_fit() {
     let mock = MockBackend::new(1).max_context(1000);
@@ -145,7 +150,7 @@ async fn long_inputs_are_asked_about_in_chunks_that_fit() {
     assert_eq!(usage.calls as usize, calls);
     // The texts differ at their ends only, and repeat themselves: all chunks but the last of each are one question.
     assert_eq!(calls, 4);
-    assert!(prompts.iter().all(|prompt| prompt.len() <= 900), "each leaves room for the answer");
+    assert!(prompts.iter().all(|prompt| tokens(prompt) <= 900), "each leaves room for the answer");
     // What was answered is not asked again.
     let (_, result, usage) = run(&db, &query).await;
     result.unwrap();
@@ -172,7 +177,7 @@ async fn summaries_of_chunks_are_summarised_until_they_fit() {
     assert_eq!((usage.failed_rows, usage.rows), (0, 2));
     // The text, its summaries, and theirs.
     assert!(usage.chunked >= 2, "{usage:?}");
-    let longest = oracle.prompts().iter().map(|prompt| ByteTokenizer.encode_control(prompt).len()).max().unwrap();
+    let longest = oracle.prompts().iter().map(|prompt| tokens(prompt)).max().unwrap();
     assert!(longest <= 936, "{longest}");
 }
 
