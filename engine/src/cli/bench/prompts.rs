@@ -18,6 +18,9 @@ use crate::ModelSource;
 /// The model that takes prompts down, for as long as they are recorded.
 const RECORDER: &str = "prompts";
 
+/// The context that the recorder has at least: prompts are taken down whole, also those that are too long for the model.
+const CONTEXT_MIN: usize = 1 << 17;
+
 /// Returns the tokens of the prompts that a query has for `model` with these settings, in the order in which they are submitted.
 /// No model is asked or loaded: answers are made up.
 pub(super) async fn record(
@@ -31,7 +34,7 @@ pub(super) async fn record(
         return Err(Failure::usage(format!("prompts are written for a model of this machine, and {model} is none")));
     };
     let tokenizer = catalog.tokenizer_of(model).map_err(crate::Error::from)?;
-    let recorder = Arc::new(Recorder::new(config.max_context, tokenizer));
+    let recorder = Arc::new(Recorder::new(config.max_context.max(CONTEXT_MIN), tokenizer));
     let source = ModelSource::Backend(Arc::clone(&recorder) as Arc<dyn Backend>);
     catalog.add(RECORDER, source, true).map_err(crate::Error::from)?;
     session.set("model", RECORDER).await?;
