@@ -9,9 +9,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 import urllib.request
 import warnings
 from pathlib import Path
@@ -22,22 +20,16 @@ import pandas
 import polars
 import pyarrow
 
+from harness import MonitoredServer, run_tests
+
 # There are no transactions; each statement counts at once.
 warnings.filterwarnings("ignore", message="Cannot disable autocommit")
 
 STORY = "select ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) from generate_series(1, 2000)"
 
 
-class Server:
-    """A server of its own for each test, on ports that the system chooses."""
-
-    def __init__(self, program, *options):
-        command = [program, "serve", "--no-init", "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.uri = self.process.stderr.readline().split()[1]
-        self.metrics_url = self.process.stderr.readline().split()[-1]
-        # What it says later must not fill the pipe.
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+class Server(MonitoredServer):
+    """A server whose counters are read."""
 
     def metric(self, name):
         """Returns a counter, 0 while it is not there."""
@@ -57,13 +49,6 @@ class Server:
         while not condition():
             assert time.monotonic() < deadline, "it does not come to hold"
             time.sleep(0.01)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        assert self.process.wait(60) == 0, "the server did not stop as it should"
 
 
 def connect(server, **options):
@@ -221,22 +206,5 @@ cursor.fetchall()
         server.wait(lambda: server.metric("refrain_sessions") == 0)
 
 
-def main():
-    program = sys.argv[1]
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_")]
-    failed = 0
-    for name, test in tests:
-        started = time.monotonic()
-        try:
-            test(program)
-            print(f"ok {name} ({time.monotonic() - started:.1f} s)", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAILED {name}", flush=True)
-            traceback.print_exc()
-    print(f"{len(tests) - failed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests(globals(), sys.argv[1]))

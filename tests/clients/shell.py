@@ -14,25 +14,18 @@ import subprocess
 import sys
 import tempfile
 import termios
-import threading
 import time
-import traceback
 import urllib.request
 from pathlib import Path
+
+from harness import MonitoredServer, run_tests
 
 STORY = "select ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) from generate_series(1, 2000);"
 PATIENCE_S = 120
 
 
-class Server:
-    """A server of its own, on ports that the system chooses."""
-
-    def __init__(self, program, *options):
-        command = [program, "serve", "--no-init", "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.uri = self.process.stderr.readline().split()[1]
-        self.metrics_url = self.process.stderr.readline().split()[-1]
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+class Server(MonitoredServer):
+    """A server whose counters are waited for."""
 
     def metrics(self):
         with urllib.request.urlopen(self.metrics_url) as page:
@@ -44,13 +37,6 @@ class Server:
         while line not in self.metrics().splitlines():
             assert time.monotonic() < deadline, f"{line} does not come"
             time.sleep(0.01)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        assert self.process.wait(60) == 0, "the server did not stop as it should"
 
 
 class Shell:
@@ -215,21 +201,5 @@ def test_a_server_that_goes_is_told(program):
         assert shell.leave() == 0
 
 
-def main():
-    program = str(Path(sys.argv[1]).resolve())
-    tests = [value for name, value in list(globals().items()) if name.startswith("test_")]
-    failed = 0
-    for test in tests:
-        try:
-            test(program)
-            print(f"ok {test.__name__}", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAILED {test.__name__}", flush=True)
-            traceback.print_exc()
-    print(f"{len(tests) - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_tests(globals(), str(Path(sys.argv[1]).resolve())))

@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from pathlib import Path
 
 import chromium
+import harness
+from harness import run_tests
 
 CONTROL = 2
 CERTIFICATES = Path(__file__).parent.parent / "it" / "flight" / "certificates"
@@ -40,25 +40,17 @@ WHERE ai_filter('Is the review negative?', product, description, review)"""
 STORY = "SELECT ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) FROM generate_series(1, 2000)"
 
 
-class Server:
-    """A server of its own for each test, on a port that the system chooses."""
+class Server(harness.Server):
+    """A server with the page."""
 
     def __init__(self, program, *options, script=None):
         first = ["-i", script] if script else ["--no-init"]
-        command = [program, *first, "serve", "--ui", "--listen", "127.0.0.1:0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while not (found := re.match(r"page at (\S+)", self.process.stderr.readline())):
+        super().__init__([program, *first, "serve", "--ui", "--listen", "127.0.0.1:0", *options])
+
+    def read_addresses(self, stderr):
+        while not (found := re.match(r"page at (\S+)", stderr.readline())):
             assert self.process.poll() is None, "the server has ended"
         self.url = found.group(1)
-        # What it says later must not fill the pipe.
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        assert self.process.wait(60) == 0, "the server did not stop as it should"
 
 
 def start(page, sql):
@@ -212,22 +204,5 @@ def take_pictures(page, folder):
     page.scheme("light")
 
 
-def main():
-    program, pictures = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    tests = [(name, test) for name, test in globals().items() if name.startswith("test_")]
-    failed = 0
-    for name, test in tests:
-        started = time.monotonic()
-        try:
-            test(program, pictures)
-            print(f"ok {name} ({time.monotonic() - started:.1f} s)", flush=True)
-        except Exception:
-            failed += 1
-            print(f"FAILED {name}", flush=True)
-            traceback.print_exc()
-    print(f"{len(tests) - failed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tests(globals(), sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None))
