@@ -1,7 +1,6 @@
 //! `refrain bench export`: the prompts of a query in several orders, as tokens for another engine.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use refrain_datasets::queries;
 use serde_json::{Map, json};
@@ -9,9 +8,9 @@ use serde_json::{Map, json};
 use super::super::error::{Failure, Outcome};
 use super::super::session::Session;
 use super::api_cost::shared_with_earlier;
+use super::measure::prepare;
 use super::prompts::{record, write};
 use super::tables::TableArgs;
-use crate::{Error, ModelType, planner};
 
 /// The model that prompts are made for where a tokenizer is given.
 const MODEL: &str = "export";
@@ -56,11 +55,7 @@ pub(super) async fn run(session: &mut Session, args: &ExportArgs) -> Outcome<()>
         session.collect(&create).await?;
         session.set("model", MODEL).await?;
     }
-    let settings = planner::settings(&session.db.context().state());
-    let catalog = Arc::clone(session.db.model_catalog());
-    let model = catalog.resolve(settings.model.as_deref(), ModelType::Completion).map_err(Error::from)?;
-    // Several readers of one file would hand its rows over in any order.
-    session.set("datafusion.optimizer.repartition_file_scans", "false").await?;
+    let model = prepare(session).await?;
     std::fs::create_dir_all(&args.out).map_err(|error| Failure::file("make", &args.out, error))?;
     let prepared = args.tables.prepare(session, query).await?;
     let mut orders = Map::new();

@@ -40,21 +40,12 @@ pub(crate) struct MeasureArgs {
     #[arg(long, value_name = "N")]
     max_tokens: Option<std::num::NonZeroU32>,
 
-    /// Tokens of one forward pass
-    #[arg(long, value_name = "N")]
-    step_tokens: Option<std::num::NonZeroU32>,
-
     /// Settings to compare, by name; if left out all, or none where prompts are written
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     arms: Vec<String>,
 
-    /// What the device multiplies at most, in TFLOP/s, for the column `of limit`; known for some GPUs
-    #[arg(long, value_name = "N", value_parser = super::positive)]
-    peak_tflops: Option<f64>,
-
-    /// What the device reads at most, in GB/s
-    #[arg(long, value_name = "N", value_parser = super::positive)]
-    peak_gbs: Option<f64>,
+    #[command(flatten)]
+    device: DeviceArgs,
 
     /// Say after each setting where the time of the GPUs went; measuring it costs a few microseconds for each kernel
     #[arg(long)]
@@ -92,7 +83,7 @@ impl MeasureArgs {
 const ARMS: &[&str] = &["naive", "cache", "cache+dedup", "rows", "ggr", "search", "search+dedup", "refrain"];
 
 /// A query that loads the model, so that the first arm does not pay for it.
-pub(super) const WARM_UP: &str = "SELECT ai_filter('Is this a movie?', 'warm-up')";
+const WARM_UP: &str = "SELECT ai_filter('Is this a movie?', 'warm-up')";
 
 const HEADER: &str = "\
 | arm | wall s | rows/s | calls | prompt tokens | computed tokens | prefix hit | steps | tokens a step | ideal s | of limit | speed-up | same answers |
@@ -119,17 +110,52 @@ pub(super) struct Subject {
     pub(super) peaks: Option<Peaks>,
 }
 
+/// What is told of the device that a benchmark runs on.
+#[derive(Debug, clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Tokens of one forward pass
+    #[arg(long, value_name = "N")]
+    step_tokens: Option<std::num::NonZeroU32>,
+
+    /// What the device multiplies at most, in TFLOP/s, for the share of the limit; known for some GPUs
+    #[arg(long, value_name = "N", value_parser = super::positive)]
+    peak_tflops: Option<f64>,
+
+    /// What the device reads at most, in GB/s
+    #[arg(long, value_name = "N", value_parser = super::positive)]
+    peak_gbs: Option<f64>,
+}
+
+/// Returns the model that a session asks, and has files read in the order of their rows.
+pub(super) async fn prepare(session: &Session) -> Outcome<String> {
+    // Several readers of one file would hand its rows over in any order.
+    session.set("datafusion.optimizer.repartition_file_scans", "false").await?;
+    let settings = planner::settings(&session.db.context().state());
+    let catalog = session.db.model_catalog();
+    Ok(catalog.resolve(settings.model.as_deref(), ModelType::Completion).map_err(Error::from)?)
+}
+
+impl Subject {
+    /// Loads a model, so that the first arm does not pay for it.
+    pub(super) async fn load(session: &mut Session, model: &str, device: &DeviceArgs) -> Outcome<Self> {
+        if let Some(tokens) = device.step_tokens {
+            session.set("step_tokens", &tokens.to_string()).await?;
+        }
+        session.collect(WARM_UP).await?;
+        let catalog = session.db.model_catalog();
+        let backend = catalog.backend(model).await.map_err(Error::from)?;
+        let config = catalog.config(model).map_err(Error::from)?;
+        let scale = |number: Option<f64>, unit: f64| number.map(|number| number * unit);
+        let (tflops, gbs) = (scale(device.peak_tflops, 1e12), scale(device.peak_gbs, 1e9));
+        let peaks = Peaks::of(&backend.capabilities().device, tflops, gbs);
+        Ok(Subject { backend, cost: config.map(|config| config.token_cost()), peaks })
+    }
+}
+
 /// Runs the arms one after the other and prints a Markdown table, a line as soon as its arm has run.
 pub(super) async fn run(session: &mut Session, args: &MeasureArgs) -> Outcome<()> {
     let (arms, query) = (args.wanted()?, args.query());
-    let settings = planner::settings(&session.db.context().state());
-    let catalog = Arc::clone(session.db.model_catalog());
-    let model = catalog.resolve(settings.model.as_deref(), ModelType::Completion).map_err(Error::from)?;
-    // Several readers of one file would hand its rows over in any order.
-    session.set("datafusion.optimizer.repartition_file_scans", "false").await?;
-    if let Some(tokens) = args.step_tokens {
-        session.set("step_tokens", &tokens.to_string()).await?;
-    }
+    let model = prepare(session).await?;
     if let Some(folder) = &args.write_prompts {
         std::fs::create_dir_all(folder).map_err(|error| Failure::file("make", folder, error))?;
         for (arm, file) in arms::named(&["cache", "refrain"])?.into_iter().zip(["original", "refrain"]) {
@@ -139,17 +165,11 @@ pub(super) async fn run(session: &mut Session, args: &MeasureArgs) -> Outcome<()
     if arms.is_empty() {
         return Ok(());
     }
-    session.collect(WARM_UP).await?;
-    let backend = catalog.backend(&model).await.map_err(Error::from)?;
-    let config = catalog.config(&model).map_err(Error::from)?;
-    let scale = |number: Option<f64>, unit: f64| number.map(|number| number * unit);
-    let device = backend.capabilities().device;
-    let peaks = Peaks::of(&device, scale(args.peak_tflops, 1e12), scale(args.peak_gbs, 1e9));
+    let subject = Subject::load(session, &model, &args.device).await?;
     if args.times {
-        backend.time_passes();
+        subject.backend.time_passes();
     }
-    let subject = Subject { backend, cost: config.map(|config| config.token_cost()), peaks };
-    session.notice(&format!("model {model}, {device}"));
+    session.notice(&format!("model {model}, {}", subject.backend.capabilities().device));
     session.print(HEADER)?;
     let mut measured = Vec::new();
     for arm in arms {

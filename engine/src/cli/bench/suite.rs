@@ -1,7 +1,6 @@
 //! The queries of a benchmark, each in several arms.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use refrain_datasets::queries::{Query, Suite, queries};
@@ -10,14 +9,13 @@ use super::super::error::{Failure, Outcome};
 use super::super::session::Session;
 use super::api_cost::{PROVIDERS, shared_with_earlier};
 use super::arms::{self, Arm};
-use super::limit::{Peaks, ideal_s};
-use super::measure::{Subject, WARM_UP};
+use super::limit::ideal_s;
+use super::measure::{DeviceArgs, Subject, prepare};
 use super::prompts::record;
 use super::quality::quality;
 use super::report;
 use super::results::{self, CostLine, Line, QueryLine, Results, RunLine};
 use super::tables::{Origin, TableArgs};
-use crate::{Error, ModelType, planner};
 
 /// Options of the benchmarks of several queries.
 #[derive(Debug, clap::Args)]
@@ -37,21 +35,12 @@ pub(crate) struct SuiteArgs {
     #[arg(long, value_name = "N")]
     repetitions: Option<usize>,
 
-    /// Tokens of one forward pass
-    #[arg(long, value_name = "N")]
-    step_tokens: Option<std::num::NonZeroU32>,
-
     /// Put results and the report in this folder; what it already has is not measured again
     #[arg(long, value_name = "DIR", default_value = "refrain-bench")]
     report: PathBuf,
 
-    /// What the device multiplies at most, in TFLOP/s, for the share of the limit; known for some GPUs
-    #[arg(long, value_name = "N", value_parser = super::positive)]
-    peak_tflops: Option<f64>,
-
-    /// What the device reads at most, in GB/s
-    #[arg(long, value_name = "N", value_parser = super::positive)]
-    peak_gbs: Option<f64>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// A benchmark of several queries, and what it is unless the user says otherwise.
@@ -147,23 +136,10 @@ pub(super) async fn run(session: &mut Session, benchmark: &Benchmark, args: &Sui
     let arms = if args.arms.is_empty() { arms::named(benchmark.arms)? } else { arms::named(&args.arms)? };
     let mut tables = args.tables.clone();
     tables.rows = tables.rows.or(benchmark.rows);
-    let settings = planner::settings(&session.db.context().state());
-    let catalog = Arc::clone(session.db.model_catalog());
-    let model = catalog.resolve(settings.model.as_deref(), ModelType::Completion).map_err(Error::from)?;
-    // Several readers of one file would hand its rows over in any order.
-    session.set("datafusion.optimizer.repartition_file_scans", "false").await?;
-    if let Some(tokens) = args.step_tokens {
-        session.set("step_tokens", &tokens.to_string()).await?;
-    }
-    session.collect(WARM_UP).await?;
-    let backend = catalog.backend(&model).await.map_err(Error::from)?;
-    let device = backend.capabilities().device;
-    let config = catalog.config(&model).map_err(Error::from)?;
-    let scale = |number: Option<f64>, unit: f64| number.map(|number| number * unit);
-    let peaks = Peaks::of(&device, scale(args.peak_tflops, 1e12), scale(args.peak_gbs, 1e9));
-    let subject = Subject { backend, cost: config.as_ref().map(|config| config.token_cost()), peaks };
+    let model = prepare(session).await?;
+    let subject = Subject::load(session, &model, &args.device).await?;
     // Why there is no GPU is for whoever runs it to know, and not for the pages.
-    let device = device.split(" (").next().unwrap_or_default().to_owned();
+    let device = subject.backend.capabilities().device.split(" (").next().unwrap_or_default().to_owned();
 
     let mut results = Results::open(&args.report)?;
     results.begin(RunLine {
@@ -197,7 +173,7 @@ pub(super) async fn run(session: &mut Session, benchmark: &Benchmark, args: &Sui
             }
         }
         // The prompts of an external model are its own affair.
-        if config.is_some() {
+        if subject.cost.is_some() {
             bill(session, &model, query, &prepared.sql, arms::named(benchmark.billed)?, &mut results).await?;
         }
     }
