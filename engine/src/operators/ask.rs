@@ -1,6 +1,6 @@
 //! Asks about the questions of one window and collects their outcomes: from the memo, from what is kept, from the backend.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::operators::chunked::ask_in_chunks;
 use crate::operators::distinct::Questions;
 use crate::operators::enough::Enough;
 use crate::operators::keys::Keys;
+use crate::operators::llm_exec::Shared;
 use crate::operators::memo::{Claim, Claims, Failure, Outcome};
 use crate::operators::overflow::Overflow;
 use crate::operators::prompts::{Edge, PlannedRequests, Planner, with_other_tail};
@@ -31,6 +32,8 @@ pub(super) struct Asker {
     pub call: Arc<PhysicalCall>,
     /// The model's backend.
     pub backend: Arc<dyn Backend>,
+    /// Tokens of the model for one of its tokenizer, as in [`Capabilities::token_scale`](refrain_serving::Capabilities::token_scale).
+    pub token_scale: f64,
     /// How prompts are laid out for this model.
     pub layout: Arc<PromptLayout>,
     /// What the query has in common.
@@ -176,8 +179,10 @@ impl<'a> Member<'a> {
     /// Claims the open questions.
     fn claim(&mut self) {
         self.claims = self.asker.scope.memo.claims();
-        for question in std::mem::take(&mut self.open) {
-            match self.claims.claim(self.keys.in_memo(question)) {
+        let open = std::mem::take(&mut self.open);
+        let claimed = self.claims.claim(open.iter().map(|question| self.keys.in_memo(*question)));
+        for (question, claim) in open.into_iter().zip(claimed) {
+            match claim {
                 Claim::Mine => self.mine.push(question),
                 Claim::Theirs => self.theirs.push(question),
                 Claim::Known(outcome) => self.remember(question, outcome),
@@ -202,6 +207,26 @@ impl<'a> Member<'a> {
         }
     }
 
+    /// Makes what completions have brought known and keeps it.
+    async fn settle(&mut self, settled: Settled, provenance: &Arc<Provenance>) -> Result<()> {
+        let Settled { outcomes, kept, usage } = settled;
+        let (keys, stats) = (&self.keys, &self.asker.stats);
+        let add = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
+        add(&stats.calls_done, outcomes.len() as u64);
+        add(&stats.prompt_tokens, usage.prompt);
+        add(&stats.cached_tokens, usage.cached);
+        add(&stats.output_tokens, usage.output);
+        add(&stats.retries, usage.retries);
+        self.claims.publish(outcomes.iter().map(|(question, outcome)| (keys.in_memo(*question), outcome.clone())));
+        for (question, outcome) in outcomes {
+            self.outcomes[question as usize] = Some(outcome);
+        }
+        for (question, kept) in kept {
+            self.asker.kept.write(keys.kept[question as usize], provenance, kept, self.asker.is_drawn()).await?;
+        }
+        Ok(())
+    }
+
     fn remember(&mut self, question: u32, outcome: Outcome) {
         self.asker.stats.memo_hits.fetch_add(1, Ordering::Relaxed);
         self.outcomes[question as usize] = Some(outcome);
@@ -221,6 +246,44 @@ impl<'a> Member<'a> {
     fn outcomes(mut self, wanted: &[u32]) -> Result<Vec<Outcome>> {
         let answered = wanted.iter().map(|question| self.outcomes[*question as usize].take());
         answered.map(|outcome| outcome.ok_or_else(|| internal_datafusion_err!("a question was never answered"))).collect()
+    }
+}
+
+/// What some completions have brought one of the members.
+#[derive(Debug, Default)]
+struct Settled {
+    outcomes: Vec<(u32, Outcome)>,
+    kept: Vec<(u32, Kept)>,
+    usage: UsageSums,
+}
+
+/// The sums of the tokens and retries of some completions.
+#[derive(Debug, Default)]
+struct UsageSums {
+    prompt: u64,
+    cached: u64,
+    output: u64,
+    retries: u64,
+}
+
+impl Settled {
+    /// Counts a completion and takes its outcome, which it returns.
+    fn take(
+        &mut self,
+        asker: &Asker,
+        question: u32,
+        completion: Completion,
+        prompt: impl FnOnce() -> Option<Arc<str>>,
+    ) -> &Outcome {
+        let usage = completion.usage;
+        self.usage.prompt += u64::from(usage.prompt);
+        self.usage.cached += u64::from(usage.cached);
+        self.usage.output += u64::from(usage.output);
+        self.usage.retries += u64::from(usage.retries);
+        let (outcome, kept) = asker.outcome(completion, asker.kept.keeps_anything(asker.is_drawn()), prompt);
+        self.kept.extend(kept.map(|kept| (question, kept)));
+        self.outcomes.push((question, outcome));
+        &self.outcomes[self.outcomes.len() - 1].1
     }
 }
 
@@ -248,7 +311,7 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enoug
     let mut requests = Requests::new(requests, members, &origin, planned.head_len);
     loop {
         requests.submit_all(members);
-        let Some(completion) = requests.running.next().await else {
+        let Some(completions) = requests.running.next().await else {
             if requests.n_running > 0 {
                 return Err(backend_error(refrain_serving::Error::Device(
                     "the backend ended without answering every request".into(),
@@ -259,24 +322,37 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enoug
             requests.accounts[member].room(members[member].asker.tokens(next)).await?;
             continue;
         };
-        let completion = completion.map_err(backend_error)?;
-        let (member, position) = origin[completion.id.0 as usize];
-        requests.n_running -= 1;
-        requests.accounts[member].settle(completion.usage.output.into());
-        let Member { asker, keys, claims, outcomes, .. } = &mut members[member];
-        asker.stats.answered(requests.first.elapsed());
-        let question = planned.questions[position];
-        let (outcome, kept) = asker.outcome(completion, || asker.prompt_text(questions, &planned, position));
-        if let Err(failure) = &outcome
-            && asker.call.options.on_error == OnError::Fail
-        {
-            return Err(asker.call.failed_row(failure));
+        let took = requests.first.elapsed();
+        let mut settled: Vec<Settled> = members.iter().map(|_| Settled::default()).collect();
+        let mut failed = None;
+        for completion in completions {
+            let completion = match completion.map_err(backend_error) {
+                Ok(completion) => completion,
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
+            };
+            let (member, position) = origin[completion.id.0 as usize];
+            let (asker, question) = (members[member].asker, planned.questions[position]);
+            let outcome =
+                settled[member].take(asker, question, completion, || asker.prompt_text(questions, &planned, position));
+            if let Err(failure) = outcome
+                && asker.call.options.on_error == OnError::Fail
+            {
+                failed = Some(asker.call.failed_row(failure));
+                break;
+            }
         }
-        claims.publish(keys.in_memo(question), outcome.clone());
-        outcomes[question as usize] = Some(outcome);
-        if let Some(kept) = kept {
-            let key = keys.kept[question as usize];
-            asker.kept.write(key, &provenances[member], kept, asker.is_drawn()).await?;
+        // What was answered before a failure is kept as well.
+        for (member, settled) in settled.into_iter().enumerate().filter(|(_, settled)| !settled.outcomes.is_empty()) {
+            requests.n_running -= settled.outcomes.len();
+            requests.accounts[member].settle(settled.outcomes.len() as u64, settled.usage.output);
+            members[member].asker.stats.answered(took);
+            members[member].settle(settled, &provenances[member]).await?;
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         if is_enough(enough, members)? {
             return Ok(true);
@@ -287,7 +363,7 @@ async fn ask_model(members: &mut [Member<'_>], questions: &Arc<Questions>, enoug
         && !planned.chunked.is_empty()
     {
         for (question, outcome) in ask_in_chunks(member.asker, questions, planned.chunked).await? {
-            member.claims.publish(member.keys.in_memo(question), outcome.clone());
+            member.claims.publish([(member.keys.in_memo(question), outcome.clone())]);
             member.outcomes[question as usize] = Some(outcome);
         }
         return is_enough(enough, members);
@@ -331,6 +407,32 @@ fn plan_together(askers: &[Asker], questions: &Questions, mine: &[Vec<u32>]) -> 
 }
 
 impl Asker {
+    /// Prepares to ask a call of a query; nothing is asked yet.
+    pub(super) fn new(
+        shared: &Shared,
+        call: &Arc<PhysicalCall>,
+        backend: Arc<dyn Backend>,
+        layout: Arc<PromptLayout>,
+        stats: &Arc<NodeStats>,
+        kept: &QueryAnswers,
+    ) -> Self {
+        Asker {
+            call: Arc::clone(call),
+            token_scale: backend.capabilities().token_scale,
+            backend,
+            layout,
+            scope: Arc::clone(&shared.scope),
+            stats: Arc::clone(stats),
+            budget: shared.budget.clone(),
+            kept: kept.clone(),
+            share_prefixes: shared.prefix_cache,
+            priority: shared.priority,
+            memo: shared.memo,
+            proxy: None,
+            edge: Arc::default(),
+        }
+    }
+
     /// Asks some questions alone, and returns their outcomes in the order of `wanted`.
     ///
     /// Fails and is cancelled as [`ask_together`] is.
@@ -344,18 +446,19 @@ impl Asker {
         let asked: Vec<u32> = values.iter().map(|(question, _)| *question).collect();
         let keys = self.keys(questions, &asked);
         let mut claims = self.scope.memo.claims();
-        let settled = values.into_iter().map(|(question, value)| {
-            let key = keys.in_memo(question);
-            match claims.claim(key) {
-                Claim::Known(outcome) => (question, outcome),
-                Claim::Theirs => (question, Ok(value)),
-                Claim::Mine => {
-                    claims.publish(key, Ok(value.clone()));
-                    (question, Ok(value))
-                }
+        let claimed = claims.claim(asked.iter().map(|question| keys.in_memo(*question)));
+        let mut mine = vec![];
+        let settled = values.into_iter().zip(claimed).map(|((question, value), claim)| match claim {
+            Claim::Known(outcome) => (question, outcome),
+            Claim::Theirs => (question, Ok(value)),
+            Claim::Mine => {
+                mine.push((keys.in_memo(question), Ok(value.clone())));
+                (question, Ok(value))
             }
         });
-        settled.collect()
+        let settled = settled.collect();
+        claims.publish(mine);
+        settled
     }
 
     /// Whether answers are drawn rather than the most probable ones.
@@ -376,24 +479,25 @@ impl Asker {
         }
         let wanted: Vec<Key> = mine.iter().map(|question| keys.kept[*question as usize]).collect();
         let found = self.kept.read(&wanted, self.is_drawn()).await?;
-        let mut rest = vec![];
+        let (mut rest, mut recalled) = (vec![], vec![]);
         for (question, kept) in mine.into_iter().zip(found) {
             // What no longer has the form of an answer is asked again.
             match kept.map(|kept| self.call.call.task.read(kept.to_answer())) {
                 Some(Ok(value)) => {
-                    self.stats.cache_hits.fetch_add(1, Ordering::Relaxed);
-                    claims.publish(keys.in_memo(question), Ok(value.clone()));
+                    recalled.push((keys.in_memo(question), Ok(value.clone())));
                     outcomes[question as usize] = Some(Ok(value));
                 }
                 _ => rest.push(question),
             }
         }
+        self.stats.cache_hits.fetch_add(recalled.len() as u64, Ordering::Relaxed);
+        claims.publish(recalled);
         Ok(rest)
     }
 
     /// Returns the tokens of a prompt as the model counts them.
     pub(super) fn tokens(&self, request: &Request) -> u64 {
-        (request.prompt_len() as f64 * self.backend.capabilities().token_scale).ceil() as u64
+        (request.prompt_len() as f64 * self.token_scale).ceil() as u64
     }
 
     /// Orders and renders; blocks its thread.
@@ -442,15 +546,14 @@ impl Asker {
         Some(self.layout.prompt_text(&order, &values).into())
     }
 
-    /// Counts a completion and turns it into a value or a failure, and what is to be kept of it.
-    fn outcome(&self, completion: Completion, prompt: impl FnOnce() -> Option<Arc<str>>) -> (Outcome, Option<Kept>) {
+    /// Turns a completion into a value or a failure, and what is to be kept of it if anything `is_kept`.
+    fn outcome(
+        &self,
+        completion: Completion,
+        is_kept: bool,
+        prompt: impl FnOnce() -> Option<Arc<str>>,
+    ) -> (Outcome, Option<Kept>) {
         let Completion { id: _, result, usage } = completion;
-        let add = |counter: &std::sync::atomic::AtomicU64, n: u32| counter.fetch_add(n.into(), Ordering::Relaxed);
-        add(&self.stats.calls_done, 1);
-        add(&self.stats.prompt_tokens, usage.prompt);
-        add(&self.stats.cached_tokens, usage.cached);
-        add(&self.stats.output_tokens, usage.output);
-        add(&self.stats.retries, usage.retries);
         let failure = |reason, message, output: Option<&str>| Failure {
             reason,
             message,
@@ -460,11 +563,11 @@ impl Asker {
         };
         match result {
             Ok(answer) => {
-                let kept = Kept::of(&answer);
+                let kept = if is_kept { Kept::of(&answer) } else { None };
                 let text = answer.text.clone();
                 match self.call.call.task.read(answer) {
                     // A probability is kept as a number; its answer would not be whole without those of its tokens.
-                    Ok(value) if self.call.call.task.logprobs().is_some() => {
+                    Ok(value) if is_kept && self.call.call.task.logprobs().is_some() => {
                         let kept = Kept::Text(value.to_string().into());
                         (Ok(value), Some(kept))
                     }

@@ -204,10 +204,10 @@ impl Account {
         }
     }
 
-    /// Notes that a request has ended with an answer of so many tokens.
-    pub(super) fn settle(&mut self, answer: u64) {
-        self.running = self.running.saturating_sub(1);
-        self.release(1, answer);
+    /// Notes that requests have ended, whose answers have so many tokens.
+    pub(super) fn settle(&mut self, requests: u64, answers: u64) {
+        self.running = self.running.saturating_sub(requests);
+        self.release(requests, answers);
     }
 
     /// Waits until a request of `prompt` tokens may be admitted. Fails if none will be, once no request of the query runs.
@@ -265,8 +265,8 @@ mod tests {
         let (mut one, mut other) = (Account::new(&budget, 5), Account::new(&budget, 5));
         assert!(one.admit(10) && other.admit(10));
         assert!(!one.admit(10), "a third call");
-        one.settle(1);
-        other.settle(2);
+        one.settle(1, 1);
+        other.settle(1, 2);
         let (which, spent) = which(one.room(10).await.unwrap_err());
         assert_eq!(which, "refrain.max_calls");
         assert!(spent.starts_with("2 of 2 calls, 20 prompt tokens, 3 answer tokens, "), "{spent}");
@@ -279,12 +279,12 @@ mod tests {
         let mut account = Account::new(&budget, 5);
         assert!(account.admit(1) && account.admit(1));
         assert!(!account.admit(1), "there may be no room");
-        account.settle(2);
+        account.settle(1, 2);
         assert!(!account.admit(1), "2 and 5 and 5");
-        account.settle(3);
+        account.settle(1, 3);
         account.room(1).await.unwrap();
         assert!(account.admit(1));
-        account.settle(1);
+        account.settle(1, 1);
         assert_eq!(which(account.room(1).await.unwrap_err()).0, "refrain.max_output_tokens_total");
     }
 

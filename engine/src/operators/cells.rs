@@ -203,31 +203,25 @@ impl<'a> Cells<'a> {
         }
     }
 
-    /// Returns the cells of a question, its fields in the order of `columns`; in template mode in that of the template.
-    pub(super) fn of(&self, question: u32, columns: &[u32]) -> Vec<Cell> {
+    /// Adds the cells of a question to `placed`, its fields in the order of `columns`; in template mode in that of the template.
+    pub(super) fn place(&self, question: u32, columns: &[u32], placed: &mut Vec<Cell>) {
         let tuple = self.questions.tuple(question);
-        let mut cells = vec![];
         let of = |column: &u32| self.field_of[*column as usize];
         for (position, chunk) in columns.chunk_by(|a, b| of(a) == of(b)).enumerate() {
             let (field, place) = (of(&chunk[0]) as usize, Place::of(position, self.n_inputs));
             let passages = self.passages_in(field, tuple, chunk);
             if passages.is_empty() {
-                cells.push(Cell { slot: Slot::Field(field, place), code: tuple[field] });
+                placed.push(Cell { slot: Slot::Field(field, place), code: tuple[field] });
             }
             let count = passages.len();
-            cells.extend(
-                passages
-                    .into_iter()
-                    .enumerate()
-                    .map(|(at, code)| Cell { slot: Slot::Passage(place, Place::of(at, count)), code }),
-            );
+            let passages = passages.into_iter().enumerate();
+            placed.extend(passages.map(|(at, code)| Cell { slot: Slot::Passage(place, Place::of(at, count)), code }));
         }
         let part = |part: usize| {
             let code = self.layout.part_input(part).map_or(0, |input| tuple[input]);
             Cell { slot: Slot::Part(part), code }
         };
-        cells.extend((0..self.layout.n_parts()).map(part));
-        cells
+        placed.extend((0..self.layout.n_parts()).map(part));
     }
 
     /// Returns the passages of a row in the order of the columns that stand for them; none if `field` holds no passages.
@@ -294,7 +288,8 @@ impl<'a> Cells<'a> {
 
     /// Returns the values of a question whose fields stand in the order of `columns`. A list of passages stays as it was declared.
     pub(super) fn values(&self, question: u32, columns: &[u32]) -> Values<'_> {
-        let mut cells = self.of(question, columns);
+        let mut cells = vec![];
+        self.place(question, columns, &mut cells);
         cells.dedup_by_key(|cell| match cell.slot {
             Slot::Passage(..) => None,
             slot => Some(slot),

@@ -376,20 +376,7 @@ impl Job {
         let backend = self.shared.models.backend(&call.model).await?;
         let layout = Arc::new(PromptLayout::new(&call.call, backend.tokenizer().as_ref())?);
         stats.model_digest.get_or_init(|| backend.capabilities().model_digest);
-        Ok(Asker {
-            call: Arc::clone(call),
-            backend,
-            layout,
-            scope: Arc::clone(&self.shared.scope),
-            stats,
-            budget: self.shared.budget.clone(),
-            kept: kept.clone(),
-            share_prefixes: self.shared.prefix_cache,
-            priority: self.shared.priority,
-            memo: self.shared.memo,
-            proxy: None,
-            edge: Arc::default(),
-        })
+        Ok(Asker::new(&self.shared, call, backend, layout, &stats, kept))
     }
 
     /// Decides how prompts begin, now that there are rows to judge by, and returns the calls that ask together.

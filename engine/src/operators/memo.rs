@@ -109,9 +109,11 @@ impl Memo {
 }
 
 impl Claims {
-    /// Claims a question. A key must be claimed once only.
-    pub fn claim(&mut self, key: Key) -> Claim {
-        match self.memo.lock().entry(key) {
+    /// Claims questions, and returns what each claim found. A key must be claimed once only.
+    pub fn claim(&mut self, keys: impl ExactSizeIterator<Item = Key>) -> Vec<Claim> {
+        let mut entries = self.memo.lock();
+        entries.reserve(keys.len());
+        let claim = |key: Key| match entries.entry(key) {
             MapEntry::Occupied(entry) => match entry.get() {
                 Entry::Known(outcome) => Claim::Known(outcome.clone()),
                 Entry::Asked => Claim::Theirs,
@@ -121,13 +123,18 @@ impl Claims {
                 self.open.insert(key);
                 Claim::Mine
             }
-        }
+        };
+        keys.map(claim).collect()
     }
 
-    /// Makes the outcome of a claimed question known to all.
-    pub fn publish(&mut self, key: Key, outcome: Outcome) {
-        self.open.remove(&key);
-        self.memo.lock().insert(key, Entry::Known(outcome));
+    /// Makes the outcomes of claimed questions known to all.
+    pub fn publish(&mut self, outcomes: impl IntoIterator<Item = (Key, Outcome)>) {
+        let mut entries = self.memo.lock();
+        for (key, outcome) in outcomes {
+            self.open.remove(&key);
+            entries.insert(key, Entry::Known(outcome));
+        }
+        drop(entries);
         self.memo.changed.notify_waiters();
     }
 }
@@ -154,26 +161,30 @@ mod tests {
         [n; 32]
     }
 
+    fn claim(claims: &mut Claims, n: u8) -> Claim {
+        claims.claim([key(n)].into_iter()).remove(0)
+    }
+
     #[test]
     fn the_first_claim_asks_and_the_rest_know() {
         let memo = Arc::new(Memo::default());
         let (mut first, mut second) = (memo.claims(), memo.claims());
-        assert!(matches!(first.claim(key(1)), Claim::Mine));
-        assert!(matches!(second.claim(key(1)), Claim::Theirs));
-        first.publish(key(1), Ok(ScalarValue::from(true)));
-        assert!(matches!(second.claim(key(1)), Claim::Known(Ok(ScalarValue::Boolean(Some(true))))));
+        assert!(matches!(claim(&mut first, 1), Claim::Mine));
+        assert!(matches!(claim(&mut second, 1), Claim::Theirs));
+        first.publish([(key(1), Ok(ScalarValue::from(true)))]);
+        assert!(matches!(claim(&mut second, 1), Claim::Known(Ok(ScalarValue::Boolean(Some(true))))));
     }
 
     #[tokio::test]
     async fn a_dropped_claim_is_free_again() {
         let memo = Arc::new(Memo::default());
         let mut first = memo.claims();
-        assert!(matches!(first.claim(key(1)), Claim::Mine));
+        assert!(matches!(claim(&mut first, 1), Claim::Mine));
         let waiting = Arc::clone(&memo);
         let waiter = tokio::spawn(async move { waiting.wait(&key(1)).await });
         tokio::task::yield_now().await;
         drop(first);
         assert_eq!(waiter.await.unwrap(), None);
-        assert!(matches!(memo.claims().claim(key(1)), Claim::Mine));
+        assert!(matches!(claim(&mut memo.claims(), 1), Claim::Mine));
     }
 }

@@ -96,15 +96,16 @@ impl<'a> Planner<'a> {
         };
         let schedule = reorder::schedule(&table, strategy, &options)
             .map_err(|e| exec_datafusion_err!("cannot order the rows with refrain.reorder = '{strategy}': {e}"))?;
-        let columns_of = |schedule: &Schedule, position: usize| match &call.call.prompt {
-            Prompt::Fields { .. } => schedule.fields_of(position).to_vec(),
-            Prompt::Template(_) | Prompt::Rows { .. } => vec![],
-        };
-        let placed: Vec<Vec<Cell>> = (0..schedule.rows().len())
-            .map(|position| cells.of(asked[schedule.rows()[position] as usize], &columns_of(&schedule, position)))
-            .collect();
-        cells.tokenise(placed.iter().flatten().copied());
-        let mut prompts: Vec<Vec<Segment>> = placed.iter().map(|placed| cells.prompt(placed)).collect();
+        // The cells of all rows, one after the other, and where those of each row end.
+        let (mut placed, mut ends): (Vec<Cell>, _) = (vec![], Vec::with_capacity(schedule.rows().len()));
+        for (position, row) in schedule.rows().iter().enumerate() {
+            cells.place(asked[*row as usize], columns_of(call, &schedule, position), &mut placed);
+            ends.push(placed.len());
+        }
+        cells.tokenise(placed.iter().copied());
+        let starts = [0].into_iter().chain(ends.iter().copied());
+        let mut prompts: Vec<Vec<Segment>> =
+            starts.zip(&ends).map(|(start, end)| cells.prompt(&placed[start..*end])).collect();
         let schedule = match edge.filter(|_| strategy != Strategy::None) {
             Some(edge) => {
                 let order = going_on_from(&edge.prompt, &prompts);
@@ -118,7 +119,7 @@ impl<'a> Planner<'a> {
         let (mut requests, mut chunked, mut truncated) = (Vec::with_capacity(prompts.len()), vec![], 0);
         for (position, (mut prompt, question)) in prompts.into_iter().zip(&in_order).enumerate() {
             if let Some(overflow) = overflow.filter(|overflow| n_tokens(&prompt) > overflow.limit()) {
-                let whole = cells.values(*question, &columns_of(&schedule, position));
+                let whole = cells.values(*question, columns_of(call, &schedule, position));
                 // What neither helps fails as an overflow when it is asked.
                 match overflow {
                     Overflow::Truncate { limit } => {
@@ -150,6 +151,14 @@ impl<'a> Planner<'a> {
             field_of: cells.field_of,
             schedule,
         })
+    }
+}
+
+/// Returns the columns of a row in the order in which they stand in its prompt; none in template mode, where the template orders them.
+fn columns_of<'s>(call: &PhysicalCall, schedule: &'s Schedule, position: usize) -> &'s [u32] {
+    match &call.call.prompt {
+        Prompt::Fields { .. } => schedule.fields_of(position),
+        Prompt::Template(_) | Prompt::Rows { .. } => &[],
     }
 }
 
@@ -207,8 +216,15 @@ pub(super) fn strategy(call: &PhysicalCall) -> Strategy {
 
 fn request(call: &PhysicalCall, id: u32, prompt: Vec<Segment>, shape: &Arc<OutputShape>, seed: u64) -> Request {
     let sampling = Sampling { seed, ..call.options.sampling };
-    let request = Request::new(RequestId(id), prompt, Arc::clone(shape), sampling, call.options.max_tokens);
-    Request { stop: Arc::clone(&call.options.stop), logprobs: call.call.task.logprobs(), ..request }
+    Request {
+        id: RequestId(id),
+        prompt,
+        shape: Arc::clone(shape),
+        sampling,
+        max_tokens: call.options.max_tokens,
+        stop: Arc::clone(&call.options.stop),
+        logprobs: call.call.task.logprobs(),
+    }
 }
 
 /// Returns the request of another call about the same row, where both prompts end with the instruction: only their tails differ.

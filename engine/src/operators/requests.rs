@@ -4,7 +4,8 @@ use std::iter::Peekable;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use futures::stream::SelectAll;
+use futures::StreamExt;
+use futures::stream::{ReadyChunks, SelectAll};
 use refrain_serving::{Batch, CompletionStream, Request};
 
 use crate::operators::ask::Member;
@@ -12,11 +13,13 @@ use crate::operators::budget::Account;
 
 /// Requests in one batch to the backend. Two batches are under way at a time, so that the backend always has work.
 const BATCH_REQUESTS: usize = 8192;
+/// Completions that are taken together where so many are ready: what they need is then locked once for all of them.
+const COMPLETIONS_MAX: usize = 256;
 
 /// The requests of one round that are not answered yet.
 pub(super) struct Requests<'a> {
     pub(super) waiting: Peekable<std::vec::IntoIter<Request>>,
-    pub(super) running: SelectAll<CompletionStream>,
+    pub(super) running: SelectAll<ReadyChunks<CompletionStream>>,
     pub(super) n_running: usize,
     /// A batch is submitted when no more than so many requests run.
     submit_at: usize,
@@ -71,13 +74,14 @@ impl<'a> Requests<'a> {
         }
         let Some(first) = members.first().filter(|_| !batch.is_empty()) else { return false };
         self.n_running += batch.len();
-        self.running.push(first.asker.backend.submit(Batch {
+        let completions = first.asker.backend.submit(Batch {
             requests: batch,
             share_prefixes: first.asker.share_prefixes,
             priority: first.asker.priority,
             keep_prefix: self.head_len,
             ..Batch::default()
-        }));
+        });
+        self.running.push(completions.ready_chunks(COMPLETIONS_MAX));
         true
     }
 }

@@ -58,20 +58,9 @@ async fn sample_questions(call: &Arc<PhysicalCall>, shared: &Shared, questions: 
     let backend = shared.models.backend(&call.model).await?;
     let tokenizer = backend.tokenizer();
     let stats = shared.scope.add_node(call.function_name(), &call.model);
-    let asker = Asker {
-        call: Arc::clone(call),
-        layout: Arc::new(PromptLayout::new(&call.call, tokenizer.as_ref())?),
-        backend,
-        scope: Arc::clone(&shared.scope),
-        stats: Arc::clone(&stats),
-        budget: shared.budget.clone(),
-        kept: shared.answers.open(&shared.answer_settings).await?,
-        share_prefixes: shared.prefix_cache,
-        priority: shared.priority,
-        memo: shared.memo,
-        proxy: None,
-        edge: Arc::default(),
-    };
+    let layout = Arc::new(PromptLayout::new(&call.call, tokenizer.as_ref())?);
+    let kept = shared.answers.open(&shared.answer_settings).await?;
+    let asker = Asker::new(shared, call, backend, layout, &stats, &kept);
     let (questions, rows_of) = (Arc::new(questions), wanted.clone());
     let started = Instant::now();
     let answered = ask_together(&[asker], &questions, &wanted).await?;

@@ -65,18 +65,26 @@ impl<'a> Problem<'a> {
     }
 
     fn searched(&self) -> Candidate {
-        let stored = self.candidate(sorted_by(self.table, self.table.stored_order()), None);
+        let stored_order = self.table.stored_order();
+        let stored = self.candidate(sorted_by(self.table, stored_order.clone()), None);
         let arrangement = self.arrange(&Partition::whole(self.table.rows()));
         let arranged = arrangement.as_ref().map(|arrangement| arrangement.apply(self.table));
         let units = self.dependencies.merge(arranged.as_ref().unwrap_or(self.table), self.table.sets());
         let searched = searched_order(&units, self.table.rows(), &self.dependencies, self.options);
         let scored = self.dependencies.coarser_first(&scored_order(&units));
         let mut best = stored;
+        // Without sets, an order that was judged before saves the same again.
+        let mut judged = if arrangement.is_none() { vec![stored_order] } else { vec![] };
         for order in [searched, scored] {
-            let candidate = self.by_order(&self.dependencies.expand(&order), arrangement.as_ref());
+            let order = self.dependencies.expand(&order);
+            if judged.contains(&order) {
+                continue;
+            }
+            let candidate = self.by_order(&order, arrangement.as_ref());
             if candidate.saved > best.saved {
                 best = candidate;
             }
+            judged.push(order);
         }
         if let Some(order) = self.order_before() {
             let candidate = self.by_order(order, arrangement.as_ref());

@@ -258,21 +258,8 @@ impl AggregateRun {
             .await?;
         }
         let stages = aggregate.stages.iter().zip(layouts);
-        let askers = stages.map(|(stage, layout)| Asker {
-            call: Arc::clone(stage),
-            backend: Arc::clone(&backend),
-            layout,
-            scope: Arc::clone(&self.shared.scope),
-            stats: Arc::clone(stats),
-            budget: self.shared.budget.clone(),
-            kept: kept.clone(),
-            share_prefixes: self.shared.prefix_cache,
-            priority: self.shared.priority,
-            memo: self.shared.memo,
-            proxy: None,
-            edge: Arc::default(),
-        });
-        Ok(Asking { askers: askers.collect(), measure })
+        let asker = |(stage, layout)| Asker::new(&self.shared, stage, Arc::clone(&backend), layout, stats, kept);
+        Ok(Asking { askers: stages.map(asker).collect(), measure })
     }
 
     /// Asks round by round until no group wants to know more.
