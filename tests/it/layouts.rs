@@ -3,7 +3,7 @@
 use refrain::Refrain;
 use refrain::serving::mock::MockBackend;
 
-use crate::support::{Oracle, rows, session_with};
+use crate::support::{Oracle, rows, session_with, text_rows};
 
 /// Two short calls over a text, and one over another column.
 const QUERY: &str = "select ai_complete('one', s), ai_complete('two', s), ai_complete('one', i) from t order by i";
@@ -92,4 +92,54 @@ async fn an_answer_serves_its_own_layout_only() {
     assert_eq!(calls("instruction_first").await, 0);
     assert_eq!(calls("data_first").await, 80);
     assert_eq!(calls("auto").await, 0);
+}
+
+/// Runs a query over fifty long texts on the CPU engine. Returns its rows, the calls, and the prompt tokens computed.
+async fn on_the_engine(settings: &[(&str, &str)], query: &str) -> (Vec<String>, u64, u64) {
+    let db = Refrain::builder().build().await.unwrap();
+    rows(&db, "create model noise from 'random:mini' with (max_context = 2048)").await.unwrap();
+    for (name, value) in [("model", "noise"), ("max_tokens", "2")].iter().chain(settings) {
+        rows(&db, &format!("set refrain.{name} = '{value}'")).await.unwrap();
+    }
+    let text = "lorem ipsum ".repeat(12);
+    let create = format!("create table t as select value as i, value || ' {text}' as s from generate_series(1, 50)");
+    rows(&db, &create).await.unwrap();
+    let mut run = db.sql(query).await.unwrap().execute().await.unwrap();
+    let batches = run.fetch_all().await.unwrap();
+    let answers = batches.iter().flat_map(text_rows).collect();
+    let usage = run.usage();
+    (answers, usage.calls, usage.prompt_tokens - usage.cached_tokens)
+}
+
+/// Every row passes, whatever the model says.
+const PASSES: &str = "is not null";
+
+#[tokio::test]
+async fn operators_share_rows() {
+    let queries = [
+        // A filter and what is asked about the rows that it leaves.
+        format!("select i, ai_complete('go on', s) from t where ai_filter('one', s) {PASSES} order by i"),
+        // Under another name, behind a limit.
+        format!(
+            "select i, ai_complete('go on', x) from (select i, s as x from t where ai_filter('one', s) {PASSES} limit 40) order by i"
+        ),
+        // Two predicates.
+        format!("select i from t where ai_filter('one', s) {PASSES} and ai_filter('two', s) {PASSES} order by i"),
+    ];
+    for query in queries {
+        let (_, calls, instruction_first) = on_the_engine(&[("layout", "instruction_first")], &query).await;
+        let (answers, calls_too, computed) = on_the_engine(&[("layout", "data_first")], &query).await;
+        assert_eq!(calls_too, calls, "{query}");
+        assert!(computed * 13 <= instruction_first * 10, "{query}: {computed} of {instruction_first} tokens");
+        let (without_cache, ..) = on_the_engine(&[("layout", "data_first"), ("prefix_cache", "false")], &query).await;
+        assert_eq!(answers, without_cache, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn operators_over_other_rows_share_nothing() {
+    let query = format!("select i, ai_complete('go on', i) from t where ai_filter('one', s) {PASSES} order by i");
+    let (_, calls, instruction_first) = on_the_engine(&[("layout", "instruction_first")], &query).await;
+    let (_, calls_too, auto) = on_the_engine(&[("layout", "auto")], &query).await;
+    assert_eq!((calls_too, auto), (calls, instruction_first));
 }

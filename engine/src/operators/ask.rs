@@ -46,6 +46,8 @@ pub(super) struct Asker {
     pub kept: QueryAnswers,
     /// Whether prompts share the keys and values of common prefixes.
     pub share_prefixes: bool,
+    /// Whether the rows of its prompts are to stay in the cache, since other calls will ask about them.
+    pub keeps_rows: bool,
     /// How urgent the calls are, as in [`Batch::priority`](refrain_serving::Batch::priority).
     pub priority: i32,
     /// Whether operators of the query answer each other's questions.
@@ -426,6 +428,7 @@ impl Asker {
             budget: shared.budget.clone(),
             kept: kept.clone(),
             share_prefixes: shared.prefix_cache,
+            keeps_rows: false,
             priority: shared.priority,
             memo: shared.memo,
             proxy: None,

@@ -20,7 +20,7 @@ use crate::operators::call::PhysicalCall;
 use crate::operators::chunk_estimate::Chunked;
 use crate::operators::conjunction::Conjunct;
 use crate::operators::distinct::Questions;
-use crate::operators::layout::{AUTO_GAIN_MIN, LayoutCosts, beyond_common, chosen, common, over_the_same_rows};
+use crate::operators::layout::{AUTO_GAIN_MIN, LayoutCosts, RowReaders, beyond_common, chosen, common, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
 use crate::operators::prefix_tree::PrefixTree;
 use crate::operators::prompts::{Planner, strategy};
@@ -155,10 +155,11 @@ pub(crate) fn estimate_calls(
         planned[idx].head_known =
             same_model.map(|other| common(other.layout.head(), this[0].layout.head())).max().unwrap_or(0);
     }
-    let groups = if until.is_some() { vec![] } else { over_the_same_rows(calls) };
-    for group in groups {
+    let groups = if until.is_some() { vec![] } else { over_the_same_rows(calls, &[]) };
+    for RowReaders { own: group, .. } in groups {
         let (first, members) = (group[0], group.iter().map(|call| Arc::clone(&calls[*call])).collect::<Vec<_>>());
-        let costs = LayoutCosts::of(&members, tokenizers[first].as_ref(), &planned[first].questions)?;
+        let shares = vec![1.0; members.len()];
+        let costs = LayoutCosts::of(&members, &shares, tokenizers[first].as_ref(), &planned[first].questions)?;
         let needs_instruction_first = shared.models.needs_instruction_first(&calls[first].model)?;
         match chosen(shared.layout, needs_instruction_first, || Ok(costs))? {
             Layout::DataFirst => {

@@ -14,7 +14,9 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::metrics::{BaselineMetrics, RecordOutput};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use refrain_optimizer::filter_order::UNKNOWN_SELECTIVITY;
 use refrain_optimizer::statistics::{CallStatistics, StatisticsKey};
+use refrain_serving::step::PAGE_TOKENS;
 use refrain_udf::{Layout, LayoutChoice, OnError, PromptLayout, Shape};
 
 use crate::answers::QueryAnswers;
@@ -25,7 +27,7 @@ use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::{NO_QUESTION, Questions};
 use crate::operators::enough::Enough;
-use crate::operators::layout::{LayoutCosts, chosen, over_the_same_rows};
+use crate::operators::layout::{CallAbove, LayoutCosts, ROWS_LOOKED_AT, RowReaders, chosen, over_the_same_rows};
 use crate::operators::llm_exec::{Shared, Until, statistics_key};
 use crate::operators::memo::Outcome;
 use crate::operators::morsels::next_morsel;
@@ -34,6 +36,12 @@ use crate::operators::window::{Filled, RowStore, StoredBatches, Window, WindowLi
 
 /// Failed rows below which `max_error_ratio` does not end a query, so that small tables do not trip it.
 const ERROR_RATIO_ROWS_MIN: u64 = 10;
+
+/// The share of the cache that may hold rows for calls that ask later: an operator above may gather the rows of two windows, and
+/// what runs needs room as well.
+const KEPT_SHARE: f64 = 0.25;
+/// Where the cache keeps fewer rows than these, windows would be too small to be worth it.
+const KEPT_ROWS_MIN: usize = 64;
 
 /// One execution of the operator.
 pub(crate) struct Job {
@@ -46,6 +54,8 @@ pub(crate) struct Job {
     pub(crate) counters: Counters,
     pub(crate) baseline: BaselineMetrics,
     pub(crate) order: Arc<Mutex<OrderReport>>,
+    /// The calls of operators above that read the same rows.
+    pub(crate) above: Vec<CallAbove>,
 }
 
 /// Where an execution stands between two windows.
@@ -57,6 +67,8 @@ struct Position {
     askers: Vec<Asker>,
     /// Calls that share their rows, each group of at least two; the others ask by themselves.
     together: Vec<Vec<usize>>,
+    /// The most rows of a window, where the cache is to keep them for calls that ask later.
+    kept_rows: usize,
     /// The answers that outlive the query; `None` before something is asked.
     kept: Option<QueryAnswers>,
     /// The predicates over the answers, where their order is ours to choose.
@@ -115,6 +127,7 @@ impl Position {
             pending: None,
             askers: vec![],
             together: vec![],
+            kept_rows: usize::MAX,
             kept: None,
             window: 0,
             questions_asked: 0,
@@ -177,12 +190,19 @@ impl Position {
         if self.ended || satisfied {
             return Ok(None);
         }
+        let mut window = Window::new(&job.calls, self.window);
         let limit = job.limit(self.questions_asked, self.rows_out);
-        let pending = self.pending.take();
-        let (mut window, filled) = job.store.fill(&job.calls, self.window, limit, pending, &mut self.input).await?;
-        match filled {
-            Filled::InputEnded => self.ended = true,
-            Filled::Full(rest) => self.pending = rest,
+        if self.askers.is_empty() && job.may_keep_rows()? {
+            // How many rows the cache is to keep is decided once some have been seen.
+            let look = limit.rows.min(ROWS_LOOKED_AT);
+            self.fill(&mut window, WindowLimit { rows: look, ..limit }).await?;
+            self.look_at(&mut window).await?;
+            let rows = limit.rows.min(self.kept_rows);
+            if !self.ended && (look..rows).contains(&window.rows()) {
+                self.fill(&mut window, WindowLimit { rows, ..limit }).await?;
+            }
+        } else {
+            self.fill(&mut window, WindowLimit { rows: limit.rows.min(self.kept_rows), ..limit }).await?;
         }
         self.window += 1;
         let batches = window.take_batches();
@@ -196,15 +216,41 @@ impl Position {
         }
     }
 
+    /// Fills a window with what is left of the last batch and with the batches that follow.
+    async fn fill(&mut self, window: &mut Window, limit: WindowLimit) -> Result<()> {
+        let (job, pending) = (Arc::clone(&self.job), self.pending.take());
+        match job.store.fill(window, &job.calls, limit, pending, &mut self.input).await? {
+            Filled::InputEnded => self.ended = true,
+            Filled::Full(rest) => self.pending = rest,
+        }
+        Ok(())
+    }
+
+    /// Lays out the prompts by the rows that a window has so far.
+    async fn look_at(&mut self, window: &mut Window) -> Result<()> {
+        let questions: Vec<Arc<Questions>> = std::mem::take(&mut window.questions).into_iter().map(Arc::new).collect();
+        self.open(&questions).await?;
+        let taken_back: Option<Vec<Questions>> = questions.into_iter().map(Arc::into_inner).collect();
+        window.questions = taken_back.ok_or_else(|| internal_datafusion_err!("questions are still looked at"))?;
+        Ok(())
+    }
+
+    /// Loads the models and lays out the prompts, unless that is done or there is nothing to ask.
+    async fn open(&mut self, questions: &[Arc<Questions>]) -> Result<()> {
+        if !self.askers.is_empty() || questions.iter().all(|questions| questions.len() == 0) {
+            return Ok(());
+        }
+        let kept = self.job.shared.answers.open(&self.job.shared.answer_settings).await?;
+        self.askers = self.job.askers(&kept).await?;
+        self.kept = Some(kept);
+        (self.together, self.kept_rows) = self.job.lay_out(&mut self.askers, questions).await?;
+        Ok(())
+    }
+
     /// Asks all questions of the window and returns one answer column's worth of values for each call.
     async fn answer(&mut self, window: Window) -> Result<Vec<Answers>> {
         let questions: Vec<Arc<Questions>> = window.questions.into_iter().map(Arc::new).collect();
-        if self.askers.is_empty() && questions.iter().any(|questions| questions.len() > 0) {
-            let kept = self.job.shared.answers.open(&self.job.shared.answer_settings).await?;
-            self.askers = self.job.askers(&kept).await?;
-            self.kept = Some(kept);
-            self.together = self.job.lay_out(&mut self.askers, &questions).await?;
-        }
+        self.open(&questions).await?;
         self.questions_asked += questions.iter().map(|questions| questions.len()).max().unwrap_or(0);
         let started = Instant::now();
         let answered = match &mut self.conjunction {
@@ -379,38 +425,101 @@ impl Job {
         Ok(Asker::new(&self.shared, call, backend, layout, &stats, kept))
     }
 
-    /// Decides how prompts begin, now that there are rows to judge by, and returns the calls that ask together.
-    async fn lay_out(&self, askers: &mut [Asker], questions: &[Arc<Questions>]) -> Result<Vec<Vec<usize>>> {
-        let mut together = vec![];
-        // Predicates whose order is learnt are not asked of the same rows.
-        let groups = if self.until.is_some() { vec![] } else { over_the_same_rows(&self.calls) };
-        for group in &groups {
-            let calls: Vec<Arc<PhysicalCall>> = group.iter().map(|call| Arc::clone(&self.calls[*call])).collect();
-            let (tokenizer, questions) = (askers[group[0]].backend.tokenizer(), Arc::clone(&questions[group[0]]));
-            let choice = self.shared.layout;
+    /// Returns whether rows may be kept in the cache for calls that ask about them later: further predicates, or operators above.
+    fn may_keep_rows(&self) -> Result<bool> {
+        let (choice, models) = (self.shared.layout, &self.shared.models);
+        if choice == LayoutChoice::InstructionFirst || !self.shared.prefix_cache {
+            return Ok(false);
+        }
+        let may_begin_with_data =
+            |call: &PhysicalCall| Ok(choice == LayoutChoice::DataFirst || !models.needs_instruction_first(&call.model)?);
+        let mut groups = over_the_same_rows(&self.calls, &self.above).into_iter();
+        groups.try_fold(false, |any, group| {
+            Ok(any || (self.asks_later(&group) && may_begin_with_data(&self.calls[group.own[0]])?))
+        })
+    }
+
+    /// Returns whether the readers of the same rows ask one after the other, not all at once.
+    fn asks_later(&self, readers: &RowReaders) -> bool {
+        self.until.is_some() || !readers.above.is_empty()
+    }
+
+    /// Returns the share of rows that each of the readers is asked about: predicates leave fewer to those after them.
+    fn shares(&self, readers: &RowReaders) -> Vec<f64> {
+        let passes = |call: usize| {
+            let known = self.shared.statistics.get(&self.statistics_key(call));
+            known.and_then(|known| known.selectivity()).unwrap_or(UNKNOWN_SELECTIVITY)
+        };
+        let mut left = 1.0;
+        let mut shares = vec![];
+        for call in &readers.own {
+            shares.push(left);
+            left *= if self.until.is_some() { passes(*call) } else { 1.0 };
+        }
+        shares.extend(readers.above.iter().map(|_| left));
+        shares
+    }
+
+    /// Decides how prompts begin, now that there are rows to judge by. Returns the calls that ask together, and how many rows a window
+    /// may have so that the cache keeps them for calls that ask later.
+    async fn lay_out(&self, askers: &mut [Asker], questions: &[Arc<Questions>]) -> Result<(Vec<Vec<usize>>, usize)> {
+        let (mut together, mut kept_rows, mut laid_out) = (vec![], usize::MAX, vec![]);
+        for mut readers in over_the_same_rows(&self.calls, &self.above) {
+            let first = readers.own[0];
+            let cache_tokens = askers[first].backend.stats().pages_total * PAGE_TOKENS as u64;
+            if cache_tokens == 0 || !self.shared.prefix_cache {
+                // What another cache than ours keeps is not known.
+                readers.above.clear();
+            }
+            let asks_later = self.asks_later(&readers);
+            if (asks_later && cache_tokens == 0) || readers.own.len() + readers.above.len() < 2 {
+                continue;
+            }
+            let own = readers.own.iter().map(|call| Arc::clone(&self.calls[*call]));
+            let calls: Vec<Arc<PhysicalCall>> = own.chain(readers.above.iter().cloned()).collect();
+            let (tokenizer, questions) = (askers[first].backend.tokenizer(), Arc::clone(&questions[first]));
+            let (choice, shares) = (self.shared.layout, self.shares(&readers));
             let needs_instruction_first = self.shared.models.needs_instruction_first(&calls[0].model)?;
             let task = SpawnedTask::spawn_blocking(move || {
-                chosen(choice, needs_instruction_first, || LayoutCosts::of(&calls, tokenizer.as_ref(), &questions))
+                if choice == LayoutChoice::InstructionFirst || (choice == LayoutChoice::Auto && needs_instruction_first) {
+                    return Ok((Layout::InstructionFirst, 0));
+                }
+                let costs = LayoutCosts::of(&calls, &shares, tokenizer.as_ref(), &questions)?;
+                let room = (cache_tokens as f64 * KEPT_SHARE / costs.prompt_len.max(1.0)) as usize;
+                let is_small = choice == LayoutChoice::Auto && asks_later && room < KEPT_ROWS_MIN;
+                Ok((chosen(choice, is_small, || Ok(costs))?, room))
             });
-            let layout = task.join().await.map_err(|e| internal_datafusion_err!("laying out the prompts failed: {e}"))??;
-            for call in group {
+            let task: Result<(Layout, usize)> =
+                task.join().await.map_err(|e| internal_datafusion_err!("laying out the prompts failed: {e}"))?;
+            let (layout, room) = task?;
+            for call in &readers.own {
                 self.set_layout(&mut askers[*call], layout)?;
             }
+            laid_out.extend(readers.own.iter().copied());
             // A proxy answers for one call, so it asks alone.
             let data_first =
                 |call: &&usize| askers[**call].layout.layout() == Layout::DataFirst && askers[**call].proxy.is_none();
-            let sharing: Vec<usize> = group.iter().filter(data_first).copied().collect();
-            together.extend((sharing.len() > 1).then_some(sharing));
+            let sharing: Vec<usize> = readers.own.iter().filter(data_first).copied().collect();
+            if sharing.is_empty() {
+                continue;
+            }
+            if asks_later && room >= KEPT_ROWS_MIN {
+                kept_rows = kept_rows.min(room);
+                sharing.iter().for_each(|call| askers[*call].keeps_rows = true);
+                for call in &readers.above {
+                    self.shared.scope.layout(statistics_key(call, None), layout);
+                }
+            }
+            together.extend((sharing.len() > 1 && self.until.is_none()).then_some(sharing));
         }
-        for (call, asker) in askers.iter_mut().enumerate().filter(|(call, _)| !groups.iter().flatten().any(|of| of == call))
-        {
+        for (call, asker) in askers.iter_mut().enumerate().filter(|(call, _)| !laid_out.contains(call)) {
             let wanted = match self.shared.layout {
                 LayoutChoice::DataFirst if Layout::DataFirst.suits(&self.calls[call].call) => Layout::DataFirst,
                 _ => Layout::InstructionFirst,
             };
             self.set_layout(asker, wanted)?;
         }
-        Ok(together)
+        Ok((together, kept_rows))
     }
 
     fn set_layout(&self, asker: &mut Asker, wanted: Layout) -> Result<()> {

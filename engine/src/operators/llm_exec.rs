@@ -38,6 +38,8 @@ use crate::operators::conjunction::{Conjunct, OrderReport, conjuncts, over_answe
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
 use crate::operators::job::Job;
+use crate::operators::layout::CallAbove;
+use crate::operators::row_readers::tell_below;
 use crate::operators::scope::{NodeStats, QueryScope, lock};
 use crate::operators::window::RowStore;
 
@@ -56,6 +58,8 @@ pub struct LlmExec {
     ran: Arc<Mutex<Vec<Arc<NodeStats>>>>,
     /// In which order predicates were asked, once the operator runs.
     order: Arc<Mutex<OrderReport>>,
+    /// The calls of operators above that read the same rows.
+    above: Arc<Mutex<Vec<CallAbove>>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -166,8 +170,23 @@ impl LlmExec {
         let partitioning = input.output_partitioning().project(&mapping, input.equivalence_properties());
         let emission = if until.is_some() { EmissionType::Incremental } else { EmissionType::Final };
         let properties = Arc::new(PlanProperties::new(equivalences, partitioning, emission, input.boundedness()));
-        let (ran, order, metrics) = (Arc::default(), Arc::default(), ExecutionPlanMetricsSet::new());
-        Ok(LlmExec { input, calls, until, shared, estimates, ran, order, properties, metrics })
+        tell_below(&calls, &input)?;
+        let (ran, order, above, metrics) = (Arc::default(), Arc::default(), Arc::default(), ExecutionPlanMetricsSet::new());
+        Ok(LlmExec { input, calls, until, shared, estimates, ran, order, above, properties, metrics })
+    }
+
+    /// Notes that an operator above asks about the same rows.
+    pub(super) fn add_call_above(&self, call: CallAbove) {
+        let mut above = lock(&self.above);
+        // A plan that is built anew tells of its calls again.
+        if !above.iter().any(|known| Arc::ptr_eq(&known.call, &call.call)) {
+            above.push(call);
+        }
+    }
+
+    /// Returns what the operator reads.
+    pub(super) fn input(&self) -> &Arc<dyn ExecutionPlan> {
+        &self.input
     }
 
     /// Returns the calls.
@@ -295,7 +314,8 @@ impl ExecutionPlan for LlmExec {
         Ok(Arc::new(match options.children_properties {
             ChildrenPropertiesMode::Keep => LlmExec { input, metrics: ExecutionPlanMetricsSet::new(), ..this },
             ChildrenPropertiesMode::Recompute => {
-                LlmExec::try_new(input, this.calls, this.until, this.shared, this.estimates)?
+                let above = Arc::clone(&this.above);
+                LlmExec { above, ..LlmExec::try_new(input, this.calls, this.until, this.shared, this.estimates)? }
             }
         }))
     }
@@ -370,6 +390,7 @@ impl ExecutionPlan for LlmExec {
             counters: Counters::new(&self.metrics, partition, &self.calls),
             baseline: BaselineMetrics::new(&self.metrics, partition),
             order: Arc::clone(&self.order),
+            above: lock(&self.above).clone(),
         };
         let batches = job.run(input);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))

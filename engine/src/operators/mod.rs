@@ -5,7 +5,7 @@
 //! share prefixes and turns them into requests (`prompts`, `cells`), asks the backend (`ask`, `requests`) as far as the `budget` goes, and puts the
 //! answers beside the rows. Where it is a filter over several calls, `conjunction` decides which row is asked what; below a limit, `morsels` says how
 //! many rows are asked at a time, and `enough` when the rest of them need no answer. `layout` decides
-//! whether several calls share their rows. A prompt that is too long (`overflow`) has its longest text cut (`truncate`), or is asked in
+//! whether several calls share their rows, those of operators above included (`row_readers`). A prompt that is too long (`overflow`) has its longest text cut (`truncate`), or is asked in
 //! chunks (`chunk`, `chunked`). [`LlmAggregateExec`] asks about groups of rows in the same way (`aggregate`),
 //! and [`LlmJoinExec`] about pairs of rows (`join`).
 
@@ -36,6 +36,7 @@ mod parallel;
 mod prefix_tree;
 mod prompts;
 mod requests;
+mod row_readers;
 mod sampling;
 mod scope;
 mod truncate;

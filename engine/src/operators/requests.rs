@@ -74,14 +74,24 @@ impl<'a> Requests<'a> {
         }
         let Some(first) = members.first().filter(|_| !batch.is_empty()) else { return false };
         self.n_running += batch.len();
+        let keep_prefix = match first.asker.keeps_rows {
+            true => batch.iter().map(|request| row_len(request)).max().unwrap_or(0),
+            false => self.head_len,
+        };
         let completions = first.asker.backend.submit(Batch {
             requests: batch,
             share_prefixes: first.asker.share_prefixes,
             priority: first.asker.priority,
-            keep_prefix: self.head_len,
+            keep_prefix,
             ..Batch::default()
         });
         self.running.push(completions.ready_chunks(COMPLETIONS_MAX));
         true
     }
+}
+
+/// Returns the tokens of a prompt up to the end of its row, where the instruction comes last.
+fn row_len(request: &Request) -> u32 {
+    let tail = request.prompt.last().map_or(0, |tail| tail.len());
+    (request.prompt_len() - tail) as u32
 }

@@ -68,35 +68,34 @@ impl RowStore {
         self.spill.schema()
     }
 
-    /// Fills a window from `pending` and then `input`, up to its limit and as long as the questions fit into memory.
+    /// Fills a window from `pending` and then `input`, up to its limit and as long as the questions fit into memory. A window that is not
+    /// full may be filled further.
     pub(super) async fn fill(
         &self,
+        window: &mut Window,
         calls: &[Arc<PhysicalCall>],
-        number: u32,
         limit: WindowLimit,
         mut pending: Option<RecordBatch>,
         input: &mut SendableRecordBatchStream,
-    ) -> Result<(Window, Filled)> {
-        let questions = calls.iter().map(|call| Questions::new(call.inputs.len(), call.options.dedups(), number)).collect();
-        let mut window = Window { batches: vec![], batch_bytes: 0, questions, rows: 0 };
+    ) -> Result<Filled> {
         loop {
             let batch = match pending.take() {
                 Some(batch) => batch,
                 None => match input.next().await {
                     Some(batch) => batch?,
-                    None => return Ok((window, Filled::InputEnded)),
+                    None => return Ok(Filled::InputEnded),
                 },
             };
             if batch.num_rows() == 0 {
                 continue;
             }
             let taken = window.add_questions(calls, &batch, limit)?;
-            let has_room = self.keep(&mut window, batch.slice(0, taken))?;
+            let has_room = self.keep(window, batch.slice(0, taken))?;
             if taken < batch.num_rows() {
-                return Ok((window, Filled::Full(Some(batch.slice(taken, batch.num_rows() - taken)))));
+                return Ok(Filled::Full(Some(batch.slice(taken, batch.num_rows() - taken))));
             }
             if !has_room || window.rows >= limit.rows {
-                return Ok((window, Filled::Full(None)));
+                return Ok(Filled::Full(None));
             }
         }
     }
@@ -148,6 +147,17 @@ impl RowStore {
 pub(super) struct StoredBatches(Vec<Stored>);
 
 impl Window {
+    /// Starts an empty window, the `number`-th of its operator.
+    pub(super) fn new(calls: &[Arc<PhysicalCall>], number: u32) -> Self {
+        let questions = calls.iter().map(|call| Questions::new(call.inputs.len(), call.options.dedups(), number)).collect();
+        Window { batches: vec![], batch_bytes: 0, questions, rows: 0 }
+    }
+
+    /// Returns the number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Takes the rows out of the window.
     pub(super) fn take_batches(&mut self) -> StoredBatches {
         StoredBatches(std::mem::take(&mut self.batches))

@@ -175,6 +175,7 @@ impl LlmJoinExec {
                         // The rows of this operator are those of the join, not the pairs.
                         baseline: BaselineMetrics::new(&ExecutionPlanMetricsSet::new(), partition),
                         order: Arc::default(),
+                        above: vec![],
                     };
                     schema = output;
                     StepJob::Ask(Box::new(job))
