@@ -25,7 +25,17 @@ impl LlmExec {
             lines.push(format!("rewrites: {}", rewrites.join(", ")));
         }
         lines.extend(self.order_line());
+        if self.is_estimated() {
+            lines.extend(self.above_line());
+        }
         lines
+    }
+
+    /// Returns which calls of operators above read the same rows, as a line.
+    fn above_line(&self) -> Option<String> {
+        let above = self.calls_above();
+        let names: Vec<&str> = above.iter().map(|above| above.call.function_name()).collect();
+        (!names.is_empty()).then(|| format!("its rows are read again above by {}", names.join(", ")))
     }
 
     /// Returns the rewrites that made the operator what it is.
@@ -317,6 +327,10 @@ pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimat
             duration(seconds)
         ),
     ];
+    let kept_rows = stats.kept_rows.load(Ordering::Relaxed);
+    if kept_rows > 0 {
+        lines.push(format!("actual: data first, windows of {kept_rows} rows that the cache keeps for calls that ask later"));
+    }
     if let Some(estimate) = estimate {
         let off = |estimated: u64, actual: u64| match actual {
             0 => "–".to_owned(),
@@ -351,6 +365,7 @@ pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
         "prompt_tokens": now.prompt_tokens,
         "cached_tokens": now.cached_tokens,
         "computed_tokens": now.prompt_tokens - now.cached_tokens,
+        "kept_rows": stats.kept_rows.load(Ordering::Relaxed),
         "output_tokens": now.output_tokens,
         "errors": stats.errors(),
         "seconds": stats.times().wall.as_secs_f64(),

@@ -505,7 +505,10 @@ impl Job {
             }
             if asks_later && room >= KEPT_ROWS_MIN {
                 kept_rows = kept_rows.min(room);
-                sharing.iter().for_each(|call| askers[*call].keeps_rows = true);
+                for call in &sharing {
+                    askers[*call].keeps_rows = true;
+                    askers[*call].stats.kept_rows.store(room as u64, Ordering::Relaxed);
+                }
                 for call in &readers.above {
                     self.shared.scope.layout(statistics_key(call, None), layout);
                 }

@@ -184,6 +184,11 @@ impl LlmExec {
         }
     }
 
+    /// Returns the calls of operators above that read the same rows.
+    pub(super) fn calls_above(&self) -> Vec<CallAbove> {
+        lock(&self.above).clone()
+    }
+
     /// Returns what the operator reads.
     pub(super) fn input(&self) -> &Arc<dyn ExecutionPlan> {
         &self.input
@@ -390,7 +395,7 @@ impl ExecutionPlan for LlmExec {
             counters: Counters::new(&self.metrics, partition, &self.calls),
             baseline: BaselineMetrics::new(&self.metrics, partition),
             order: Arc::clone(&self.order),
-            above: lock(&self.above).clone(),
+            above: self.calls_above(),
         };
         let batches = job.run(input);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)))

@@ -100,6 +100,8 @@ pub struct NodeStats {
     pub truncated: AtomicU64,
     /// Inputs that were asked about in chunks, since their prompts were too long.
     pub chunked: AtomicU64,
+    /// The most rows of a window whose rows the cache keeps for calls that ask later; 0 where it keeps none.
+    pub kept_rows: AtomicU64,
     /// Rows that failed.
     pub failed_rows: AtomicU64,
     errors: Mutex<BTreeMap<&'static str, u64>>,
