@@ -431,12 +431,13 @@ impl Job {
         if choice == LayoutChoice::InstructionFirst || !self.shared.prefix_cache {
             return Ok(false);
         }
-        let may_begin_with_data =
-            |call: &PhysicalCall| Ok(choice == LayoutChoice::DataFirst || !models.needs_instruction_first(&call.model)?);
-        let mut groups = over_the_same_rows(&self.calls, &self.above).into_iter();
-        groups.try_fold(false, |any, group| {
-            Ok(any || (self.asks_later(&group) && may_begin_with_data(&self.calls[group.own[0]])?))
-        })
+        for group in over_the_same_rows(&self.calls, &self.above) {
+            let model = &self.calls[group.own[0]].model;
+            if self.asks_later(&group) && (choice == LayoutChoice::DataFirst || !models.needs_instruction_first(model)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns whether the readers of the same rows ask one after the other, not all at once.
