@@ -71,6 +71,7 @@ impl LlmJoinExec {
         if self.is_estimated() && !rewrites.is_empty() {
             lines.push(format!("rewrites: {}", rewrites.join(", ")));
         }
+        lines.extend(self.order_line());
         lines
     }
 
@@ -81,6 +82,7 @@ impl LlmJoinExec {
         let rewrites = [
             (has_duplicates(self.estimates()), "dedup"),
             (classifies, CLASSIFY_JOIN),
+            (self.orders_predicates(), "order_llm_filters"),
             (stops_at_match && !classifies, "stop_join_at_match"),
             (wanted.is_some(), "stop_llm_filter_at_limit"),
         ];
@@ -102,6 +104,7 @@ impl LlmJoinExec {
             "max_pairs": self.max_pairs(),
             "calls": json_of_calls(self.calls(), self.estimates(), &self.ran()),
             "rewrites": self.rewrites(),
+            "order": self.order_json(),
         })
     }
 }

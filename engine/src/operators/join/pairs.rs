@@ -221,7 +221,8 @@ fn asking_rows(steps: Vec<StepJob>, classification: &Classification, store: RowS
     };
     let calls = vec![Arc::clone(&classification.call)];
     let schema = output_schema(store.schema(), &calls);
-    Ok(Step::Ask(Blocks::new(Job { schema, calls, store, ..*of_pairs })))
+    // Its answers are names of values, over which the join has no predicate.
+    Ok(Step::Ask(Blocks::new(Job { schema, calls, store, conjuncts: None, over_answer: None, ..*of_pairs })))
 }
 
 /// Returns whether rows of the right input come out of a join without a match.
@@ -378,7 +379,7 @@ impl Matching {
         let chunks: Vec<Vec<u32>> = rows.chunks(self.batch_rows).map(<[u32]>::to_vec).collect();
         let (schema, of_sides) = (Arc::clone(schema), Arc::clone(&sides));
         let batches = stream::iter(chunks.into_iter().map(move |rows| side(&of_sides, &rows)));
-        let answered = blocks.ask(Box::pin(RecordBatchStreamAdapter::new(schema, batches))).await?;
+        let answered = blocks.ask(Box::pin(RecordBatchStreamAdapter::new(schema, batches)), None).await?;
         let named = classification.named(&answered)?;
         let mut matches = vec![];
         for (row, named) in open.into_iter().zip(named) {
@@ -399,6 +400,16 @@ impl Matching {
             }
         }
         Ok(())
+    }
+
+    /// Returns how many more pairs a limit takes; `None` without one, or where what leaves the operator is not pairs.
+    fn missing(&self) -> Option<usize> {
+        match self.plan.join_type {
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
+                self.plan.effort.wanted.map(|wanted| wanted.saturating_sub(self.rows_out))
+            }
+            _ => None,
+        }
     }
 
     fn ready_pairs(&mut self, matches: &[Pair]) {
@@ -467,9 +478,19 @@ impl Matching {
         let pair_schema = Arc::clone(&sides.pair_schema);
         let batches = stream::iter(chunks.into_iter().map(move |chunk| sides.pair_batch(&chunk)));
         let mut rows = Box::pin(RecordBatchStreamAdapter::new(pair_schema, batches)) as SendableRecordBatchStream;
-        for step in &mut self.steps {
+        // What the last predicate lets pass is a match, and matches are taken in the order of their pairs.
+        let missing = self.missing();
+        let mut behind = self.steps.as_mut_slice();
+        while let Some((step, rest)) = behind.split_first_mut() {
+            behind = rest;
             let batches = match step {
-                Step::Ask(blocks) => blocks.ask(rows).await?,
+                Step::Ask(blocks) => {
+                    let limit = match (missing, &*behind) {
+                        (Some(missing), [Step::Keep(predicate)]) => Some((missing, predicate)),
+                        _ => None,
+                    };
+                    blocks.ask(rows, limit).await?
+                }
                 Step::Keep(predicate) => keep(predicate, rows.try_collect().await?, &mut pairs)?,
             };
             let Some(first) = batches.first() else { return Ok(vec![]) };
