@@ -177,10 +177,12 @@ async fn estimates_stand_beside_what_happened() {
     }
     let computed = |of: &str| call[of]["computed_tokens"].as_f64().unwrap();
     assert!((computed("estimate") / computed("actual") - 1.0).abs() < 0.05, "{call}");
+    assert!(["tokens_per_second", "seconds_to_first_answer"].iter().all(|pace| call["actual"][pace].is_number()), "{call}");
     let text = rows(&db, &format!("explain analyze {query}")).await.unwrap().join("\n");
     for expected in [
         "\n      rows=200 distinct=40 calls≤40",
         "\n      actual: rows=200 distinct=40 calls=40",
+        " tok/s, first answer after ",
         "estimate off by: calls +0.0 %",
         "\n      metrics=[",
     ] {
