@@ -136,6 +136,30 @@ async fn plans() {
     check_plan("template", "select ai_complete('About {s}: {i}?', s, i) from t").await;
 }
 
+#[tokio::test]
+async fn plans_of_several_rewrites() {
+    check_plan("limit_through_join", "select t.i from t join u on t.i = u.j where ai_filter('a', u.w) limit 3").await;
+    check_plan("limit_over_pairs", "select t.i from t join u on ai_filter('a', t.s, u.w) limit 3").await;
+    check_plan("order_filters_at_limit", "select i from t where ai_filter('a', s) and ai_filter('b', s) limit 5").await;
+    check_plan(
+        "join_one_side_through_alias",
+        "select q.i from (select i, s from t) q join u on q.i = u.j where ai_filter('a', q.s)",
+    )
+    .await;
+    check_plan_with(
+        &[("optimization_mode", "minimize_cost"), ("proxy_model", "mock")],
+        "cascade_filters_apart",
+        "select i from t where ai_filter('a', s) and ai_filter('b', s)",
+    )
+    .await;
+    check_plan("defer_past_topk_of_groups", "select i, ai_agg(s, 'p') from t group by i order by i limit 3").await;
+    check_plan(
+        "cte_used_twice",
+        "with c as (select i, ai_complete('p', s) x from t) select a.i, b.x from c a join c b on a.x = b.x",
+    )
+    .await;
+}
+
 /// Returns a plan as JSON.
 async fn json(db: &refrain::Refrain, explain: &str) -> serde_json::Value {
     serde_json::from_str(&rows(db, explain).await.unwrap().join("\n")).unwrap()

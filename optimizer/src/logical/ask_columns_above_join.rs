@@ -85,10 +85,12 @@ impl<'a> Side<'a> {
         }
         let (input, exprs): (&LogicalPlan, Vec<Expr>) = match plan {
             LogicalPlan::Projection(projection) => {
-                (&projection.input, projection.expr.iter().map(|expr| expr.clone().unalias_nested().data).collect())
+                let exprs = projection.expr.iter().map(|expr| expr.clone().unalias_nested().data);
+                (projection.input.as_ref(), exprs.collect())
             }
             LogicalPlan::SubqueryAlias(alias) => {
-                (&alias.input, alias.input.schema().columns().into_iter().map(Expr::Column).collect())
+                let columns = alias.input.schema().columns();
+                (alias.input.as_ref(), columns.into_iter().map(Expr::Column).collect())
             }
             _ => return Ok(None),
         };

@@ -90,7 +90,7 @@ impl PairPlan {
         for (place, step) in self.steps.iter().enumerate() {
             let PairStep::Ask(calls) = step else { continue };
             if matches!(self.kept_by(place, n_columns), Ok(Some(until)) if until.chooses_order()) {
-                return Some((place, calls));
+                return Some((place, calls.as_slice()));
             }
             n_columns += calls.len();
         }
