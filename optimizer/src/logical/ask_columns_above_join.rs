@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, JoinType, Result};
-use datafusion::logical_expr::{Expr, Join, LogicalPlan, Projection};
+use datafusion::logical_expr::{Expr, Join, JoinConstraint, LogicalPlan, Projection};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::{Settings, rewrite_enabled};
@@ -170,7 +170,8 @@ fn asked_above(join: &Join, side: &Side<'_>, is_left: bool) -> Result<Option<Log
         on.collect::<Result<_>>()?,
         filter,
         join.join_type,
-        join.join_constraint,
+        // A side may name its key otherwise than the other one.
+        JoinConstraint::On,
         join.null_equality,
         join.null_aware,
     )?);
