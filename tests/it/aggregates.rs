@@ -8,6 +8,7 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionStateBuilder, TaskContext};
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionContext;
 use proptest::prelude::*;
@@ -436,8 +437,11 @@ async fn with_memory(db: &Refrain, query: &str, bytes: usize) -> Result<Vec<Stri
     let lists = collect(Arc::clone(&below), db.context().task_ctx()).await.unwrap();
     let lists: Arc<dyn ExecutionPlan> = MemorySourceConfig::try_new_exec(&[lists], below.schema(), None).unwrap();
     let over_lists = plan.transform_up(|node| {
-        let reduces = node.name() == "LlmAggregateExec";
-        Ok(if reduces { Transformed::yes(node.with_new_children(vec![Arc::clone(&lists)])?) } else { Transformed::no(node) })
+        if node.name() != "LlmAggregateExec" {
+            return Ok(Transformed::no(node));
+        }
+        let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+        Ok(Transformed::yes(node.replace_children(vec![Arc::clone(&lists)], options)?))
     });
     let plan = over_lists.unwrap().data;
     Ok(collect(plan, task(db, bytes)).await?.iter().flat_map(text_rows).collect())
