@@ -75,6 +75,12 @@ async fn a_sort_of_columns_comes_first() {
             assert_eq!(ordered(query, disabled).await.0, expected, "{query} without {disabled}");
         }
     }
+    // The order is that of the whole answer, also where expressions are computed above the limit and rows come in several windows.
+    let (computed, calls) =
+        ordered("select i + 1 from numbers where ai_filter('1', i) order by i desc limit 12", "none").await;
+    let expected: Vec<String> =
+        [41, 31, 21, 19, 18, 17, 16, 15, 14, 13, 12, 11].iter().map(|i| (i + 1).to_string()).collect();
+    assert_eq!((computed, calls), (expected, 48));
     let two = "select i from numbers where ai_filter('1', i) and ai_filter('2', i) order by i desc limit 1";
     assert_eq!(ordered(two, "none").await.0, ["21"]);
 }

@@ -3,16 +3,18 @@
 //! ```text
 //! SELECT i FROM t WHERE ai_filter('a', s) ORDER BY i LIMIT 3
 //!
-//! Sort: i, fetch=3                             Limit: fetch=3
-//!   Projection: i                                Projection: i
-//!     Filter: __llm_1                  ->          Filter: __llm_1
-//!       LlmNode: ai_filter('a', s)                   LlmNode: ai_filter('a', s)
-//!         TableScan: t                                 Sort: i
-//!                                                        TableScan: t
+//! Sort: i, fetch=3                             Sort: i, fetch=3
+//!   Projection: i                                Limit: fetch=3
+//!     Filter: __llm_1                              Projection: i
+//!       LlmNode: ai_filter('a', s)       ->          Filter: __llm_1
+//!         TableScan: t                                 LlmNode: ai_filter('a', s)
+//!                                                        Sort: i
+//!                                                          TableScan: t
 //! ```
 //!
 //! The operator keeps the order of its rows, so the first k that pass are those that a sort would have found.
-//! [`StopLlmFilterAtLimit`] then ends it at the limit; without that rule nothing is gained and the plan stays as it is.
+//! [`StopLlmFilterAtLimit`] then ends it at the limit; without that rule nothing is gained and the plan stays as it is. The sort above is over
+//! k rows, and tells DataFusion that whatever it does in between must not lose their order.
 
 use std::sync::Arc;
 
@@ -48,8 +50,10 @@ impl OptimizerRule for SortBelowLlmFilter {
         let LogicalPlan::Sort(sort) = &plan else { return Ok(Transformed::no(plan)) };
         let Some(fetch) = sort.fetch.filter(|_| is_enabled) else { return Ok(Transformed::no(plan)) };
         let Some(sorted) = sorted_below(&sort.expr, &sort.input)? else { return Ok(Transformed::no(plan)) };
-        let fetch = Some(Box::new(lit(i64::try_from(fetch).unwrap_or(i64::MAX))));
-        Ok(Transformed::yes(LogicalPlan::Limit(Limit { skip: None, fetch, input: Arc::new(sorted) })))
+        let limit = Some(Box::new(lit(i64::try_from(fetch).unwrap_or(i64::MAX))));
+        let input = LogicalPlan::Limit(Limit { skip: None, fetch: limit, input: Arc::new(sorted) });
+        let (expr, fetch) = (sort.expr.clone(), sort.fetch);
+        Ok(Transformed::yes(LogicalPlan::Sort(Sort { expr, input: Arc::new(input), fetch })))
     }
 }
 
