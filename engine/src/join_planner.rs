@@ -14,7 +14,7 @@ use refrain_udf::Settings;
 
 use crate::operators::{
     CallEstimate, Classification, Half, LlmJoinExec, PairColumn, PairFilter, PairHalves, PairPlan, PairStep, Pairing,
-    PhysicalCall, Shared, is_worth_classifying, output_schema,
+    PhysicalCall, Shared, Until, is_worth_classifying, output_schema,
 };
 use crate::planner::{EstimateCosts, LlmPlanner, Planning, reads_subquery, reorder_window, with_answers};
 use crate::sample;
@@ -34,6 +34,8 @@ struct PlannedJoin<'a> {
     /// The calls of the first step, as in the node and settled.
     asked: &'a [NodeCall],
     calls: &'a [Arc<PhysicalCall>],
+    /// What decides which pairs stay after it, if it asks several predicates in an order of its own.
+    until: Option<&'a Until>,
     halves: &'a Result<PairHalves, &'static str>,
 }
 
@@ -89,7 +91,8 @@ impl LlmPlanner {
         let shared = self.shared(&planning.settings, reorder_window(plan.calls()), planning.session)?;
         let expected = match (self.estimates, steps.first(), plan.steps.first()) {
             (Some(costs), Some(JoinStep::Ask(asked)), Some(PairStep::Ask(calls))) if !reads_subquery(asked)? => {
-                let join = PlannedJoin { node, inputs, asked, calls, halves: &halves };
+                let until = plan.kept_by(0, plan.pair_schema.fields().len())?.filter(Until::chooses_order);
+                let join = PlannedJoin { node, inputs, asked, calls, until: until.as_ref(), halves: &halves };
                 Some(self.expect(&join, &shared, planning, costs).await?)
             }
             _ => None,
@@ -110,7 +113,8 @@ impl LlmPlanner {
     ) -> Result<Expected> {
         let node = join.node;
         let pairs = LlmNode::try_new(project(node.candidates()?, &node.columns_read()?)?, join.asked.to_vec(), None)?;
-        let estimate = async |costs| self.estimate(&pairs, join.calls, None, shared, None, planning.session, costs).await;
+        let until = join.until;
+        let estimate = async |costs| self.estimate(&pairs, join.calls, until, shared, None, planning.session, costs).await;
         let forbidden = forbidden(&planning.settings);
         let halves = match (join.halves, forbidden) {
             (Ok(halves), _) => halves,

@@ -143,7 +143,8 @@ fn join_without_answers(node: &LlmJoinNode, known: &impl Fn(&LlmCall) -> Option<
     let calls = |name: &str| node.calls().find(|call| call.output.name() == name).map(|call| call.call.clone());
     for step in &node.condition.steps {
         if let JoinStep::Keep(predicate) = step {
-            below.share *= share_of(predicate, &calls, known);
+            let predicates = split_conjunction_owned(predicate.clone());
+            below.share *= predicates.iter().map(|predicate| share_of(predicate, &calls, known)).product::<f64>();
         }
     }
     Ok(Some(below))

@@ -20,8 +20,10 @@
 //! | `pull_llm_filter_above_aggregate` | LLM predicates over group keys are asked of the groups | DataFusion's `push_down_filter` before it |
 //! | `extract_llm` | LLM calls leave their expressions for `LlmNode`s below them | all of DataFusion's rules before it |
 //! | `gather_llm_aggregates` | LLM aggregates leave their operator for an `LlmAggregateNode` over lists of inputs | `extract_llm` |
+//! | `ask_columns_above_join` | answers that a side of an inner join brings along are asked above it | `extract_llm` |
 //! | `order_llm_filters` | the LLM predicates of an AND become one operator that finds their best order | `extract_llm` |
 //! | `defer_llm_past_topk` | `ORDER BY … LIMIT k` sorts first and asks for k rows | `extract_llm` |
+//! | `sort_below_llm_filter` | `WHERE ai … ORDER BY … LIMIT k` sorts first, so that the filter may stop | `extract_llm`; `stop_llm_filter_at_limit` after it |
 //! | `stop_llm_filter_at_limit` | an LLM filter below a `LIMIT` stops asking when it has enough rows | `extract_llm` |
 
 pub mod aggregate_node;

@@ -166,8 +166,15 @@ impl UserDefinedLogicalNodeCore for LlmNode {
         let read_by_predicate = self.until.iter().flat_map(|until| {
             until.predicate.column_refs().into_iter().filter_map(|column: &Column| self.schema.maybe_index_of_column(column))
         });
-        let mut columns: Vec<usize> =
-            output_columns.iter().copied().chain(read_by_predicate).filter(|idx| *idx < self.input_columns()).collect();
+        // A sort below a filter decides which rows a limit takes; without its keys the physical plan may lose it.
+        let keys = match &self.input {
+            LogicalPlan::Sort(sort) if self.until.is_some() => sort.expr.as_slice(),
+            _ => &[],
+        };
+        let sorted_by = keys.iter().flat_map(|key| key.expr.column_refs());
+        let sorted_by = sorted_by.filter_map(|column| self.schema.maybe_index_of_column(column));
+        let read = output_columns.iter().copied().chain(read_by_predicate).chain(sorted_by);
+        let mut columns: Vec<usize> = read.filter(|idx| *idx < self.input_columns()).collect();
         columns.sort_unstable();
         columns.dedup();
         Some(vec![columns])

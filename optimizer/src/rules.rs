@@ -5,8 +5,8 @@ use std::sync::Arc;
 use datafusion::optimizer::{Optimizer, OptimizerRule};
 
 use crate::logical::{
-    AskAboveJoin, DeferLlmPastTopK, ExtractLlm, GatherLlmAggregates, NotInAsNotExists, OrderLlmFilters,
-    PullLlmFilterAboveAggregate, StopLlmFilterAtLimit,
+    AskAboveJoin, AskColumnsAboveJoin, DeferLlmPastTopK, ExtractLlm, GatherLlmAggregates, NotInAsNotExists, OrderLlmFilters,
+    PullLlmFilterAboveAggregate, SortBelowLlmFilter, StopLlmFilterAtLimit,
 };
 
 /// Returns our rules in order. They stand behind DataFusion's own: only then are subqueries decorrelated, predicates in their
@@ -17,8 +17,10 @@ pub fn llm_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
         Arc::new(PullLlmFilterAboveAggregate),
         Arc::new(ExtractLlm),
         Arc::new(GatherLlmAggregates),
+        Arc::new(AskColumnsAboveJoin),
         Arc::new(OrderLlmFilters),
         Arc::new(DeferLlmPastTopK),
+        Arc::new(SortBelowLlmFilter),
         Arc::new(StopLlmFilterAtLimit),
     ]
 }

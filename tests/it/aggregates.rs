@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use datafusion::catalog::memory::MemorySourceConfig;
+use datafusion::common::DataFusionError;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionStateBuilder, TaskContext};
-use datafusion::physical_plan::collect;
+use datafusion::physical_plan::execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions};
+use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionContext;
 use proptest::prelude::*;
 use refrain::serving::mock::{ByteTokenizer, Gate, MockBackend, MockReply};
@@ -13,7 +17,7 @@ use refrain::serving::{Error as ServingError, RowFailure, Tokenizer};
 use refrain::{Error, Refrain};
 use serde_json::Value;
 
-use crate::support::{Oracle, rows, session_with};
+use crate::support::{Oracle, rows, session_with, text_rows};
 
 /// The rows of a prompt.
 fn data(prompt: &str) -> Vec<Value> {
@@ -417,16 +421,55 @@ fn task(db: &Refrain, bytes: usize) -> Arc<TaskContext> {
     SessionContext::new_with_state(state).task_ctx()
 }
 
+/// Returns the input of the operator that reduces lists.
+fn lists_of(plan: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
+    let below = |plan: &Arc<dyn ExecutionPlan>| plan.children().into_iter().next().map(Arc::clone);
+    match plan.name() {
+        "LlmAggregateExec" => below(plan),
+        _ => plan.children().into_iter().find_map(lists_of),
+    }
+}
+
+/// Gathers the lists of a query with all the memory there is, and runs the rest of it with so many bytes.
+async fn with_memory(db: &Refrain, query: &str, bytes: usize) -> Result<Vec<String>, DataFusionError> {
+    let plan = refrain::sql(db.context(), query).await.unwrap().create_physical_plan().await.unwrap();
+    let below = lists_of(&plan).unwrap();
+    let lists = collect(Arc::clone(&below), db.context().task_ctx()).await.unwrap();
+    let lists: Arc<dyn ExecutionPlan> = MemorySourceConfig::try_new_exec(&[lists], below.schema(), None).unwrap();
+    let over_lists = plan.transform_up(|node| {
+        if node.name() != "LlmAggregateExec" {
+            return Ok(Transformed::no(node));
+        }
+        let options = ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute);
+        Ok(Transformed::yes(node.replace_children(vec![Arc::clone(&lists)], options)?))
+    });
+    let plan = over_lists.unwrap().data;
+    Ok(collect(plan, task(db, bytes)).await?.iter().flat_map(text_rows).collect())
+}
+
 #[tokio::test]
 async fn memory_is_charged_and_its_end_is_an_error() {
-    let (db, _) = adding(30_000, &[]).await;
-    let query = "select g, ai_agg(pad, 'p') from (select value % 1000 as g, repeat('pad', 100) || value as pad from generate_series(1, 50000)) group by g";
-    let plan = |query: &'static str| {
-        let context = db.context().clone();
-        async move { refrain::sql(&context, query).await.unwrap().create_physical_plan().await.unwrap() }
-    };
-    let error = collect(plan(query).await, task(&db, 2_000_000)).await.unwrap_err();
-    assert!(error.to_string().contains("Resources exhausted"), "{error}");
+    let (db, oracle) = adding(30_000, &[]).await;
+    let query = "select ai_agg(pad, 'p') from (select repeat('pad', 100) || value as pad from generate_series(1, 5000))";
+    let error = with_memory(&db, query, 1_000_000).await.unwrap_err().to_string();
+    assert!(error.contains("Resources exhausted") && error.contains("one group of ai_agg must fit into memory"), "{error}");
+    assert_eq!(oracle.calls(), 0);
+}
+
+/// Of a batch of groups a part fits, and numbers are longer as text than they were before.
+#[tokio::test]
+async fn groups_are_worked_off_as_memory_allows() {
+    let (db, oracle) = adding(30_000, &[]).await;
+    let query = "select g, ai_agg(n, 'Add up') from \
+        (select value % 1000 as g, value + 1000000000000 as n from generate_series(1, 20000)) group by g";
+    for (bytes, fits) in [(100_000, true), (5_000, true), (200, false)] {
+        let answer = with_memory(&db, query, bytes).await;
+        assert_eq!(answer.is_ok(), fits, "{bytes} bytes: {answer:?}");
+        let Ok(answer) = answer else { continue };
+        let sums = answer.iter().map(|row| row.split_once("|20:").unwrap().1.parse::<u64>().unwrap());
+        assert_eq!((answer.len(), sums.sum::<u64>()), (1000, 20_000 * 1_000_000_000_000 + 20_000 * 20_001 / 2));
+    }
+    assert_eq!(oracle.calls(), 2000, "a group is asked about once, however many there are at a time");
 }
 
 proptest! {

@@ -36,13 +36,15 @@ async fn a_limit_that_is_met_cancels_what_still_runs() {
     let mock = MockBackend::new(1).answer(move |prompt| {
         let number = prompt.rsplit_once("{\"i\": ")?.1.split_once('}')?.0.parse::<usize>().ok()?;
         let reply = MockReply::text(if number == 3 { "No" } else { "Yes" });
-        Some(if number > 6 { reply.after(&held) } else { reply })
+        Some(if number > 6 && !prompt.contains("ungated") { reply.after(&held) } else { reply })
     });
     let (db, oracle) = session_with(&[], mock).await;
     for (query, taken, asked) in [
         ("ai_filter('p', i) limit 5", vec!["1", "2", "4", "5", "6"], 10),
         ("not ai_filter('q', i) limit 1", vec!["3"], 4),
         ("ai_filter('r', i) limit 2 offset 2", vec!["4", "5"], 8),
+        // Eight rows are asked the first predicate, and the seven that pass the second.
+        ("ai_filter('ungated', i) and ai_filter('s', i) limit 5", vec!["1", "2", "4", "5", "6"], 15),
     ] {
         let before = oracle.calls();
         let query = format!("select i from (select value as i from generate_series(1, 4000)) where {query}");
@@ -59,6 +61,33 @@ async fn a_limit_that_is_met_cancels_what_still_runs() {
             .unwrap(),
         ["19"]
     );
+}
+
+/// As for filters: the matches of the first pairs are known, and nobody waits for the others of their block.
+#[tokio::test]
+async fn a_limit_above_a_join_cancels_what_still_runs() {
+    for (on, taken, asked) in [
+        ("ai_filter('p', a.s, b.i)", ["1", "3", "4"], 6),
+        ("ai_filter('p', a.s, b.i) is not null and a.s <> 'y'", ["1", "2", "3"], 6),
+        // The five of six that pass the first predicate are asked the second.
+        ("ai_filter('ungated', a.s, b.i) and ai_filter('p', a.s, b.i)", ["1", "3", "4"], 11),
+    ] {
+        for kind in ["join", "left join"] {
+            let gate = Gate::new();
+            let mock = MockBackend::new(1).answer(move |prompt| {
+                let number = prompt.rsplit_once("\"i\": ")?.1.split([',', '}']).next()?.parse::<usize>().ok()?;
+                let reply = MockReply::text(if number == 2 { "No" } else { "Yes" });
+                Some(if number > 4 && !prompt.contains("ungated") { reply.after(&gate) } else { reply })
+            });
+            let (db, oracle) = session_with(&[], mock).await;
+            rows(&db, "create table a as select 'x' as s").await.unwrap();
+            rows(&db, "create table b as select value as i from generate_series(1, 20)").await.unwrap();
+            let query = format!("select b.i from a {kind} b on {on} limit 3");
+            assert_eq!(rows(&db, &query).await.unwrap(), taken, "{query}");
+            oracle.0.wait_until_idle().await;
+            assert_eq!((oracle.0.in_flight(), oracle.calls()), (0, asked), "{query}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -275,6 +275,34 @@ async fn a_limit_above_a_join_stops_it() {
     }
 }
 
+/// Eight thousand rows, of which eight have one candidate each.
+#[tokio::test]
+async fn candidates_are_listed_as_far_as_they_are_needed() {
+    let near = "a.n > b.n - 2 and a.n < b.n + 2 and ai_filter('x', a.s, b.s)";
+    let exists = format!("select n from a where exists (select 1 from b where {near})");
+    for (query, n_rows, candidates) in [
+        (exists.clone(), 8, 8),
+        (exists.replace("where exists", "where not exists"), 7992, 8),
+        (format!("{exists} limit 1"), 1, 5),
+        (format!("select a.n from a join b on {near} limit 1"), 1, 5),
+        (format!("select a.n from a join b on {near} limit 7"), 7, 8),
+        (format!("select a.n from a left join b on {near}"), 8000, 8),
+    ] {
+        let (db, _oracle) = session(&[]).await;
+        rows(
+            &db,
+            "create table a as select value n, 'x in a text that stands in front' s from generate_series(1, 8000) t(value)",
+        )
+        .await
+        .unwrap();
+        rows(&db, "create table b(n bigint, s varchar)").await.unwrap();
+        rows(&db, "insert into b values (1, 'b'), (4000, 'c'), (7999, 'd')").await.unwrap();
+        assert_eq!(rows(&db, &query).await.unwrap().len(), n_rows, "{query}");
+        let plan = rows(&db, &format!("explain analyze {query}")).await.unwrap().join("\n");
+        assert!(plan.contains(&format!("candidates={candidates}")), "no candidates={candidates} for {query} in\n{plan}");
+    }
+}
+
 #[tokio::test]
 async fn explain_shows_the_join_and_its_estimate_and_asks_nobody() {
     let (db, oracle) = session(&[]).await;

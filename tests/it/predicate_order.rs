@@ -101,6 +101,32 @@ async fn a_limit_stops_all_predicates() {
     assert!(oracle.calls() <= 60, "{} calls", oracle.calls());
 }
 
+/// One row with each of three thousand others.
+#[tokio::test]
+async fn predicates_over_pairs_are_asked_in_the_best_order() {
+    let run = async |disabled: &str| {
+        let mock = MockBackend::new(1).answer(|prompt| {
+            let threshold = prompt.rsplit_once("under ")?.1.split_once(' ')?.0.parse::<u64>().ok()?;
+            let row = prompt.rsplit_once("\"i\": ")?.1.split([',', '}']).next()?.parse::<u64>().ok()?;
+            Some(MockReply::text(if (row * 37 + threshold) % 100 < threshold { "Yes" } else { "No" }))
+        });
+        let (db, oracle) = session_with(&[("disabled_rewrites", disabled)], mock).await;
+        rows(&db, "create table a as select 'x' as s").await.unwrap();
+        rows(&db, "create table b as select value as i from generate_series(1, 3000)").await.unwrap();
+        let query =
+            "select b.i from a join b on ai_filter('under 95 of 100', a.s, b.i) and ai_filter('under 5 of 100', a.s, b.i)";
+        let mut found = rows(&db, query).await.unwrap();
+        found.sort();
+        let calls = oracle.calls();
+        (found, calls, rows(&db, &format!("explain analyze {query}")).await.unwrap().join("\n"))
+    };
+    let (expected, written, _) = run("order_llm_filters").await;
+    let (found, calls, plan) = run("none").await;
+    assert_eq!(found, expected);
+    assert!(written > 5500 && calls < 3450, "{calls} calls, {written} as written");
+    assert!(plan.contains("asked in the order ai_filter('under 5 of 100'"), "{plan}");
+}
+
 /// A model whose answer depends on instruction and cell alone: yes, no, or a failure.
 fn three_valued() -> MockBackend {
     MockBackend::new(1).answer(|prompt| {

@@ -22,22 +22,38 @@ async fn tables() -> (Refrain, Oracle, tempfile::TempDir) {
     (db, oracle, folder)
 }
 
-/// Runs one query; rows are compared in sorted order unless the query orders them itself.
+/// Runs one query with all rewrites and with none: the rows are the same, and so many calls are made with all. Rows are compared in sorted
+/// order unless the query orders them itself.
 async fn check(sql: &str, expected: &[&str], calls: usize) {
-    let (db, oracle, _folder) = tables().await;
-    let mut answer = rows(&db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    if !sql.contains("order by") || sql.contains("over (") {
-        answer.sort();
+    for disabled in ["none", "all"] {
+        let (mut answer, asked, prompts) = run(sql, disabled).await;
+        if !sql.contains("order by") || sql.contains("over (") {
+            answer.sort();
+        }
+        assert_eq!(answer, expected, "{sql} without rewrites: {disabled}");
+        if disabled == "none" {
+            assert_eq!(asked, calls, "model calls of {sql}: {prompts:#?}");
+        }
     }
-    assert_eq!(answer, expected, "{sql}");
-    assert_eq!(oracle.calls(), calls, "model calls of {sql}: {:#?}", oracle.prompts());
 }
 
-/// Runs a query of which only the number of rows is fixed.
+/// As [`check`], for a query of which only the number of rows is fixed.
 async fn check_count(sql: &str, n_rows: usize, calls: usize) {
+    for disabled in ["none", "all"] {
+        let (answer, asked, prompts) = run(sql, disabled).await;
+        assert_eq!(answer.len(), n_rows, "rows of {sql} without rewrites: {disabled}");
+        if disabled == "none" {
+            assert_eq!(asked, calls, "model calls of {sql}: {prompts:#?}");
+        }
+    }
+}
+
+/// Runs one query over new tables, without some rewrites. Returns its rows, the calls, and what was asked.
+async fn run(sql: &str, disabled: &str) -> (Vec<String>, usize, Vec<String>) {
     let (db, oracle, _folder) = tables().await;
-    let answer = rows(&db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    assert_eq!((answer.len(), oracle.calls()), (n_rows, calls), "rows and model calls of {sql}");
+    rows(&db, &format!("set refrain.disabled_rewrites = '{disabled}'")).await.unwrap();
+    let answer = rows(&db, sql).await.unwrap_or_else(|error| panic!("{sql} without rewrites: {disabled}: {error}"));
+    (answer, oracle.calls(), oracle.prompts())
 }
 
 macro_rules! shapes {
@@ -132,11 +148,28 @@ shapes! {
         "select x.i, ai_complete('p', x.s) from t x join u on x.i = u.j order by u.j limit 1", &["1|p(a)"], 1);
     having_with_two_predicates: check(
         "select s, count(*) from t group by s having count(*) > 1 and ai_filter('a', s) and not ai_filter('b', s)", &["a|2"], 2);
+    topk_over_a_filter: check("select i from t where ai_filter('a', s) order by i desc limit 1", &["3"], 2);
+    topk_over_two_filters: check(
+        "select i, x from (select i, s, ai_complete('p', s) x from t) where ai_filter('a', s) and ai_filter('p', x) order by i desc limit 1",
+        &["3|p(a)"], 5);
     limit_over_a_filtered_join: check_count(
         "select big.i from big join (select value n from generate_series(1, 20000) t(value)) m on big.i = m.n where ai_filter('k', s) limit 3", 3, 6);
     empty_side: check("select i, w from t left join (select * from u where j > 100) e on ai_filter('a', s, w)",
         &["1|NULL", "2|NULL", "3|NULL", "4|NULL", "5|NULL"], 0);
     join_on_answers: check("select t.i, u.j from t join u on ai_complete('p', t.s) = ai_complete('p', u.w)", &["5|7"], 6);
+    column_below_a_join: check(
+        "select u.j, q.x from (select i, ai_complete('p', s) x from t) q join u on q.i = u.j", &["1|p(a)", "2|p(b)"], 2);
+    column_below_two_joins: check(
+        "select q.x, b.y from (select i, ai_complete('p', s) x from t) q join u on q.i = u.j join (select i k, upper(ai_complete('q', s)) y from big where i < 9) b on b.k = q.i and b.k > 1",
+        &["p(b)|Q(K2)"], 2);
+    column_below_a_self_join: check(
+        "select a.x, b.s from (select i, s, ai_complete('p', s) x from t) a join t b on a.i = b.i where b.i > 4", &["p(c)|c"], 1);
+    column_below_a_join_on_it: check(
+        "select q.i, u.j from (select i, ai_complete('p', s) x from t) q join u on q.i = u.j and q.x <> u.w", &["1|1", "2|2"], 3);
+    column_below_an_outer_join: check(
+        "select u.j, q.x from u left join (select i, ai_complete('p', s) x from t) q on q.i = u.j", &["1|p(a)", "2|p(b)", "7|NULL"], 3);
+    column_below_a_join_without_keys: check(
+        "select u.j, q.x from (select i, ai_complete('p', s) x from t where i < 3) q join u on q.i + 1 < u.j", &["7|p(a)", "7|p(b)"], 2);
     filter_over_a_join: check("select t.i, u.j from t join u on t.i = u.j where ai_filter('a', u.w)", &["2|2"], 2);
     subquery: check(
         "select x, count(*) from (select ai_complete('p', s) x from t) where x <> 'p(b)' group by x", &["p(a)|2", "p(c)|1"], 3);
@@ -240,10 +273,27 @@ async fn prepared_statements_ask_when_executed() {
 async fn a_selective_join_reaches_the_scan_below_the_call() {
     let (db, oracle, _folder) = tables().await;
     rows(&db, "set datafusion.execution.parquet.pushdown_filters = true").await.unwrap();
+    rows(&db, "set refrain.disabled_rewrites = 'ask_columns_above_join'").await.unwrap();
     let answer =
         rows(&db, "select u.j, x from (select i, ai_complete('p', i) x from p) q join u on q.i = u.j").await.unwrap();
     assert_eq!(answer.len(), 3);
     assert_eq!(oracle.calls(), 3, "the join's keys must be pushed through the operator");
+}
+
+#[tokio::test]
+async fn a_join_does_not_multiply_calls_that_are_not_shared() {
+    let (db, oracle) = session(&[]).await;
+    rows(&db, "create table r as select value as i, 'x' as s from generate_series(1, 3)").await.unwrap();
+    rows(&db, "create table f as select value % 3 + 1 as j from generate_series(1, 60)").await.unwrap();
+    for (option, calls) in [("dedup => 'auto'", 1), ("dedup => 'off'", 3), ("temperature => 1", 3)] {
+        let before = oracle.calls();
+        let query = format!("select count(*) from r join f on r.i = f.j where ai_filter('x', r.s, {option})");
+        assert_eq!(rows(&db, &query).await.unwrap(), ["60"]);
+        assert_eq!(oracle.calls() - before, calls, "{option}");
+        let plan = rows(&db, &format!("explain {query}")).await.unwrap().join("\n");
+        let refused = "refused: ask_above_join (equal inputs are calls of their own, and the join may multiply rows)";
+        assert_eq!(plan.contains(refused), calls == 3, "{plan}");
+    }
 }
 
 #[tokio::test]

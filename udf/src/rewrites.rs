@@ -15,8 +15,13 @@ pub const REWRITES: &[(&str, &str)] = &[
     ("pull_llm_filter_above_aggregate", "an LLM predicate over group keys is asked of the groups"),
     ("order_llm_filters", "the LLM predicates of an AND are asked in the order that costs least"),
     ("defer_llm_past_topk", "ORDER BY … LIMIT over plain columns comes first"),
+    ("sort_below_llm_filter", "WHERE ai … ORDER BY … LIMIT over plain columns sorts first and asks until the limit is met"),
     ("stop_llm_filter_at_limit", "an LLM filter below a LIMIT asks until the limit is met"),
     ("ask_above_join", "a predicate over one side of an inner join is asked of the rows that the join leaves"),
+    (
+        "ask_columns_above_join",
+        "answers that one side of an inner join brings along are asked for the rows that the join leaves",
+    ),
     ("stop_join_at_match", "EXISTS, IN and their like ask about a row until it has one match"),
     ("classify_join", "with weaker answers allowed, a join with few values on one side asks once for each row of the other"),
 ];

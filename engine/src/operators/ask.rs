@@ -71,18 +71,19 @@ pub(super) fn spawn_asking(
     })
 }
 
-/// As [`spawn_asking`] asks all questions of one call, but for those that need no answer once enough rows pass: they are cancelled if they
-/// run, and left to whoever else wants them.
+/// As [`spawn_asking`] for one call, but for the questions that need no answer once enough rows pass: they are cancelled if they run, and
+/// left to whoever else wants them. The outcomes are in the order of `wanted`.
 pub(super) fn spawn_asking_until(
     asker: Asker,
     questions: Arc<Questions>,
+    wanted: Vec<u32>,
     enough: Enough,
 ) -> SpawnedTask<Result<Vec<Option<Outcome>>>> {
     SpawnedTask::spawn(async move {
-        let all: Vec<u32> = (0..questions.len() as u32).collect();
-        let mut members = vec![Member::new(&asker, &questions, &all)];
+        let mut members = vec![Member::new(&asker, &questions, &wanted)];
         within_the_query(&asker, ask_members(&mut members, &questions, Some(enough))).await?;
-        Ok(members.swap_remove(0).into_outcomes())
+        let mut outcomes = members.swap_remove(0).into_outcomes();
+        Ok(wanted.iter().map(|question| outcomes[*question as usize].take()).collect())
     })
 }
 

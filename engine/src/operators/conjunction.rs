@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::{NO_QUESTION, Questions};
+use crate::operators::enough::Enough;
 use crate::operators::memo::Outcome;
 use crate::operators::scope::{NodeStats, lock};
 
@@ -134,6 +135,14 @@ pub(super) trait Ask {
     /// Returns the outcomes of these questions of a call, in their order.
     fn ask(&self, call: usize, questions: Vec<u32>) -> impl Future<Output = Result<Vec<Outcome>>> + Send;
 
+    /// As [`ask`](Self::ask) until enough rows pass; a question that is of no use then has no outcome.
+    fn ask_until(
+        &self,
+        call: usize,
+        questions: Vec<u32>,
+        enough: Enough,
+    ) -> impl Future<Output = Result<Vec<Option<Outcome>>>> + Send;
+
     /// Returns the prompt tokens that all questions of a call have in front, which are computed once.
     fn head_tokens(&self, call: usize) -> usize;
 }
@@ -179,27 +188,33 @@ impl Conjunction {
         Passed { rows, passed: (rows as f64 * self.order.selectivity(position, 0)).round() as u64 }
     }
 
-    /// Asks about the rows of a window and returns the answers of each call.
+    /// Asks about the rows of a window and returns the answers of each call. Rows behind the first `missing` that pass need none, where a
+    /// limit wants no more.
     pub(super) async fn answer(
         &mut self,
         asker: &impl Ask,
         calls: &[Arc<PhysicalCall>],
         stats: &[Arc<NodeStats>],
         questions: &[Arc<Questions>],
+        missing: Option<usize>,
     ) -> Result<Vec<Answered>> {
         let conjuncts = Arc::clone(&self.conjuncts);
         let mut window = Asked::new(&conjuncts, calls, stats, questions)?;
         let n_rows = questions.first().map_or(0, |questions| questions.of_row.len());
+        if missing == Some(0) {
+            return Ok(window.into_answers());
+        }
         let (profile, rest) = self.split(n_rows, questions);
         self.profile(asker, &mut window, &profile).await?;
-        let mut start = 0;
-        while start < rest.len() {
+        let (mut start, mut is_met) = (0, false);
+        while start < rest.len() && !is_met {
             let first = (n_rows / FIRST_MORSEL_SHARE).clamp(*FIRST_MORSEL_ROWS.start(), *FIRST_MORSEL_ROWS.end());
             let end = rest.len().min(start + self.rows_done.max(first));
             let costs: Vec<PredicateCost> = window.costs(asker, &rest[start..]);
             let order = self.order.order(&costs);
             self.note_order(&order);
-            self.morsel(asker, &mut window, &order, &rest[start..end]).await?;
+            self.morsel(asker, &mut window, &order, &rest[start..end], missing).await?;
+            is_met = missing.is_some_and(|missing| window.is_met(rest[end - 1], missing));
             self.rows_done += end - start;
             start = end;
         }
@@ -233,7 +248,7 @@ impl Conjunction {
         let answered = futures::future::try_join_all(asked).await?;
         for (n, outcomes) in answered.into_iter().enumerate() {
             let questions = window.open(n, rows);
-            window.note(n, rows, questions, outcomes)?;
+            window.note(n, rows, questions, outcomes.into_iter().map(Some).collect())?;
         }
         for row in rows {
             let passes = (0..self.conjuncts.len()).filter(|n| window.passes(*n, *row) == Some(true));
@@ -243,20 +258,33 @@ impl Conjunction {
         Ok(())
     }
 
-    /// Asks rows one predicate after the other, each for the survivors of those before it.
-    async fn morsel(&mut self, asker: &impl Ask, window: &mut Asked<'_>, order: &[usize], rows: &[u32]) -> Result<()> {
+    /// Asks rows one predicate after the other, each for the survivors of those before it. All rows before the last of `rows` are decided or
+    /// among them, so the last predicate meets a limit that wants `missing` of them.
+    async fn morsel(
+        &mut self,
+        asker: &impl Ask,
+        window: &mut Asked<'_>,
+        order: &[usize],
+        rows: &[u32],
+        missing: Option<usize>,
+    ) -> Result<()> {
         // A row that an answer given to another row drops already costs nothing.
         let fails = |window: &Asked, row: u32| (0..order.len()).any(|n| window.passes(n, row) == Some(false));
         let mut alive: Vec<u32> = rows.iter().copied().filter(|row| !fails(window, *row)).collect();
         let mut given: Predicates = 0;
-        for n in order {
-            let questions = window.open(*n, &alive);
-            let outcomes = match questions.is_empty() {
-                true => vec![],
-                false => asker.ask(self.conjuncts[*n].call, questions.clone()).await?,
+        for (place, n) in order.iter().enumerate() {
+            let (call, questions) = (self.conjuncts[*n].call, window.open(*n, &alive));
+            let limit = missing.filter(|_| place + 1 == order.len());
+            let outcomes = match (limit, rows.last()) {
+                _ if questions.is_empty() => vec![],
+                (Some(missing), Some(last)) => {
+                    let enough = window.enough(*n, *last, missing);
+                    asker.ask_until(call, questions.clone(), enough).await?
+                }
+                _ => asker.ask(call, questions.clone()).await?.into_iter().map(Some).collect(),
             };
             window.note(*n, &alive, questions, outcomes)?;
-            let met = alive.len() as u64;
+            let met = alive.iter().filter(|row| window.passes(*n, **row).is_some()).count() as u64;
             alive.retain(|row| window.passes(*n, *row) == Some(true));
             self.order.note(*n, given, Passed { rows: met, passed: alive.len() as u64 });
             given |= 1 << *n;
@@ -290,9 +318,9 @@ struct Asked<'a> {
 /// One predicate, its questions and their answers.
 struct AskedCall<'a> {
     conjunct: &'a Conjunct,
-    call: &'a PhysicalCall,
+    call: &'a Arc<PhysicalCall>,
     stats: &'a NodeStats,
-    questions: &'a Questions,
+    questions: &'a Arc<Questions>,
     /// Whether a row passes whose inputs are NULL, so that it has no question.
     null_passes: bool,
     passes: Vec<Option<bool>>,
@@ -309,7 +337,7 @@ impl<'a> Asked<'a> {
         questions: &'a [Arc<Questions>],
     ) -> Result<Self> {
         let asked = |conjunct: &'a Conjunct| {
-            let (call, questions) = (calls[conjunct.call].as_ref(), questions[conjunct.call].as_ref());
+            let (call, questions) = (&calls[conjunct.call], &questions[conjunct.call]);
             let null = ScalarValue::try_from(call.output.data_type())?.to_array()?;
             Ok(AskedCall {
                 conjunct,
@@ -334,6 +362,32 @@ impl<'a> Asked<'a> {
         }
     }
 
+    /// Returns whether a row passes all predicates, if that is known.
+    fn verdict(&self, row: u32) -> Option<bool> {
+        let mut verdict = Some(true);
+        for n in 0..self.calls.len() {
+            match self.passes(n, row) {
+                Some(true) => {}
+                Some(false) => return Some(false),
+                None => verdict = None,
+            }
+        }
+        verdict
+    }
+
+    /// Returns whether so many of the first rows up to `last` pass, each before the first that is not decided.
+    fn is_met(&self, last: u32, missing: usize) -> bool {
+        let decided = (0..=last).map_while(|row| self.verdict(row));
+        decided.filter(|passes| *passes).take(missing).count() == missing
+    }
+
+    /// Returns what tells when so many rows up to `last` pass, where a row that is not decided waits for this predicate alone.
+    fn enough(&self, n: usize, last: u32, missing: usize) -> Enough {
+        let AskedCall { conjunct, call, questions, .. } = &self.calls[n];
+        let known = (0..=last).map(|row| self.verdict(row)).collect();
+        Enough::new((*conjunct).clone(), Arc::clone(call), Arc::clone(questions), missing).among(known)
+    }
+
     /// Returns the questions of these rows that have no answer yet, each once.
     fn open(&self, n: usize, rows: &[u32]) -> Vec<u32> {
         let asked = &self.calls[n];
@@ -345,8 +399,8 @@ impl<'a> Asked<'a> {
         open
     }
 
-    /// Takes the outcomes of questions that `rows` have asked.
-    fn note(&mut self, n: usize, rows: &[u32], questions: Vec<u32>, outcomes: Vec<Outcome>) -> Result<()> {
+    /// Takes the outcomes of questions that `rows` have asked; `None` where a limit was met before.
+    fn note(&mut self, n: usize, rows: &[u32], questions: Vec<u32>, outcomes: Vec<Option<Outcome>>) -> Result<()> {
         let asked = &mut self.calls[n];
         let of_rows = rows.iter().map(|row| asked.questions.of_row[*row as usize]);
         for question in of_rows.filter(|question| *question != NO_QUESTION) {
@@ -354,12 +408,15 @@ impl<'a> Asked<'a> {
             asked.stats.rows.fetch_add(1, Ordering::Relaxed);
         }
         asked.stats.distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
-        if questions.is_empty() {
+        let answered = questions.into_iter().zip(outcomes);
+        let answered: Vec<(u32, Outcome)> =
+            answered.filter_map(|(question, outcome)| outcome.map(|outcome| (question, outcome))).collect();
+        if answered.is_empty() {
             return Ok(());
         }
-        let values = outcomes.iter().map(|outcome| asked.call.value_of(outcome));
+        let values = answered.iter().map(|(_, outcome)| asked.call.value_of(outcome));
         let passes = passing(asked.conjunct, asked.call, ScalarValue::iter_to_array(values)?)?;
-        for ((question, outcome), passes) in questions.into_iter().zip(outcomes).zip(passes) {
+        for ((question, outcome), passes) in answered.into_iter().zip(passes) {
             asked.passes[question as usize] = Some(passes);
             asked.answered.outcomes[question as usize] = Some(outcome);
         }

@@ -81,6 +81,7 @@ impl LlmJoinExec {
         if self.is_estimated() && !rewrites.is_empty() {
             lines.push(format!("rewrites: {}", rewrites.join(", ")));
         }
+        lines.extend(self.order_line());
         lines
     }
 
@@ -91,6 +92,7 @@ impl LlmJoinExec {
         let rewrites = [
             (has_duplicates(self.estimates()), "dedup"),
             (classifies, CLASSIFY_JOIN),
+            (self.orders_predicates(), "order_llm_filters"),
             (stops_at_match && !classifies, "stop_join_at_match"),
             (wanted.is_some(), "stop_llm_filter_at_limit"),
         ];
@@ -112,6 +114,7 @@ impl LlmJoinExec {
             "max_pairs": self.max_pairs(),
             "calls": json_of_calls(self.calls(), self.estimates(), &self.ran()),
             "rewrites": self.rewrites(),
+            "order": self.order_json(),
         })
     }
 }
@@ -319,12 +322,13 @@ pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimat
             now.rows, now.distinct, now.calls_done, now.cache_hits, now.errors
         ),
         format!(
-            "actual: prompt={} tok, cached={} tok ({:.0} %), prefill={computed} tok, output={} tok, time={}",
+            "actual: prompt={} tok, cached={} tok ({:.0} %), prefill={computed} tok, output={} tok, time={}{}",
             now.prompt_tokens,
             now.cached_tokens,
             hit(now.cached_tokens, now.prompt_tokens),
             now.output_tokens,
-            duration(seconds)
+            duration(seconds),
+            pace_words(stats),
         ),
     ];
     let kept_rows = stats.kept_rows.load(Ordering::Relaxed);
@@ -353,6 +357,20 @@ pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimat
     lines
 }
 
+/// Returns how many tokens a call computed or wrote in a second, and when its first answer came; empty where the model was not asked.
+fn pace_words(stats: &NodeStats) -> String {
+    let pace = tokens_per_second(stats).map(|pace| format!(", {pace:.0} tok/s"));
+    let first = stats.times().first_answer.map(|first| format!(", first answer after {}", duration(first.as_secs_f64())));
+    [pace, first].into_iter().flatten().collect()
+}
+
+/// Returns how many tokens a call computed or wrote in a second of its time.
+fn tokens_per_second(stats: &NodeStats) -> Option<f64> {
+    let now = stats.progress();
+    let (tokens, seconds) = (now.prompt_tokens - now.cached_tokens + now.output_tokens, stats.times().wall.as_secs_f64());
+    (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
+}
+
 pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
     let now = stats.progress();
     json!({
@@ -369,6 +387,8 @@ pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
         "output_tokens": now.output_tokens,
         "errors": stats.errors(),
         "seconds": stats.times().wall.as_secs_f64(),
+        "tokens_per_second": tokens_per_second(stats),
+        "seconds_to_first_answer": stats.times().first_answer.map(|first| first.as_secs_f64()),
     })
 }
 

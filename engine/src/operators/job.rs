@@ -8,9 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, UInt32Array, new_null_array};
 use datafusion::arrow::compute::take;
 use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::cast::as_boolean_array;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, ScalarValue, internal_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::metrics::{BaselineMetrics, RecordOutput};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -23,7 +25,7 @@ use crate::answers::QueryAnswers;
 use crate::operators::ask::{Asker, spawn_asking, spawn_asking_until};
 use crate::operators::call::PhysicalCall;
 use crate::operators::cascade::Proxy;
-use crate::operators::conjunction::{Answered, Ask, Conjunction, OrderReport};
+use crate::operators::conjunction::{Answered, Ask, Conjunct, Conjunction, OrderReport};
 use crate::operators::counters::Counters;
 use crate::operators::distinct::{NO_QUESTION, Questions};
 use crate::operators::enough::Enough;
@@ -49,6 +51,10 @@ pub(crate) struct Job {
     pub(crate) calls: Vec<Arc<PhysicalCall>>,
     pub(crate) stats: Vec<Arc<NodeStats>>,
     pub(crate) until: Option<Until>,
+    /// The predicates that decide which rows stay, one for each call, where their order is ours to choose.
+    pub(crate) conjuncts: Option<Arc<[Conjunct]>>,
+    /// The predicate that decides which rows stay, where it reads the only answer and nothing else.
+    pub(crate) over_answer: Option<Conjunct>,
     pub(crate) shared: Shared,
     pub(crate) store: RowStore,
     pub(crate) counters: Counters,
@@ -78,6 +84,8 @@ struct Position {
     window: u32,
     questions_asked: usize,
     rows_out: usize,
+    /// Rows of the block that a limit above still wants to pass, where blocks are handed over.
+    block_missing: Option<usize>,
     ended: bool,
     /// Whether rows may follow the end of `input`.
     more: bool,
@@ -93,12 +101,24 @@ impl Blocks {
         Blocks(Box::new(Position { more: true, ..Position::start(job, Box::pin(nothing)) }))
     }
 
-    /// Asks about all rows of a block and returns them with their answers, in order.
-    pub(crate) async fn ask(&mut self, block: SendableRecordBatchStream) -> Result<Vec<RecordBatch>> {
+    /// Asks about all rows of a block and returns them with their answers, in order. Where a limit wants only the first `missing` rows
+    /// that pass `predicate`, answers of rows behind them may be missing.
+    pub(crate) async fn ask(
+        &mut self,
+        block: SendableRecordBatchStream,
+        limit: Option<(usize, &Arc<dyn PhysicalExpr>)>,
+    ) -> Result<Vec<RecordBatch>> {
         (self.0.input, self.0.ended) = (block, false);
+        self.0.block_missing = limit.map(|(missing, _)| missing);
         let mut answered = vec![];
         while let Some(rows) = self.0.next_window().await? {
-            answered.extend(rows.try_collect::<Vec<_>>().await?);
+            let rows: Vec<RecordBatch> = rows.try_collect().await?;
+            if let (Some(missing), Some((_, predicate))) = (&mut self.0.block_missing, limit) {
+                for batch in &rows {
+                    *missing = missing.saturating_sub(n_passing(predicate, batch)?);
+                }
+            }
+            answered.extend(rows);
         }
         Ok(answered)
     }
@@ -132,6 +152,7 @@ impl Position {
             window: 0,
             questions_asked: 0,
             rows_out: 0,
+            block_missing: None,
             ended: false,
             more: false,
         }
@@ -158,7 +179,7 @@ impl Job {
 
     /// Returns the predicates over the answers, if their order is ours to choose, with what the session knows of them.
     fn conjunction(&self) -> Option<Conjunction> {
-        let (conjuncts, report) = (self.until.as_ref()?.conjuncts.clone()?, Arc::clone(&self.order));
+        let (conjuncts, report) = (self.conjuncts.clone()?, Arc::clone(&self.order));
         let known =
             |call: usize| self.shared.statistics.get(&self.statistics_key(call)).and_then(|known| known.selectivity());
         let guesses: Vec<Option<f64>> = conjuncts.iter().map(|conjunct| known(conjunct.call)).collect();
@@ -166,7 +187,7 @@ impl Job {
     }
 
     fn statistics_key(&self, call: usize) -> StatisticsKey {
-        let conjuncts = self.until.as_ref().and_then(|until| until.conjuncts.as_deref()).unwrap_or_default();
+        let conjuncts = self.conjuncts.as_deref().unwrap_or_default();
         let over_answer = conjuncts.iter().find(|conjunct| conjunct.call == call);
         statistics_key(&self.calls[call], over_answer.map(|conjunct| &conjunct.predicate))
     }
@@ -253,12 +274,13 @@ impl Position {
         self.open(&questions).await?;
         self.questions_asked += questions.iter().map(|questions| questions.len()).max().unwrap_or(0);
         let started = Instant::now();
+        let missing = self.missing();
         let answered = match &mut self.conjunction {
             Some(conjunction) => {
                 let asking = Asking { askers: &self.askers, questions: &questions };
-                conjunction.answer(&asking, &self.job.calls, &self.job.stats, &questions).await?
+                conjunction.answer(&asking, &self.job.calls, &self.job.stats, &questions, missing).await?
             }
-            None => match self.job.enough(&questions, self.rows_out) {
+            None => match self.job.enough(&questions, missing) {
                 Some(enough) if questions[0].len() > 0 => {
                     vec![self.job.ask_until(&self.askers[0], &questions[0], enough).await?]
                 }
@@ -274,6 +296,14 @@ impl Position {
             self.job.check_error_ratio()?;
         }
         Ok(answers)
+    }
+
+    /// Returns how many rows a limit still wants to pass; `None` without one, or where not all of them reach it.
+    fn missing(&self) -> Option<usize> {
+        match &self.job.until {
+            Some(Until { wanted: Some(wanted), stops: true, .. }) => Some(wanted.saturating_sub(self.rows_out)),
+            _ => self.block_missing,
+        }
     }
 
     /// Adds what has happened since the last window to the statistics of the session.
@@ -322,6 +352,12 @@ impl Position {
     }
 }
 
+/// Returns how many rows pass a predicate.
+fn n_passing(predicate: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<usize> {
+    let mask = predicate.evaluate(batch)?.into_array(batch.num_rows())?;
+    Ok(as_boolean_array(&mask)?.true_count())
+}
+
 /// The answers of one call over a window.
 struct Answers {
     /// One value for each question.
@@ -339,6 +375,11 @@ impl Ask for Asking<'_> {
     async fn ask(&self, call: usize, wanted: Vec<u32>) -> Result<Vec<Outcome>> {
         let asker = vec![self.askers[call].clone()];
         joined(spawn_asking(asker, Arc::clone(&self.questions[call]), wanted)).await.map(|mut outcomes| outcomes.remove(0))
+    }
+
+    async fn ask_until(&self, call: usize, wanted: Vec<u32>, enough: Enough) -> Result<Vec<Option<Outcome>>> {
+        let task = spawn_asking_until(self.askers[call].clone(), Arc::clone(&self.questions[call]), wanted, enough);
+        task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))?
     }
 
     fn head_tokens(&self, call: usize) -> usize {
@@ -384,21 +425,19 @@ impl Job {
         Ok(answered)
     }
 
-    /// Returns what tells when the limit above is met within a window, after `rows_out` rows. `None` without such a limit, or where more
+    /// Returns what tells when the limit above is met within a window, where `missing` rows are. `None` without such a limit, or where more
     /// than one answer decides.
-    fn enough(&self, questions: &[Arc<Questions>], rows_out: usize) -> Option<Enough> {
-        let Until { wanted: Some(wanted), stops: true, over_answer: Some(over_answer), .. } = self.until.as_ref()? else {
-            return None;
-        };
-        let call = Arc::clone(&self.calls[0]);
-        Some(Enough::new(over_answer.clone(), call, Arc::clone(&questions[0]), wanted.saturating_sub(rows_out)))
+    fn enough(&self, questions: &[Arc<Questions>], missing: Option<usize>) -> Option<Enough> {
+        let (Some(over_answer), Some(missing)) = (&self.over_answer, missing) else { return None };
+        Some(Enough::new(over_answer.clone(), Arc::clone(&self.calls[0]), Arc::clone(&questions[0]), missing))
     }
 
     /// Asks the questions of the only call until enough rows pass. Those that run by then are cancelled, and have no answer.
     async fn ask_until(&self, asker: &Asker, questions: &Arc<Questions>, enough: Enough) -> Result<Answered> {
         self.stats[0].rows.fetch_add(rows_with_question(questions), Ordering::Relaxed);
         self.stats[0].distinct.fetch_add(questions.len() as u64, Ordering::Relaxed);
-        let task = spawn_asking_until(asker.clone(), Arc::clone(questions), enough);
+        let all = (0..questions.len() as u32).collect();
+        let task = spawn_asking_until(asker.clone(), Arc::clone(questions), all, enough);
         let outcomes = task.join().await.map_err(|e| internal_datafusion_err!("asking the model failed: {e}"))??;
         Ok(Answered { outcomes, rows: questions.rows() })
     }
@@ -431,13 +470,21 @@ impl Job {
         if choice == LayoutChoice::InstructionFirst || !self.shared.prefix_cache {
             return Ok(false);
         }
-        for group in over_the_same_rows(&self.calls, &self.above) {
+        for group in self.row_readers() {
             let model = &self.calls[group.own[0]].model;
             if self.asks_later(&group) && (choice == LayoutChoice::DataFirst || !models.needs_instruction_first(model)?) {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// Returns the calls that read the same rows. Predicates over pairs, whose order is learnt, do not share theirs.
+    fn row_readers(&self) -> Vec<RowReaders> {
+        match self.until.is_none() && self.conjuncts.is_some() {
+            true => vec![],
+            false => over_the_same_rows(&self.calls, &self.above),
+        }
     }
 
     /// Returns whether the readers of the same rows ask one after the other, not all at once.
@@ -465,7 +512,7 @@ impl Job {
     /// may have so that the cache keeps them for calls that ask later.
     async fn lay_out(&self, askers: &mut [Asker], questions: &[Arc<Questions>]) -> Result<(Vec<Vec<usize>>, usize)> {
         let (mut together, mut kept_rows, mut laid_out) = (vec![], usize::MAX, vec![]);
-        for mut readers in over_the_same_rows(&self.calls, &self.above) {
+        for mut readers in self.row_readers() {
             let first = readers.own[0];
             let cache_tokens = askers[first].backend.stats().pages_total * PAGE_TOKENS as u64;
             if cache_tokens == 0 || !self.shared.prefix_cache {

@@ -12,9 +12,9 @@ use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ColumnStatistics, Result, Statistics, internal_datafusion_err};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::equivalence::ProjectionMapping;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{OrderingRequirements, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{
     CardinalityEffect, ChildrenPropertiesMode, EmissionType, ReplaceChildrenOptions, apply_expression_roots,
 };
@@ -60,6 +60,8 @@ pub struct LlmExec {
     order: Arc<Mutex<OrderReport>>,
     /// The calls of operators above that read the same rows.
     above: Arc<Mutex<Vec<CallAbove>>>,
+    /// The order of the input, where a limit takes the first rows that pass.
+    input_order: Option<OrderingRequirements>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -96,6 +98,11 @@ impl Until {
     /// Returns whether nothing more is wanted after so many rows.
     pub(super) fn is_met(&self, rows_out: usize) -> bool {
         self.stops && self.wanted.is_some_and(|wanted| rows_out >= wanted)
+    }
+
+    /// Returns whether the operator chooses the order of its predicates.
+    pub(crate) fn chooses_order(&self) -> bool {
+        self.conjuncts.is_some()
     }
 
     /// Returns the rows that pass.
@@ -172,7 +179,9 @@ impl LlmExec {
         let properties = Arc::new(PlanProperties::new(equivalences, partitioning, emission, input.boundedness()));
         tell_below(&calls, &input)?;
         let (ran, order, above, metrics) = (Arc::default(), Arc::default(), Arc::default(), ExecutionPlanMetricsSet::new());
-        Ok(LlmExec { input, calls, until, shared, estimates, ran, order, above, properties, metrics })
+        let counts = until.as_ref().is_some_and(|until| until.wanted.is_some());
+        let input_order = input.output_ordering().filter(|_| counts).map(|order| order.clone().into());
+        Ok(LlmExec { input, calls, until, shared, estimates, ran, order, above, input_order, properties, metrics })
     }
 
     /// Notes that an operator above asks about the same rows.
@@ -221,7 +230,7 @@ impl LlmExec {
 
     /// Returns whether the order of predicates is the operator's to choose.
     pub(super) fn orders_predicates(&self) -> bool {
-        self.until.as_ref().is_some_and(|until| until.conjuncts.is_some())
+        self.until.as_ref().is_some_and(Until::chooses_order)
     }
 
     /// Returns whether the operator asks for no more rows than a limit wants.
@@ -298,6 +307,10 @@ impl ExecutionPlan for LlmExec {
         vec![true]
     }
 
+    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
+        vec![self.input_order.clone()]
+    }
+
     fn benefits_from_input_partitioning(&self) -> Vec<bool> {
         vec![false]
     }
@@ -319,8 +332,8 @@ impl ExecutionPlan for LlmExec {
         Ok(Arc::new(match options.children_properties {
             ChildrenPropertiesMode::Keep => LlmExec { input, metrics: ExecutionPlanMetricsSet::new(), ..this },
             ChildrenPropertiesMode::Recompute => {
-                let above = Arc::clone(&this.above);
-                LlmExec { above, ..LlmExec::try_new(input, this.calls, this.until, this.shared, this.estimates)? }
+                let planned = LlmExec::try_new(input, this.calls, this.until, this.shared, this.estimates)?;
+                LlmExec { above: this.above, input_order: this.input_order, ..planned }
             }
         }))
     }
@@ -390,6 +403,8 @@ impl ExecutionPlan for LlmExec {
             calls: self.calls.clone(),
             stats,
             until: self.until.clone(),
+            conjuncts: self.until.as_ref().and_then(|until| until.conjuncts.clone()),
+            over_answer: self.until.as_ref().and_then(|until| until.over_answer.clone()),
             shared: self.shared.clone(),
             store: RowStore::new(&context, partition, self.input.schema(), spills),
             counters: Counters::new(&self.metrics, partition, &self.calls),

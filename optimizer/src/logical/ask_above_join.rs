@@ -12,23 +12,27 @@
 //!
 //! DataFusion has pushed the predicate down before. Rows without a partner are not asked about; equal inputs of rows that the join
 //! multiplies are one question all the same; and a LIMIT above stops the asking. Without equal keys a join may multiply rows without
-//! bound, so there the predicate stays below.
+//! bound, so there the predicate stays below; so it does where equal inputs are asked one by one.
 
 use std::sync::Arc;
 
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, JoinType, Result, TableReference};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan, SubqueryAlias};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
-use refrain_udf::{contains_llm_call, rewrite_enabled};
+use refrain_udf::{LlmCall, Settings, contains_llm_call, is_llm_call, rewrite_enabled};
 
 use super::lower::is_volatile_apart_from_calls;
 use super::note::note_filters;
 use super::restore::restore;
+use crate::node::NodeCall;
 
 const NAME: &str = "ask_above_join";
+
+/// Why a call stays below a join that may multiply its rows.
+pub(super) const NO_DEDUP: &str = "equal inputs are calls of their own, and the join may multiply rows";
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -56,15 +60,17 @@ impl OptimizerRule for AskAboveJoin {
             JoinType::Inner => None,
             other => Some(format!("the join is not inner but {other}")),
         };
+        let settings = config.options().extensions.get::<Settings>().cloned().unwrap_or_default();
         if let Some(reason) = reason {
             // Noted in the round after the calls have become nodes.
-            return plan.map_children(|side| note_filters(side, &|notes| notes.refuse(NAME, &reason)));
+            return plan.map_children(|side| note_filters(side, &|call| call.notes.refuse(NAME, &reason)));
         }
         // Columns that were dropped below may bear the name of one of the other side; then the plan stays as it is.
-        match with_predicates_above(join) {
-            Ok(Some(above)) => Ok(Transformed::yes(above)),
-            Ok(None) | Err(_) => Ok(Transformed::no(plan)),
+        if let Ok(Some(above)) = with_predicates_above(join, &settings) {
+            return Ok(Transformed::yes(above));
         }
+        let note = |call: &mut NodeCall| !dedups(&call.call, &settings) && call.notes.refuse(NAME, NO_DEDUP);
+        plan.map_children(|side| note_filters(side, &note))
     }
 }
 
@@ -79,8 +85,8 @@ pub(super) fn asked_above_join(predicate: &Expr, input: &LogicalPlan) -> Option<
 }
 
 /// Returns the plan that asks above the join; `None` if its sides ask nobody.
-fn with_predicates_above(join: &Join) -> Result<Option<LogicalPlan>> {
-    let (left, right) = (without_predicates(&join.left)?, without_predicates(&join.right)?);
+fn with_predicates_above(join: &Join, settings: &Settings) -> Result<Option<LogicalPlan>> {
+    let (left, right) = (without_predicates(&join.left, settings)?, without_predicates(&join.right, settings)?);
     let asking = [&left, &right].into_iter().flatten().flat_map(|side| side.asking.clone());
     let Some(predicate) = conjunction(asking) else { return Ok(None) };
     let input = |side: Option<Side>, as_it_was: &Arc<LogicalPlan>| match side {
@@ -110,10 +116,14 @@ struct Side {
 
 /// Takes the predicates that ask off the top of a plan, through projections that only drop columns and through aliases. `None` if
 /// there are none.
-fn without_predicates(plan: &LogicalPlan) -> Result<Option<Side>> {
+fn without_predicates(plan: &LogicalPlan, settings: &Settings) -> Result<Option<Side>> {
     match plan {
         LogicalPlan::Filter(filter) => {
-            let moves = |conjunct: &Expr| contains_llm_call(conjunct) && !is_volatile_apart_from_calls(conjunct);
+            let moves = |conjunct: &Expr| {
+                contains_llm_call(conjunct)
+                    && !is_volatile_apart_from_calls(conjunct)
+                    && all_dedup(conjunct, filter.input.schema(), settings)
+            };
             let (asking, cheap): (Vec<_>, Vec<_>) =
                 split_conjunction_owned(filter.predicate.clone()).into_iter().partition(moves);
             if asking.is_empty() {
@@ -126,10 +136,10 @@ fn without_predicates(plan: &LogicalPlan) -> Result<Option<Side>> {
             Ok(Some(Side { asking, rest }))
         }
         LogicalPlan::Projection(projection) if projection.expr.iter().all(|expr| matches!(expr, Expr::Column(_))) => {
-            without_predicates(&projection.input)
+            without_predicates(&projection.input, settings)
         }
         LogicalPlan::SubqueryAlias(alias) => {
-            let Some(Side { asking, rest }) = without_predicates(&alias.input)? else { return Ok(None) };
+            let Some(Side { asking, rest }) = without_predicates(&alias.input, settings)? else { return Ok(None) };
             let Some(asking) = asking.into_iter().map(|expr| renamed(expr, rest.schema(), &alias.alias)).collect() else {
                 return Ok(None);
             };
@@ -138,6 +148,25 @@ fn without_predicates(plan: &LogicalPlan) -> Result<Option<Side>> {
         }
         _ => Ok(None),
     }
+}
+
+/// Returns whether equal inputs are one question for every call of an expression.
+fn all_dedup(expr: &Expr, schema: &DFSchema, settings: &Settings) -> bool {
+    let mut all = true;
+    let _ = expr.apply(|expr| {
+        if let Expr::ScalarFunction(function) = expr
+            && is_llm_call(expr)
+        {
+            all &= LlmCall::bind(function, schema).map_or(true, |call| dedups(&call, settings));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    all
+}
+
+/// Returns whether equal inputs are one question of a call.
+pub(super) fn dedups(call: &LlmCall, settings: &Settings) -> bool {
+    call.options.resolve(settings).dedups()
 }
 
 /// Names the columns of an expression by an alias of their table; `None` if one of them would not be the only one of its name.

@@ -8,21 +8,22 @@
 //!     LlmNode: ai_complete('p', s)                 Sort: i, fetch=3
 //! ```
 //!
-//! Views and subqueries are looked through, and groups are cut in the same way before their LLM aggregates are asked about.
+//! Views and subqueries are looked through, and groups are cut in the same way before their LLM aggregates are asked about. A sort by
+//! answers scores every row, which EXPLAIN says.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, Result};
-use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Sort, SortExpr, SubqueryAlias};
+use datafusion::logical_expr::{Expr, LogicalPlan, Projection, Sort, SortExpr};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
 
 use super::note::note_calls;
 use crate::aggregate_node::LlmAggregateNode;
-use crate::node::LlmNode;
+use crate::node::{LlmNode, NodeCall};
 
 const NAME: &str = "defer_llm_past_topk";
 
@@ -45,7 +46,7 @@ impl OptimizerRule for DeferLlmPastTopK {
         }
         match deferred(&plan)? {
             Some(deferred) => Ok(Transformed::yes(deferred)),
-            None => Ok(Transformed::no(plan)),
+            None => noted_as_scored(plan),
         }
     }
 }
@@ -60,23 +61,11 @@ fn deferred(plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
 
 /// Sorts and cuts below the first operator of `plan` that adds answers, looking through those that only name columns.
 fn below(keys: &[SortExpr], fetch: Option<usize>, plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
-    let input = match plan {
-        LogicalPlan::Projection(projection) => {
-            let keys = renamed(keys, &definitions(projection))?;
-            let Some(input) = below(&keys, fetch, &projection.input)? else { return Ok(None) };
-            let projection = Projection::try_new(projection.expr.clone(), Arc::new(input))?;
-            return Ok(Some(LogicalPlan::Projection(projection)));
-        }
-        LogicalPlan::SubqueryAlias(alias) => {
-            let inner = alias.input.schema().columns().into_iter().map(Expr::Column);
-            let names = alias.schema.columns().into_iter().map(|column| column.flat_name());
-            let keys = renamed(keys, &names.zip(inner).collect())?;
-            let Some(input) = below(&keys, fetch, &alias.input)? else { return Ok(None) };
-            return Ok(Some(LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(Arc::new(input), alias.alias.clone())?)));
-        }
-        other => input_of(other),
-    };
-    let Some(input) = input else { return Ok(None) };
+    if let Some((keys, input)) = below_names(keys, plan)? {
+        let Some(input) = below(&keys, fetch, input)? else { return Ok(None) };
+        return plan.with_new_exprs(plan.expressions(), vec![input]).map(Some);
+    }
+    let Some(input) = input_of(plan) else { return Ok(None) };
     let is_below = |column: &&Column| input.schema().has_column(column);
     if keys.iter().any(|key| key.expr.is_volatile() || !key.expr.column_refs().iter().all(is_below)) {
         return Ok(None);
@@ -88,13 +77,50 @@ fn below(keys: &[SortExpr], fetch: Option<usize>, plan: &LogicalPlan) -> Result<
 /// Notes the rewrite for the operator that adds answers.
 fn noted(plan: LogicalPlan) -> Result<LogicalPlan> {
     let Some(node) = LlmAggregateNode::from_plan(&plan) else {
-        return Ok(note_calls(plan, &|notes| notes.apply(NAME))?.data);
+        return Ok(note_calls(plan, &|call| call.notes.apply(NAME))?.data);
     };
     let mut aggregates = node.aggregates.clone();
     for aggregate in &mut aggregates {
         aggregate.notes.apply(NAME);
     }
     Ok(LlmAggregateNode::try_new(node.input.clone(), aggregates)?.into_plan())
+}
+
+/// Notes for the calls whose answers a sort with a limit reads that they are asked about every row.
+fn noted_as_scored(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    let keys = match &plan {
+        LogicalPlan::Sort(sort) if sort.fetch.is_some() => sort.expr.clone(),
+        _ => return Ok(Transformed::no(plan)),
+    };
+    plan.map_children(|input| note_keys(input, &keys))
+}
+
+fn note_keys(plan: LogicalPlan, keys: &[SortExpr]) -> Result<Transformed<LogicalPlan>> {
+    if let Some((keys, _)) = below_names(keys, &plan)? {
+        return plan.map_children(|input| note_keys(input, &keys));
+    }
+    match &plan {
+        LogicalPlan::Filter(_) => plan.map_children(|input| note_keys(input, keys)),
+        LogicalPlan::Extension(_) if LlmNode::from_plan(&plan).is_some() => {
+            let reads = |name: &str| keys.iter().any(|key| key.expr.column_refs().iter().any(|column| column.name == name));
+            let note = |call: &mut NodeCall| reads(call.output.name()) && call.notes.refuse("top_k", "every row is scored");
+            note_calls(plan, &note)?.transform_data(|plan| plan.map_children(|input| note_keys(input, keys)))
+        }
+        _ => Ok(Transformed::no(plan)),
+    }
+}
+
+/// Returns the input of an operator that only names columns, and keys over it; `None` for other operators.
+pub(super) fn below_names<'a>(keys: &[SortExpr], plan: &'a LogicalPlan) -> Result<Option<(Vec<SortExpr>, &'a LogicalPlan)>> {
+    Ok(match plan {
+        LogicalPlan::Projection(projection) => Some((renamed(keys, &definitions(projection))?, projection.input.as_ref())),
+        LogicalPlan::SubqueryAlias(alias) => {
+            let inner = alias.input.schema().columns().into_iter().map(Expr::Column);
+            let names = alias.schema.columns().into_iter().map(|column| column.flat_name());
+            Some((renamed(keys, &names.zip(inner).collect())?, alias.input.as_ref()))
+        }
+        _ => None,
+    })
 }
 
 /// Writes keys over what their columns stand for.

@@ -94,7 +94,7 @@ fn extract_from_filter(filter: Filter, config: &dyn OptimizerConfig) -> Result<L
         let placed_by = asked_above_join(&conjunct, &below).or_else(|| asked_of_groups(&conjunct, &below));
         let (mut lowered, mut with_answers) = lower(vec![conjunct], input, config)?;
         if let Some(rule) = placed_by {
-            with_answers = note_calls(with_answers, &|notes| notes.apply(rule))?.data;
+            with_answers = note_calls(with_answers, &|call| call.notes.apply(rule))?.data;
         }
         let predicate = lowered.remove(0);
         input = LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(with_answers))?);

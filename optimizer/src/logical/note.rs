@@ -5,15 +5,14 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::logical_expr::LogicalPlan;
 
 use crate::node::{LlmNode, NodeCall};
-use crate::rewrite_notes::RewriteNotes;
 
 /// Notes something about the calls of `plan`, if it is an `LlmNode`. `note` returns whether that is news.
-pub(super) fn note_calls(plan: LogicalPlan, note: &impl Fn(&mut RewriteNotes) -> bool) -> Result<Transformed<LogicalPlan>> {
+pub(super) fn note_calls(plan: LogicalPlan, note: &impl Fn(&mut NodeCall) -> bool) -> Result<Transformed<LogicalPlan>> {
     let Some(node) = LlmNode::from_plan(&plan) else { return Ok(Transformed::no(plan)) };
     let mut calls: Vec<NodeCall> = node.calls.clone();
     let mut is_news = false;
     for call in &mut calls {
-        is_news |= note(&mut call.notes);
+        is_news |= note(call);
     }
     if !is_news {
         return Ok(Transformed::no(plan));
@@ -23,10 +22,7 @@ pub(super) fn note_calls(plan: LogicalPlan, note: &impl Fn(&mut RewriteNotes) ->
 
 /// Notes something about the calls that the filters on top of `plan` ask: those below nothing but filters, other calls, and operators
 /// that name columns.
-pub(super) fn note_filters(
-    plan: LogicalPlan,
-    note: &impl Fn(&mut RewriteNotes) -> bool,
-) -> Result<Transformed<LogicalPlan>> {
+pub(super) fn note_filters(plan: LogicalPlan, note: &impl Fn(&mut NodeCall) -> bool) -> Result<Transformed<LogicalPlan>> {
     note_below(plan, &[], note)
 }
 
@@ -34,7 +30,7 @@ pub(super) fn note_filters(
 fn note_below(
     plan: LogicalPlan,
     read: &[String],
-    note: &impl Fn(&mut RewriteNotes) -> bool,
+    note: &impl Fn(&mut NodeCall) -> bool,
 ) -> Result<Transformed<LogicalPlan>> {
     match &plan {
         LogicalPlan::Filter(filter) => {

@@ -15,6 +15,8 @@
 //! The operator asks about a row until one predicate is not TRUE; which one comes first is decided while it runs, by
 //! [`FilterOrder`](crate::filter_order::FilterOrder). A stage stays where it is if its rows depend on the order: its inputs could
 //! fail for rows that an earlier stage drops, a failed row ends the query, or answers are drawn at random.
+//!
+//! The steps of a join that asks about pairs are merged in the same way, when it is made ([`join_pairs`](super::join_pairs)).
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result};
@@ -26,6 +28,7 @@ use refrain_udf::{Function, LlmCall, OnError, Settings, is_llm_call, rewrite_ena
 
 use super::note::note_filters;
 use crate::filter_order::PREDICATES_MAX;
+use crate::join_node::JoinStep;
 use crate::node::{FilterUntil, LlmNode, NodeCall};
 
 /// Functions over text that give a value for every input.
@@ -54,7 +57,9 @@ impl OptimizerRule for OrderLlmFilters {
         let merged = merged(&plan, &settings)?;
         if settings.allows_cascades() && merged.is_some() {
             // A cascade proves its thresholds on the rows of a whole stage.
-            return note_filters(plan, &|notes| notes.refuse(self.name(), "a proxy answers for each predicate on its own"));
+            return note_filters(plan, &|call| {
+                call.notes.refuse(self.name(), "a proxy answers for each predicate on its own")
+            });
         }
         match merged {
             Some(merged) => Ok(Transformed::yes(merged)),
@@ -91,15 +96,54 @@ fn stage<'a>(plan: &'a LogicalPlan, settings: &Settings) -> Result<Option<(&'a F
     let LogicalPlan::Filter(filter) = plan else { return Ok(None) };
     let Some(node) = LlmNode::from_plan(&filter.input) else { return Ok(None) };
     let (None, [call]) = (&node.until, node.calls.as_slice()) else { return Ok(None) };
-    let columns = filter.predicate.column_refs();
+    Ok(is_free(call, &filter.predicate, settings)?.then_some((filter, node)))
+}
+
+/// Returns whether the place of a call and of the predicate over its answer may change.
+fn is_free(call: &NodeCall, predicate: &Expr, settings: &Settings) -> Result<bool> {
+    let columns = predicate.column_refs();
     let reads_answer_alone = !columns.is_empty() && columns.iter().all(|column| column.name == *call.output.name());
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
-    let is_free = reads_answer_alone
-        && !filter.predicate.is_volatile()
-        && !filter.predicate.exists(is_subquery)?
+    Ok(reads_answer_alone
+        && !predicate.is_volatile()
+        && !predicate.exists(is_subquery)?
         && call.guard.is_none()
-        && may_be_asked_earlier(&call.call, settings);
-    Ok(is_free.then_some((filter, node)))
+        && may_be_asked_earlier(&call.call, settings))
+}
+
+/// Merges the steps of a join that follow each other and whose places may change: one asks all their calls, and one keeps the pairs that pass
+/// all their predicates.
+pub(super) fn merged_steps(steps: &[JoinStep], settings: &Settings) -> Result<Vec<JoinStep>> {
+    let mut merged: Vec<JoinStep> = vec![];
+    // Whether the last two of them may take more.
+    let mut is_open = false;
+    let mut rest = steps;
+    while let Some(step) = rest.first() {
+        let free = match rest {
+            [JoinStep::Ask(calls), JoinStep::Keep(predicate), ..] => match calls.as_slice() {
+                [call] if is_free(call, predicate, settings)? => Some((call, predicate)),
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some((call, predicate)) = free else {
+            merged.push(step.clone());
+            (is_open, rest) = (false, &rest[1..]);
+            continue;
+        };
+        rest = &rest[2..];
+        match merged.as_mut_slice() {
+            [.., JoinStep::Ask(calls), JoinStep::Keep(before)]
+                if is_open && calls.len() < PREDICATES_MAX && !calls.iter().any(|other| reads(call, other)) =>
+            {
+                calls.push(call.clone());
+                *before = before.clone().and(predicate.clone());
+            }
+            _ => merged.extend([JoinStep::Ask(vec![call.clone()]), JoinStep::Keep(predicate.clone())]),
+        }
+        is_open = true;
+    }
+    Ok(merged)
 }
 
 /// Returns whether a call may be asked about rows that a predicate written before it drops.

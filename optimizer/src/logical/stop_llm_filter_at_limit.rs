@@ -10,13 +10,14 @@
 //! ```
 //!
 //! The operator then asks in growing morsels; see `engine/src/operators`. A join that asks about pairs is told of the limit in the same
-//! way. A sort or an aggregate between the limit and the filter needs every row, and the rule leaves such plans alone.
+//! way. An aggregate between the limit and the filter, or a sort that [`SortBelowLlmFilter`](super::SortBelowLlmFilter) could not put below
+//! them, needs every row, and the rule leaves such plans alone.
 
 use std::sync::Arc;
 
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::logical_expr::{Expr, FetchType, LogicalPlan, SkipType};
+use datafusion::logical_expr::{Expr, FetchType, Filter, LogicalPlan, SkipType};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 use refrain_udf::rewrite_enabled;
@@ -77,7 +78,7 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
             Some(LlmNode { until: Some(_), .. }) => plan.map_children(|child| stop_at(child, wanted, false)),
             None => Ok(join_stops(&plan, wanted, stops)?.map_or_else(|| Transformed::no(plan), Transformed::yes)),
         },
-        LogicalPlan::Filter(filter) => match fused(&filter.predicate, &filter.input, wanted, stops)? {
+        LogicalPlan::Filter(filter) => match fused(filter, wanted, stops)? {
             Some(fused) => Ok(Transformed::yes(fused.map_children(|child| stop_at(child, wanted, false))?.data)),
             // A filter of another kind: the filters below it still need not look at every row.
             None => plan.map_children(|child| stop_at(child, wanted, false)),
@@ -91,7 +92,7 @@ fn stop_at(plan: LogicalPlan, wanted: usize, stops: bool) -> Result<Transformed<
 /// Notes that the filters below an operator ask about every row, whatever the limit above it.
 fn refused_below(plan: LogicalPlan, operator: &str) -> Result<Transformed<LogicalPlan>> {
     let reason = format!("the {operator} above it needs every row");
-    plan.map_children(|child| note_filters(child, &|notes| notes.refuse(NAME, &reason)))
+    plan.map_children(|child| note_filters(child, &|call| call.notes.refuse(NAME, &reason)))
 }
 
 /// Tells a join that asks about pairs how many of its rows are wanted.
@@ -105,13 +106,17 @@ fn join_stops(plan: &LogicalPlan, wanted: usize, stops: bool) -> Result<Option<L
 }
 
 /// Puts a filter into the node below it.
-fn fused(predicate: &Expr, input: &LogicalPlan, wanted: usize, stops: bool) -> Result<Option<LogicalPlan>> {
-    let Some(node) = LlmNode::from_plan(input) else { return Ok(None) };
+fn fused(filter: &Filter, wanted: usize, stops: bool) -> Result<Option<LogicalPlan>> {
+    let Some(node) = LlmNode::from_plan(&filter.input).filter(|_| may_fuse(filter)) else { return Ok(None) };
+    let until = FilterUntil { predicate: filter.predicate.clone(), wanted: Some(wanted), stops };
+    Ok(Some(LlmNode::try_new(node.input.clone(), node.calls.clone(), Some(until))?.into_plan()))
+}
+
+/// Returns whether a filter may be put into the node right below it.
+pub(super) fn may_fuse(filter: &Filter) -> bool {
     // A scalar subquery is planned where it stands in an expression that the planner sees.
     let is_subquery = |expr: &Expr| Ok(matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_)));
-    if node.until.is_some() || predicate.is_volatile() || predicate.exists(is_subquery)? {
-        return Ok(None);
-    }
-    let until = FilterUntil { predicate: predicate.clone(), wanted: Some(wanted), stops };
-    Ok(Some(LlmNode::try_new(node.input.clone(), node.calls.clone(), Some(until))?.into_plan()))
+    let reads_subquery = filter.predicate.exists(is_subquery).unwrap_or(true);
+    let below = LlmNode::from_plan(&filter.input);
+    below.is_some_and(|node| node.until.is_none()) && !filter.predicate.is_volatile() && !reads_subquery
 }

@@ -34,10 +34,14 @@ pub(super) fn groups(lists: &ArrayRef, order: &[SortOptions], distinct: bool) ->
     let Some(lists) = lists.as_list_opt::<i32>() else {
         return exec_err!("the inputs of an aggregate are no lists but {}", lists.data_type());
     };
+    // The lists may be a few of many.
+    let offsets = lists.value_offsets();
+    let start = offsets[0] as usize;
+    let values = lists.values().slice(start, offsets[lists.len()] as usize - start);
     let (values, keys) = match order {
-        [] => (Arc::clone(lists.values()), None),
+        [] => (values, None),
         order => {
-            let item = lists.values().as_struct();
+            let item = values.as_struct();
             (Arc::clone(item.column(0)), Some(sortable(&item.columns()[1..], order)?))
         }
     };
@@ -56,10 +60,9 @@ pub(super) fn groups(lists: &ArrayRef, order: &[SortOptions], distinct: bool) ->
     };
     let mut groups = Vec::with_capacity(lists.len());
     for group in 0..lists.len() {
-        let offsets = lists.value_offsets();
         let range = match lists.is_null(group) {
             true => 0..0,
-            false => offsets[group] as usize..offsets[group + 1] as usize,
+            false => offsets[group] as usize - start..offsets[group + 1] as usize - start,
         };
         let mut items: Vec<Item> = range.map(item).collect();
         items.sort_by(|a, b| {
@@ -108,6 +111,14 @@ mod tests {
         assert_eq!(texts(&read), [vec!["\"a\"", "\"b\"", "\"b\""], vec![], vec!["\"c\""]]);
         assert_eq!(read.items[0][0].position, 1);
         assert_eq!(texts(&groups(&lists, &[], true).unwrap())[0], ["\"a\"", "\"b\""]);
+    }
+
+    #[test]
+    fn some_of_many_lists_are_read_alone() {
+        let values: ArrayRef = Arc::new(StringArray::from(vec!["b", "a", "d", "c"]));
+        let read = groups(&list(values, &[2, 1, 1]).slice(1, 2), &[], false).unwrap();
+        assert_eq!(texts(&read), [["\"d\""], ["\"c\""]]);
+        assert_eq!((read.values.len(), read.items[1][0].position), (2, 1));
     }
 
     #[test]

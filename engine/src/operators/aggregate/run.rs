@@ -1,14 +1,15 @@
 //! One execution of `LlmAggregateExec`: round by round, what all groups want to know is asked as one batch.
 //!
-//! Groups are worked off together as long as memory holds their inputs.
+//! Groups are worked off together as long as memory holds their inputs: a part of a batch where not all of it fits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use datafusion::arrow::array::{
-    Array, ArrayRef, Int64Array, ListArray, RecordBatch, RecordBatchOptions, StructArray, UInt64Array, new_null_array,
+    Array, ArrayRef, AsArray, Int64Array, ListArray, RecordBatch, RecordBatchOptions, StructArray, UInt64Array,
+    new_null_array,
 };
 use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::arrow::compute::{cast, take};
@@ -77,8 +78,8 @@ impl AggregateCounters {
 struct Position {
     run: Arc<AggregateRun>,
     input: SendableRecordBatchStream,
-    /// A batch that did not fit beside those of the window before.
-    pending: Option<RecordBatch>,
+    /// Groups that did not fit beside those of the window before.
+    pending: VecDeque<RecordBatch>,
     /// The answers that outlive the query; `None` before something is asked.
     kept: Option<QueryAnswers>,
     /// What the statistics of the session know already of each aggregate.
@@ -90,7 +91,8 @@ impl AggregateRun {
     /// Works off the groups, window by window.
     pub(super) fn run(self, input: SendableRecordBatchStream) -> impl Stream<Item = Result<RecordBatch>> + Send {
         let remembered = vec![CallStatistics::default(); self.aggregates.len()];
-        let start = Position { run: Arc::new(self), input, pending: None, kept: None, remembered, ended: false };
+        let pending = VecDeque::new();
+        let start = Position { run: Arc::new(self), input, pending, kept: None, remembered, ended: false };
         stream::try_unfold(start, |mut position| async move {
             let batches = position.next_window().await;
             if let (Err(_) | Ok(None), Some(kept)) = (&batches, &position.kept) {
@@ -109,17 +111,15 @@ impl AggregateRun {
 impl Position {
     /// Works off as many groups as memory holds; `None` after the last.
     async fn next_window(&mut self) -> Result<Option<Vec<RecordBatch>>> {
-        let batches = self.gather().await?;
-        if batches.is_empty() {
+        let Some((batches, inputs)) = self.next_groups().await? else {
             self.run.check_error_ratio()?;
             return Ok(None);
-        }
+        };
         if self.kept.is_none() {
             self.kept = Some(self.run.shared.answers.open(&self.run.shared.answer_settings).await?);
         }
         let kept = self.kept.as_ref().ok_or_else(|| internal_datafusion_err!("no answers are open"))?;
-        let batches: Arc<[RecordBatch]> = batches.into();
-        let aggregates = (0..self.run.aggregates.len()).map(|idx| self.run.values(idx, &batches, kept));
+        let aggregates = inputs.into_iter().enumerate().map(|(idx, inputs)| self.run.values(idx, inputs, kept));
         let started = Instant::now();
         let columns = try_join_all(aggregates).await?;
         self.run.counters.calls.update(&self.run.stats);
@@ -152,13 +152,35 @@ impl Position {
         }
     }
 
-    /// Reads groups until memory is short or the input ends. Fails if not even one batch fits.
+    /// Reads groups until memory is short or the input ends, and their inputs, aggregate by aggregate; `None` after the last. Fails if a group
+    /// does not fit by itself.
+    async fn next_groups(&mut self) -> Result<Option<(Arc<[RecordBatch]>, Vec<Vec<Groups>>)>> {
+        let mut batches = self.gather().await?;
+        loop {
+            let n_groups: usize = batches.iter().map(RecordBatch::num_rows).sum();
+            if n_groups == 0 {
+                return Ok(None);
+            }
+            let window: Arc<[RecordBatch]> = batches.into();
+            let inputs = try_join_all((0..self.run.aggregates.len()).map(|idx| self.run.inputs(idx, &window))).await?;
+            let items = inputs.iter().flatten().flat_map(|groups| &groups.items).flatten();
+            let text_bytes: usize = items.flat_map(|item| item.fields.iter()).map(|field| field.len()).sum();
+            match self.run.reservation.try_resize(window.iter().map(bytes).sum::<usize>() + text_bytes) {
+                Ok(()) => return Ok(Some((window, inputs))),
+                Err(error) if n_groups == 1 => return Err(self.run.too_large(error)),
+                Err(_) => batches = self.put_back(&window, n_groups / 2),
+            }
+        }
+    }
+
+    /// Reads groups until memory is short or the input ends. Fails if not even one of them fits.
     async fn gather(&mut self) -> Result<Vec<RecordBatch>> {
         self.run.reservation.free();
         let mut batches = vec![];
-        while !self.ended {
-            let batch = match self.pending.take() {
+        loop {
+            let batch = match self.pending.pop_front() {
                 Some(batch) => batch,
+                None if self.ended => break,
                 None => match self.input.next().await {
                     Some(batch) => batch?,
                     None => {
@@ -170,25 +192,77 @@ impl Position {
             if batch.num_rows() == 0 {
                 continue;
             }
-            // The inputs as values, and about as much again as text.
-            if let Err(error) = self.run.reservation.try_grow(2 * bytes(&batch)) {
-                if batches.is_empty() {
-                    return Err(error);
+            // The inputs as values, and about as much again as text, which is measured when it is there.
+            let grow = |groups: &RecordBatch| self.run.reservation.try_grow(2 * bytes(groups));
+            let Err(error) = grow(&batch) else {
+                batches.push(batch);
+                continue;
+            };
+            let n_fitting = largest(batch.num_rows(), |n_groups| {
+                let fits = grow(&batch.slice(0, n_groups)).is_ok();
+                if fits {
+                    self.run.reservation.shrink(2 * bytes(&batch.slice(0, n_groups)));
                 }
-                self.pending = Some(batch);
-                break;
+                fits
+            });
+            if n_fitting == 0 && batches.is_empty() {
+                return Err(self.run.too_large(error));
             }
-            batches.push(batch);
+            self.pending.push_front(batch.slice(n_fitting, batch.num_rows() - n_fitting));
+            if n_fitting > 0 {
+                let fitting = batch.slice(0, n_fitting);
+                grow(&fitting)?;
+                batches.push(fitting);
+            }
+            break;
         }
         Ok(batches)
     }
+
+    /// Keeps the first groups of a window and leaves the others to the next.
+    fn put_back(&mut self, window: &[RecordBatch], n_groups: usize) -> Vec<RecordBatch> {
+        let (mut kept, mut rest) = (vec![], vec![]);
+        let mut room = n_groups;
+        for batch in window {
+            let n_kept = batch.num_rows().min(room);
+            room -= n_kept;
+            kept.extend((n_kept > 0).then(|| batch.slice(0, n_kept)));
+            rest.extend((n_kept < batch.num_rows()).then(|| batch.slice(n_kept, batch.num_rows() - n_kept)));
+        }
+        rest.into_iter().rev().for_each(|batch| self.pending.push_front(batch));
+        kept
+    }
+}
+
+/// Returns the largest number below `end` that fits, where all below it do; 0 if none.
+fn largest(end: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, end);
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Returns the bytes of the rows of a batch, which may be a part of larger buffers.
 fn bytes(batch: &RecordBatch) -> usize {
-    let of_column =
-        |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
-    batch.columns().iter().map(of_column).sum()
+    batch.columns().iter().map(column_bytes).sum()
+}
+
+fn column_bytes(column: &ArrayRef) -> usize {
+    if let Some(lists) = column.as_list_opt::<i32>() {
+        let offsets = lists.value_offsets();
+        let (first, last) = (offsets[0] as usize, offsets[lists.len()] as usize);
+        return size_of_val(offsets) + column_bytes(&lists.values().slice(first, last - first));
+    }
+    if let Some(parts) = column.as_struct_opt() {
+        return parts.columns().iter().map(column_bytes).sum();
+    }
+    column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size())
 }
 
 /// The way to ask about the groups of one aggregate.
@@ -199,39 +273,62 @@ struct Asking {
 
 type Reducers = Vec<Box<dyn Reducer>>;
 
+/// Groups whose texts have been handed over.
+struct Reading {
+    /// Where the inputs of each group stand in `values`, in order.
+    positions: Vec<Vec<usize>>,
+    values: ArrayRef,
+}
+
 impl AggregateRun {
-    /// Returns the values of one aggregate, one column for each batch.
-    async fn values(&self, idx: usize, batches: &Arc<[RecordBatch]>, kept: &QueryAnswers) -> Result<Vec<ArrayRef>> {
-        let aggregate = &self.aggregates[idx];
-        let (mut reducers, groups) = self.reducers(aggregate, batches).await?;
-        let n_inputs: usize = groups.iter().flat_map(|groups| &groups.items).map(Vec::len).sum();
-        self.counters.groups.add(reducers.len());
+    /// Returns the values of one aggregate, one column for each batch of groups.
+    async fn values(&self, idx: usize, inputs: Vec<Groups>, kept: &QueryAnswers) -> Result<Vec<ArrayRef>> {
+        let n_inputs: usize = inputs.iter().flat_map(|groups| &groups.items).map(Vec::len).sum();
+        self.counters.groups.add(inputs.iter().map(|groups| groups.items.len()).sum());
         self.counters.inputs.add(n_inputs);
-        if n_inputs > 0 {
-            let asking = self.asking(idx, kept, &groups).await?;
+        let asking = match n_inputs {
+            0 => None,
+            _ => Some(self.asking(idx, kept, &inputs).await?),
+        };
+        let (mut reducers, groups) = self.reducers(idx, inputs);
+        if let Some(asking) = asking {
             reducers = self.reduce(asking, &self.stats[idx], reducers).await?;
         }
         self.columns(idx, reducers, &groups)
     }
 
-    /// Reads the inputs of all groups.
-    async fn reducers(
-        &self,
-        aggregate: &Arc<PhysicalAggregate>,
-        batches: &Arc<[RecordBatch]>,
-    ) -> Result<(Reducers, Vec<Groups>)> {
-        let (aggregate, batches) = (Arc::clone(aggregate), Arc::clone(batches));
+    /// Reads the inputs of all groups of one aggregate.
+    async fn inputs(&self, idx: usize, batches: &Arc<[RecordBatch]>) -> Result<Vec<Groups>> {
+        let (aggregate, batches) = (Arc::clone(&self.aggregates[idx]), Arc::clone(batches));
         blocking(move || {
-            let mut all = vec![];
-            for batch in batches.iter() {
+            let read = |batch: &RecordBatch| {
                 let lists = aggregate.list.evaluate(batch)?.into_array(batch.num_rows())?;
-                all.push(groups(&lists, &aggregate.order, aggregate.aggregate.distinct)?);
-            }
-            let new_reducer = new_reducer(&aggregate);
-            let reducers = all.iter().flat_map(|groups| &groups.items).map(|items| new_reducer(items.clone()));
-            Ok((reducers.collect(), all))
+                groups(&lists, &aggregate.order, aggregate.aggregate.distinct)
+            };
+            batches.iter().map(read).collect()
         })
         .await
+    }
+
+    /// Hands the texts over to reducers, so that they are gone when their last prompt has been made.
+    fn reducers(&self, idx: usize, inputs: Vec<Groups>) -> (Reducers, Vec<Reading>) {
+        let new_reducer = new_reducer(&self.aggregates[idx]);
+        let (mut reducers, mut groups): (Reducers, Vec<Reading>) = (vec![], vec![]);
+        for Groups { items, values } in inputs {
+            let positions = items.iter().map(|items| items.iter().map(|item| item.position).collect());
+            groups.push(Reading { positions: positions.collect(), values });
+            reducers.extend(items.into_iter().map(&new_reducer));
+        }
+        (reducers, groups)
+    }
+
+    /// Says which group is too large for the memory of the query.
+    fn too_large(&self, error: DataFusionError) -> DataFusionError {
+        let names: Vec<&str> = self.aggregates.iter().map(|aggregate| aggregate.aggregate.function.name()).collect();
+        error.context(format!(
+            "the inputs of one group of {} must fit into memory; filter them first, group by more, or allow more memory",
+            names.join(", ")
+        ))
     }
 
     /// Loads the model and lays out the prompts of all stages.
@@ -322,13 +419,13 @@ impl AggregateRun {
     }
 
     /// Returns the values as one column for each batch, and counts what failed.
-    fn columns(&self, idx: usize, reducers: Reducers, groups: &[Groups]) -> Result<Vec<ArrayRef>> {
+    fn columns(&self, idx: usize, reducers: Reducers, groups: &[Reading]) -> Result<Vec<ArrayRef>> {
         let aggregate = &self.aggregates[idx];
         let mut reducers = reducers.into_iter();
         let mut columns = Vec::with_capacity(groups.len());
         for groups in groups {
-            let mut values = Vec::with_capacity(groups.items.len());
-            for (items, reducer) in groups.items.iter().zip(&mut reducers) {
+            let mut values = Vec::with_capacity(groups.positions.len());
+            for (inputs, reducer) in groups.positions.iter().zip(&mut reducers) {
                 let (reduced, skipped) = reducer.finish();
                 for Skipped { text, failure } in skipped {
                     self.note_failure(idx, &failure, &text)?;
@@ -337,11 +434,11 @@ impl AggregateRun {
                     Reduced::Empty => ScalarValue::try_from(aggregate.output.data_type())?,
                     Reduced::Value(value) => valued(aggregate, Ok(value)),
                     Reduced::Ranked(best) => {
-                        let positions = best.iter().map(|item| items[*item].position);
+                        let positions = best.iter().map(|item| inputs[*item]);
                         valued(aggregate, Ok(ranked(positions, &groups.values, &aggregate.aggregate.value_type)?))
                     }
                     Reduced::Failed(failure) => {
-                        self.note_failure(idx, &failure, &format!("a group of {} inputs", items.len()))?;
+                        self.note_failure(idx, &failure, &format!("a group of {} inputs", inputs.len()))?;
                         valued(aggregate, Err(&format!("{}: {}", failure.reason, failure.message)))
                     }
                 });

@@ -2,6 +2,7 @@
 //!
 //! DataFusion's own joins find them, over the columns that the condition reads and a row number; what comes out is numbers.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, UInt32Array};
@@ -44,7 +45,8 @@ pub struct PairFilter {
     pub schema: SchemaRef,
 }
 
-/// Pairs of rows, by the row of the input that stands in front; ordered by it, then by the other row.
+/// Pairs of rows, by the row of the input that stands in front; ordered by it, then by the other row. Of all rows in front, or of some that
+/// follow each other.
 #[derive(Debug)]
 pub(super) enum Candidates {
     /// Every pair.
@@ -56,6 +58,8 @@ pub(super) enum Candidates {
     },
     /// Some pairs.
     Listed {
+        /// The first row in front.
+        first: usize,
         /// Where the pairs of each row begin; one more than there are rows.
         starts: Vec<usize>,
         /// The other row of each pair.
@@ -72,24 +76,24 @@ impl Candidates {
         }
     }
 
-    /// Returns the number of rows in front, with and without a pair.
-    pub(super) fn n_outer(&self) -> usize {
+    /// Returns the rows in front, with and without a pair.
+    pub(super) fn rows(&self) -> Range<usize> {
         match self {
-            Candidates::All { n_outer, .. } => *n_outer,
-            Candidates::Listed { starts, .. } => starts.len() - 1,
+            Candidates::All { n_outer, .. } => 0..*n_outer,
+            Candidates::Listed { first, starts, .. } => *first..*first + starts.len() - 1,
         }
     }
 
     /// Returns the number of rows in front that have a pair.
     pub(super) fn n_paired(&self) -> u64 {
-        (0..self.n_outer()).filter(|outer| self.n_of(*outer) > 0).count() as u64
+        self.rows().filter(|outer| self.n_of(*outer) > 0).count() as u64
     }
 
     /// Returns the number of pairs of a row.
     pub(super) fn n_of(&self, outer: usize) -> usize {
         match self {
             Candidates::All { n_inner, .. } => *n_inner,
-            Candidates::Listed { starts, .. } => starts[outer + 1] - starts[outer],
+            Candidates::Listed { first, starts, .. } => starts[outer - first + 1] - starts[outer - first],
         }
     }
 
@@ -97,30 +101,36 @@ impl Candidates {
     pub(super) fn inner(&self, outer: usize, nth: usize) -> u32 {
         match self {
             Candidates::All { .. } => nth as u32,
-            Candidates::Listed { starts, inner } => inner[starts[outer] + nth],
+            Candidates::Listed { first, starts, inner } => inner[starts[outer - first] + nth],
         }
     }
 
-    /// Returns the pairs of a listing, sorted by the row in front.
-    fn listed(mut pairs: Vec<(u32, u32)>, n_outer: usize) -> Candidates {
+    /// Returns the pairs of a listing for the rows `outer` in front, sorted by these.
+    fn listed(mut pairs: Vec<(u32, u32)>, outer: Range<usize>) -> Candidates {
         pairs.sort_unstable();
-        let mut starts = Vec::with_capacity(n_outer + 1);
+        let mut starts = Vec::with_capacity(outer.len() + 1);
         let mut end = 0;
-        for outer in 0..=n_outer {
-            end += pairs[end..].partition_point(|pair| (pair.0 as usize) < outer);
+        for row in outer.start..=outer.end {
+            end += pairs[end..].partition_point(|pair| (pair.0 as usize) < row);
             starts.push(end);
         }
-        Candidates::Listed { starts, inner: pairs.into_iter().map(|pair| pair.1).collect() }
+        Candidates::Listed { first: outer.start, starts, inner: pairs.into_iter().map(|pair| pair.1).collect() }
     }
 }
 
 impl Pairing {
-    /// Finds the pairs of two inputs, of which `outer` stands in front. Fails when there are more than `max_pairs`, or their numbers
-    /// do not fit into `memory`.
+    /// Returns whether every row is compared with every other, so that the pairs of some rows cost no more than their share.
+    pub(super) fn compares_all(&self) -> bool {
+        self.on.is_empty() && self.filter.is_some()
+    }
+
+    /// Finds the pairs of two inputs, of which `outer` stands in front, for the rows `rows` of it; of all rows where nothing is compared.
+    /// Fails when there are more than `max_pairs`, or their numbers do not fit into `memory`.
     pub(super) async fn candidates(
         &self,
         [left, right]: [&Side; 2],
         outer: JoinSide,
+        rows: Range<usize>,
         max_pairs: u64,
         memory: &MemoryReservation,
         context: &Arc<TaskContext>,
@@ -134,7 +144,11 @@ impl Pairing {
             let all = Candidates::All { n_outer, n_inner };
             return if all.len() > max_pairs { Err(too_many_pairs(Some(all.len()), max_pairs)) } else { Ok(all) };
         }
-        let mut found = self.join(left, right)?.execute(0, Arc::clone(context))?;
+        let [left_rows, right_rows] = match outer {
+            JoinSide::Right => [0..n_left, rows.clone()],
+            _ => [rows.clone(), 0..n_right],
+        };
+        let mut found = self.join((left, left_rows), (right, right_rows))?.execute(0, Arc::clone(context))?;
         let mut pairs: Vec<(u32, u32)> = vec![];
         while let Some(batch) = found.try_next().await? {
             if pairs.len() as u64 + batch.num_rows() as u64 > max_pairs {
@@ -144,17 +158,17 @@ impl Pairing {
                 error.context("the pairs of a join on an LLM predicate must fit into memory; add a condition to ON")
             })?;
             let (l, r) = (batch.column(0).as_primitive::<UInt32Type>(), batch.column(1).as_primitive::<UInt32Type>());
-            let rows = l.values().iter().copied().zip(r.values().iter().copied());
+            let numbers = l.values().iter().copied().zip(r.values().iter().copied());
             match outer {
-                JoinSide::Right => pairs.extend(rows.map(|(l, r)| (r, l))),
-                _ => pairs.extend(rows),
+                JoinSide::Right => pairs.extend(numbers.map(|(l, r)| (r, l))),
+                _ => pairs.extend(numbers),
             }
         }
-        Ok(Candidates::listed(pairs, n_outer))
+        Ok(Candidates::listed(pairs, rows))
     }
 
-    /// Plans the inner join of two inputs, whose output is the numbers of the two rows.
-    fn join(&self, left: &Side, right: &Side) -> Result<Arc<dyn ExecutionPlan>> {
+    /// Plans the inner join of some rows of two inputs, whose output is the numbers of the two rows.
+    fn join(&self, left: (&Side, Range<usize>), right: (&Side, Range<usize>)) -> Result<Arc<dyn ExecutionPlan>> {
         let n_keys = self.on.len();
         let left_keys: Vec<_> = self.on.iter().map(|(left, _)| Arc::clone(left)).collect();
         let right_keys: Vec<_> = self.on.iter().map(|(_, right)| Arc::clone(right)).collect();
@@ -187,8 +201,12 @@ impl Pairing {
     }
 }
 
-/// Returns a table of the keys of an input, some of its columns, and the number of each row.
-fn numbered(side: &Side, keys: &[Arc<dyn PhysicalExpr>], columns: &[usize]) -> Result<Arc<dyn ExecutionPlan>> {
+/// Returns a table of some rows of an input: its keys, some of its columns, and the number of each row.
+fn numbered(
+    (side, rows): (&Side, Range<usize>),
+    keys: &[Arc<dyn PhysicalExpr>],
+    columns: &[usize],
+) -> Result<Arc<dyn ExecutionPlan>> {
     let mut fields = vec![];
     for (idx, key) in keys.iter().enumerate() {
         fields.push(Field::new(format!("key{idx}"), key.data_type(side.schema())?, true));
@@ -200,15 +218,18 @@ fn numbered(side: &Side, keys: &[Arc<dyn PhysicalExpr>], columns: &[usize]) -> R
     let schema = Arc::new(Schema::new(fields));
     let (mut batches, mut row) = (vec![], 0);
     for batch in side.batches() {
-        let end = row + batch.num_rows() as u32;
-        let mut arrays: Vec<ArrayRef> = vec![];
-        for key in keys {
-            arrays.push(key.evaluate(batch)?.into_array(batch.num_rows())?);
+        let (start, end) = (rows.start.max(row), rows.end.min(row + batch.num_rows()));
+        if start < end {
+            let batch = batch.slice(start - row, end - start);
+            let mut arrays: Vec<ArrayRef> = vec![];
+            for key in keys {
+                arrays.push(key.evaluate(&batch)?.into_array(batch.num_rows())?);
+            }
+            arrays.extend(columns.iter().map(|column| Arc::clone(batch.column(*column))));
+            arrays.push(Arc::new(UInt32Array::from_iter_values(start as u32..end as u32)));
+            batches.push(RecordBatch::try_new(Arc::clone(&schema), arrays)?);
         }
-        arrays.extend(columns.iter().map(|column| Arc::clone(batch.column(*column))));
-        arrays.push(Arc::new(UInt32Array::from_iter_values(row..end)));
-        batches.push(RecordBatch::try_new(Arc::clone(&schema), arrays)?);
-        row = end;
+        row += batch.num_rows();
     }
     Ok(MemorySourceConfig::try_new_exec(&[batches], schema, None)?)
 }
@@ -228,10 +249,18 @@ mod tests {
 
     #[test]
     fn a_listing_keeps_rows_without_pairs() {
-        let candidates = Candidates::listed(vec![(3, 1), (1, 5), (1, 2)], 5);
-        let counts: Vec<usize> = (0..candidates.n_outer()).map(|outer| candidates.n_of(outer)).collect();
+        let candidates = Candidates::listed(vec![(3, 1), (1, 5), (1, 2)], 0..5);
+        let counts: Vec<usize> = candidates.rows().map(|outer| candidates.n_of(outer)).collect();
         assert_eq!((counts, candidates.len()), (vec![0, 2, 0, 1, 0], 3));
         assert_eq!([candidates.inner(1, 0), candidates.inner(1, 1), candidates.inner(3, 0)], [2, 5, 1]);
+    }
+
+    #[test]
+    fn a_listing_may_be_of_some_rows() {
+        let candidates = Candidates::listed(vec![(9, 1), (7, 5), (7, 2)], 7..10);
+        let counts: Vec<usize> = candidates.rows().map(|outer| candidates.n_of(outer)).collect();
+        assert_eq!((candidates.rows(), counts, candidates.n_paired()), (7..10, vec![2, 0, 1], 2));
+        assert_eq!([candidates.inner(7, 0), candidates.inner(7, 1), candidates.inner(9, 0)], [2, 5, 1]);
     }
 
     #[test]

@@ -23,13 +23,14 @@ use datafusion::physical_plan::{
 use refrain_optimizer::JoinEffort;
 
 use crate::operators::call::PhysicalCall;
+use crate::operators::conjunction::OrderReport;
 use crate::operators::counters::Counters;
 use crate::operators::estimate::CallEstimate;
 use crate::operators::job::Job;
 use crate::operators::join::candidates::Pairing;
 use crate::operators::join::classification::PairHalves;
 use crate::operators::join::pairs::{PairJob, StepJob};
-use crate::operators::llm_exec::{DETAIL, Shared, output_schema};
+use crate::operators::llm_exec::{DETAIL, Shared, Until, output_schema};
 use crate::operators::scope::{NodeStats, lock};
 use crate::operators::window::RowStore;
 
@@ -71,6 +72,30 @@ impl PairPlan {
             PairStep::Keep(_) => &[],
         })
     }
+
+    /// Returns what decides which pairs stay after the step at `place`, which asks about rows of `n_inputs` columns; `None` if the next step
+    /// asks as well.
+    pub(crate) fn kept_by(&self, place: usize, n_inputs: usize) -> Result<Option<Until>> {
+        let (Some(PairStep::Ask(calls)), Some(PairStep::Keep(predicate))) =
+            (self.steps.get(place), self.steps.get(place + 1))
+        else {
+            return Ok(None);
+        };
+        Until::try_new(Arc::clone(predicate), None, false, n_inputs, calls).map(Some)
+    }
+
+    /// Returns the place and the calls of the first step that chooses the order of its predicates.
+    fn ordered_step(&self) -> Option<(usize, &[Arc<PhysicalCall>])> {
+        let mut n_columns = self.pair_schema.fields().len();
+        for (place, step) in self.steps.iter().enumerate() {
+            let PairStep::Ask(calls) = step else { continue };
+            if matches!(self.kept_by(place, n_columns), Ok(Some(until)) if until.chooses_order()) {
+                return Some((place, calls.as_slice()));
+            }
+            n_columns += calls.len();
+        }
+        None
+    }
 }
 
 /// Joins its inputs on a condition that asks a model about pairs of rows.
@@ -85,6 +110,8 @@ pub struct LlmJoinExec {
     classification: Arc<Mutex<Option<Result<String, String>>>>,
     /// The counters of the last execution, one for each call.
     ran: Arc<Mutex<Vec<Arc<NodeStats>>>>,
+    /// In which order the predicates of a step were asked, once the operator runs.
+    order: Arc<Mutex<OrderReport>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -105,9 +132,9 @@ impl LlmJoinExec {
         let partitioning = Partitioning::UnknownPartitioning(1);
         let properties =
             Arc::new(PlanProperties::new(equivalences, partitioning, EmissionType::Incremental, Boundedness::Bounded));
-        let (ran, metrics) = (Arc::default(), ExecutionPlanMetricsSet::new());
+        let (ran, order, metrics) = (Arc::default(), Arc::default(), ExecutionPlanMetricsSet::new());
         let classification = Arc::new(Mutex::new(classification));
-        LlmJoinExec { left, right, plan, shared, estimates, classification, ran, properties, metrics }
+        LlmJoinExec { left, right, plan, shared, estimates, classification, ran, order, properties, metrics }
     }
 
     /// Returns the calls of all steps.
@@ -145,21 +172,38 @@ impl LlmJoinExec {
         self.plan.effort
     }
 
+    /// Returns whether the order of predicates is the operator's to choose.
+    pub(in crate::operators) fn orders_predicates(&self) -> bool {
+        self.plan.ordered_step().is_some()
+    }
+
+    /// Returns the order in which predicates were asked, as a line.
+    pub(in crate::operators) fn order_line(&self) -> Option<String> {
+        self.plan.ordered_step().and_then(|(_, calls)| lock(&self.order).line(calls))
+    }
+
+    /// Returns the order in which predicates were asked.
+    pub(in crate::operators) fn order_json(&self) -> serde_json::Value {
+        self.plan.ordered_step().map_or(serde_json::Value::Null, |(_, calls)| lock(&self.order).to_json(calls))
+    }
+
     /// Returns how many pairs may be asked about; `None` without limit.
     pub(in crate::operators) fn max_pairs(&self) -> Option<u64> {
         Some(self.plan.max_pairs).filter(|pairs| *pairs < u64::MAX)
     }
 
     /// Prepares the steps to run.
-    fn steps(&self, partition: usize, context: &Arc<TaskContext>) -> Vec<StepJob> {
+    fn steps(&self, partition: usize, context: &Arc<TaskContext>) -> Result<Vec<StepJob>> {
         let mut schema = Arc::clone(&self.plan.pair_schema);
         let mut steps = vec![];
         let mut ran = vec![];
-        for step in &self.plan.steps {
+        let ordered = self.plan.ordered_step().map(|(place, _)| place);
+        for (place, step) in self.plan.steps.iter().enumerate() {
             steps.push(match step {
                 PairStep::Keep(predicate) => StepJob::Keep(Arc::clone(predicate)),
                 PairStep::Ask(calls) => {
                     let output = output_schema(&schema, calls);
+                    let until = self.plan.kept_by(place, schema.fields().len())?;
                     let spills = SpillMetrics::new(&self.metrics, partition);
                     let scope = &self.shared.scope;
                     let stats: Vec<_> = calls.iter().map(|call| scope.add_node(call.function_name(), &call.model)).collect();
@@ -169,12 +213,14 @@ impl LlmJoinExec {
                         calls: calls.clone(),
                         stats,
                         until: None,
+                        conjuncts: until.as_ref().and_then(|until| until.conjuncts.clone()),
+                        over_answer: until.and_then(|until| until.over_answer),
                         shared: self.shared.clone(),
                         store: RowStore::new(context, partition, schema, spills),
                         counters: Counters::new(&self.metrics, partition, calls),
                         // The rows of this operator are those of the join, not the pairs.
                         baseline: BaselineMetrics::new(&ExecutionPlanMetricsSet::new(), partition),
-                        order: Arc::default(),
+                        order: if Some(place) == ordered { Arc::clone(&self.order) } else { Arc::default() },
                         above: vec![],
                     };
                     schema = output;
@@ -183,7 +229,7 @@ impl LlmJoinExec {
             });
         }
         *lock(&self.ran) = ran;
-        steps
+        Ok(steps)
     }
 }
 
@@ -293,7 +339,7 @@ impl ExecutionPlan for LlmJoinExec {
             inputs: [Arc::clone(&self.left), Arc::clone(&self.right)],
             memory: [memory("left"), memory("right"), memory("pairs")],
             plan: self.plan.clone(),
-            steps: self.steps(partition, &context),
+            steps: self.steps(partition, &context)?,
             spills: SpillMetrics::new(&self.metrics, partition),
             classification: Arc::clone(&self.classification),
             candidates: MetricBuilder::new(&self.metrics).counter("candidates", partition),

@@ -3,7 +3,8 @@
 //! A row stands in front of its candidates, so that the prompts of one block share it. In inner and outer joins the row with the
 //! longer text does; every candidate is asked about. In semi, anti and mark joins the row that is looked for a match does, and rounds
 //! of 1, 1, 2, 4 … candidates for each row that has none yet ask at most twice what a candidate at a time would. Where rows are asked
-//! which values match, they stand in front, each is asked once, and its candidates with such a value match.
+//! which values match, they stand in front, each is asked once, and its candidates with such a value match. Where not all pairs may be asked
+//! about and each must be compared to be found, they are listed for some thousand rows in front at a time.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -34,6 +35,9 @@ use crate::operators::window::RowStore;
 
 /// Pairs that are asked about together: enough to share prefixes and to keep a device busy, few enough to hold their text.
 const BLOCK_PAIRS: usize = 32_768;
+
+/// Rows in front whose candidates are listed first, where these are listed for some rows at a time.
+const LISTED_ROWS: usize = 4096;
 
 /// A step that is ready to run.
 pub(super) enum StepJob {
@@ -98,12 +102,26 @@ struct Sides {
     pair_schema: SchemaRef,
 }
 
+/// How candidates are found.
+struct Listing {
+    /// Rows in front.
+    n_outer: usize,
+    /// The rows whose candidates are found next.
+    n_rows: usize,
+    memory: MemoryReservation,
+    context: Arc<TaskContext>,
+    /// Counts the candidates.
+    found: Count,
+}
+
 /// An execution that knows its candidates.
 struct Matching {
     schema: SchemaRef,
     plan: PairPlan,
     sides: Arc<Sides>,
+    /// Those of some rows in front.
     candidates: Candidates,
+    listing: Listing,
     /// The input whose rows stand in front.
     outer: JoinSide,
     steps: Vec<Step>,
@@ -160,7 +178,10 @@ impl PairJob {
         let asks_all = !plan.effort.stops_at_match && plan.effort.wanted.is_none();
         let asks_pairs = !matches!(decision, Some(Ok(_)));
         let max_listed = if asks_all && asks_pairs { plan.max_pairs } else { u64::MAX };
-        let found = plan.pairing.candidates([&left, &right], outer, max_listed, &pairs_memory, &context).await?;
+        let n_outer = if outer == JoinSide::Right { right.n_rows() } else { left.n_rows() };
+        let lists_some = !asks_all && asks_pairs && plan.pairing.compares_all();
+        let rows = if lists_some { 0..n_outer.min(LISTED_ROWS) } else { 0..n_outer };
+        let found = plan.pairing.candidates([&left, &right], outer, rows, max_listed, &pairs_memory, &context).await?;
         candidates.add(usize::try_from(found.len()).unwrap_or(usize::MAX));
         let decision = decision
             .map(|decision| decision.and_then(|row| is_worth_classifying(found.n_paired(), found.len()).map(|()| row)));
@@ -187,6 +208,13 @@ impl PairJob {
             sides: Arc::new(Sides { left, right, columns, pair_schema }),
             plan,
             candidates: found,
+            listing: Listing {
+                n_outer,
+                n_rows: LISTED_ROWS,
+                memory: pairs_memory,
+                context: Arc::clone(&context),
+                found: candidates,
+            },
             outer,
             steps,
             classification,
@@ -221,7 +249,8 @@ fn asking_rows(steps: Vec<StepJob>, classification: &Classification, store: RowS
     };
     let calls = vec![Arc::clone(&classification.call)];
     let schema = output_schema(store.schema(), &calls);
-    Ok(Step::Ask(Blocks::new(Job { schema, calls, store, ..*of_pairs })))
+    // Its answers are names of values, over which the join has no predicate.
+    Ok(Step::Ask(Blocks::new(Job { schema, calls, store, conjuncts: None, over_answer: None, ..*of_pairs })))
 }
 
 /// Returns whether rows of the right input come out of a join without a match.
@@ -285,6 +314,21 @@ impl Matching {
         Ok(())
     }
 
+    /// Finds the candidates of the next rows in front: of more rows at a time as long as they have few.
+    async fn list(&mut self) -> Result<()> {
+        let Listing { n_outer, n_rows, memory, context, found } = &mut self.listing;
+        if self.candidates.len() < BLOCK_PAIRS as u64 {
+            *n_rows = n_rows.saturating_mul(2);
+        }
+        let start = self.candidates.rows().end;
+        let rows = start..start.saturating_add(*n_rows).min(*n_outer);
+        let sides = [&self.sides.left, &self.sides.right];
+        memory.free();
+        self.candidates = self.plan.pairing.candidates(sides, self.outer, rows, u64::MAX, memory, context).await?;
+        found.add(usize::try_from(self.candidates.len()).unwrap_or(usize::MAX));
+        Ok(())
+    }
+
     /// Returns how many questions a limit allows now.
     fn morsel(&self) -> usize {
         match self.plan.effort.wanted {
@@ -297,7 +341,13 @@ impl Matching {
     async fn ask_next_pairs(&mut self) -> Result<()> {
         let room = self.morsel();
         let mut block = vec![];
-        while block.len() < room && self.next.0 < self.candidates.n_outer() {
+        while block.len() < room && self.next.0 < self.listing.n_outer {
+            if self.next.0 == self.candidates.rows().end {
+                if !block.is_empty() {
+                    break;
+                }
+                self.list().await?;
+            }
             let (outer, nth) = self.next;
             let end = self.candidates.n_of(outer).min(nth + room - block.len());
             block.extend((nth..end).map(|nth| self.pair(outer, nth)));
@@ -306,7 +356,7 @@ impl Matching {
         self.asked += block.len();
         let matches = self.ask(block).await?;
         self.ready_pairs(&matches);
-        if self.next.0 == self.candidates.n_outer() {
+        if self.next.0 == self.listing.n_outer {
             self.all_asked = true;
             self.ready_unmatched();
         }
@@ -332,7 +382,10 @@ impl Matching {
     /// Semi, anti and mark joins: looks for a match of each of the next rows.
     async fn ask_next_rows(&mut self) -> Result<()> {
         let start = self.next.0;
-        let end = self.candidates.n_outer().min(start.saturating_add(self.morsel()));
+        if start == self.candidates.rows().end && start < self.listing.n_outer {
+            self.list().await?;
+        }
+        let end = self.candidates.rows().end.min(start.saturating_add(self.morsel()));
         self.asked += end - start;
         let mut open: Vec<usize> = (start..end).filter(|row| self.candidates.n_of(*row) > 0).collect();
         let mut asked = 0;
@@ -354,7 +407,7 @@ impl Matching {
             open.retain(|row| !matched[*row] && candidates.n_of(*row) > asked);
         }
         self.next.0 = end;
-        self.all_asked = end == self.candidates.n_outer();
+        self.all_asked = end == self.listing.n_outer;
         self.ready_rows(start, end);
         Ok(())
     }
@@ -362,7 +415,7 @@ impl Matching {
     /// Asks the next rows in front which values match.
     async fn classify_next_rows(&mut self) -> Result<()> {
         let start = self.next.0;
-        let end = self.candidates.n_outer().min(start.saturating_add(self.morsel()));
+        let end = self.listing.n_outer.min(start.saturating_add(self.morsel()));
         let open: Vec<usize> = (start..end).filter(|row| self.candidates.n_of(*row) > 0).collect();
         self.asked += open.len();
         let (Some(classification), [Step::Ask(blocks)]) = (&self.classification, self.steps.as_mut_slice()) else {
@@ -378,7 +431,7 @@ impl Matching {
         let chunks: Vec<Vec<u32>> = rows.chunks(self.batch_rows).map(<[u32]>::to_vec).collect();
         let (schema, of_sides) = (Arc::clone(schema), Arc::clone(&sides));
         let batches = stream::iter(chunks.into_iter().map(move |rows| side(&of_sides, &rows)));
-        let answered = blocks.ask(Box::pin(RecordBatchStreamAdapter::new(schema, batches))).await?;
+        let answered = blocks.ask(Box::pin(RecordBatchStreamAdapter::new(schema, batches)), None).await?;
         let named = classification.named(&answered)?;
         let mut matches = vec![];
         for (row, named) in open.into_iter().zip(named) {
@@ -388,7 +441,7 @@ impl Matching {
         }
         self.note_matches(&matches);
         self.next.0 = end;
-        self.all_asked = end == self.candidates.n_outer();
+        self.all_asked = end == self.listing.n_outer;
         match self.plan.join_type {
             JoinType::LeftSemi | JoinType::RightSemi => self.ready_rows(start, end),
             _ => {
@@ -399,6 +452,16 @@ impl Matching {
             }
         }
         Ok(())
+    }
+
+    /// Returns how many more pairs a limit takes; `None` without one, or where what leaves the operator is not pairs.
+    fn missing(&self) -> Option<usize> {
+        match self.plan.join_type {
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
+                self.plan.effort.wanted.map(|wanted| wanted.saturating_sub(self.rows_out))
+            }
+            _ => None,
+        }
     }
 
     fn ready_pairs(&mut self, matches: &[Pair]) {
@@ -467,9 +530,19 @@ impl Matching {
         let pair_schema = Arc::clone(&sides.pair_schema);
         let batches = stream::iter(chunks.into_iter().map(move |chunk| sides.pair_batch(&chunk)));
         let mut rows = Box::pin(RecordBatchStreamAdapter::new(pair_schema, batches)) as SendableRecordBatchStream;
-        for step in &mut self.steps {
+        // What the last predicate lets pass is a match, and matches are taken in the order of their pairs.
+        let missing = self.missing();
+        let mut behind = self.steps.as_mut_slice();
+        while let Some((step, rest)) = behind.split_first_mut() {
+            behind = rest;
             let batches = match step {
-                Step::Ask(blocks) => blocks.ask(rows).await?,
+                Step::Ask(blocks) => {
+                    let limit = match (missing, &*behind) {
+                        (Some(missing), [Step::Keep(predicate)]) => Some((missing, predicate)),
+                        _ => None,
+                    };
+                    blocks.ask(rows, limit).await?
+                }
                 Step::Keep(predicate) => keep(predicate, rows.try_collect().await?, &mut pairs)?,
             };
             let Some(first) = batches.first() else { return Ok(vec![]) };
