@@ -85,28 +85,16 @@ impl Refrain {
         Ok(None)
     }
 
-    /// Forgets the answers of one tier, or of all that the settings name.
+    /// Forgets the answers of one tier: those of the session unless another is named, since what lies in a file is paid for and
+    /// serves other sessions.
     async fn clear_cache(&self, tier: Option<&str>) -> Result<()> {
-        let settings = self.settings();
-        let all = [
-            (Tier::Session, true),
-            (Tier::Persistent, settings.cache_dir.is_some()),
-            (Tier::Checkpoint, settings.checkpoint.is_some()),
-        ];
-        let named: Vec<Tier> = match tier {
-            None => all.into_iter().filter(|(_, is_there)| *is_there).map(|(tier, _)| tier).collect(),
-            Some(name) => match all.into_iter().find(|(tier, _)| tier.name() == name) {
-                Some((tier, _)) => vec![tier],
-                None => {
-                    let known = "known: session, persistent, checkpoint";
-                    return Err(plan_datafusion_err!("there is no tier {name} of the answer cache; {known}").into());
-                }
-            },
+        let tier = match tier {
+            None => Tier::Session,
+            Some(name) => Tier::named(name).ok_or_else(|| {
+                plan_datafusion_err!("there is no tier {name} of the answer cache; known: session, persistent, checkpoint")
+            })?,
         };
-        let cache = self.answer_cache();
-        for tier in named {
-            cache.clear(tier, &settings).await?;
-        }
+        self.answer_cache().clear(tier, &self.settings()).await?;
         Ok(())
     }
 
