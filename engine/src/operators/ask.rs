@@ -167,7 +167,7 @@ impl<'a> Member<'a> {
             keys: asker.keys(questions, wanted),
             outcomes: vec![None; questions.len()],
             open: wanted.to_vec(),
-            claims: asker.scope.memo.claims(),
+            claims: asker.scope.memo.claims(&asker.stats),
             mine: vec![],
             theirs: vec![],
         }
@@ -175,7 +175,7 @@ impl<'a> Member<'a> {
 
     /// Claims the open questions.
     fn claim(&mut self) {
-        self.claims = self.asker.scope.memo.claims();
+        self.claims = self.asker.scope.memo.claims(&self.asker.stats);
         for question in std::mem::take(&mut self.open) {
             match self.claims.claim(self.keys.in_memo(question)) {
                 Claim::Mine => self.mine.push(question),
@@ -343,7 +343,7 @@ impl Asker {
     pub(super) fn assume(&self, questions: &Questions, values: Vec<(u32, ScalarValue)>) -> Vec<(u32, Outcome)> {
         let asked: Vec<u32> = values.iter().map(|(question, _)| *question).collect();
         let keys = self.keys(questions, &asked);
-        let mut claims = self.scope.memo.claims();
+        let mut claims = self.scope.memo.claims(&self.stats);
         let settled = values.into_iter().map(|(question, value)| {
             let key = keys.in_memo(question);
             match claims.claim(key) {

@@ -185,6 +185,7 @@ impl Position {
             Filled::Full(rest) => self.pending = rest,
         }
         self.window += 1;
+        job.store.leave_room(&window);
         let batches = window.take_batches();
         let answers = self.answer(window).await?;
         let rows = job.rows(batches, answers);

@@ -100,6 +100,8 @@ pub struct NodeStats {
     pub truncated: AtomicU64,
     /// Inputs that were asked about in chunks, since their prompts were too long.
     pub chunked: AtomicU64,
+    /// Answers that the memo of the query had no room for: equal questions that come later are asked again.
+    pub not_kept: AtomicU64,
     /// Rows that failed.
     pub failed_rows: AtomicU64,
     errors: Mutex<BTreeMap<&'static str, u64>>,

@@ -285,7 +285,10 @@ mod tests {
         check("kill query x", "needs the number of a query, not x");
         check("call ai_cache_clear()", "ClearCache { tier: None }");
         check("call ai_cache_clear('Persistent')", r#"ClearCache { tier: Some("persistent") }"#);
-        check("call nothing()", "there is no procedure nothing; known: ai_cache_clear(['session', 'persistent' or 'checkpoint'])");
+        check(
+            "call nothing()",
+            "there is no procedure nothing; known: ai_cache_clear(['session', 'persistent' or 'checkpoint'])",
+        );
     }
 
     #[test]
