@@ -147,6 +147,9 @@ fn model_properties(model: ModelInfo) -> datafusion::common::Result<RecordBatch>
         device,
         loaded,
         held_bytes,
+        gpu_bytes,
+        capabilities,
+        reported_version,
         credential,
     } = model;
     let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
@@ -157,7 +160,7 @@ fn model_properties(model: ModelInfo) -> datafusion::common::Result<RecordBatch>
         ("type", Some(model_type.to_string())),
         ("location", Some(location)),
         ("max_context", max_context.map(|tokens| tokens.to_string())),
-        ("dtype", dtype.map(|dtype| dtype.to_string())),
+        ("dtype", dtype.map(str::to_owned)),
         ("dimensions", dimensions.map(|dimensions| dimensions.to_string())),
         ("digest", digest),
         ("state", Some(state.to_owned())),
@@ -165,6 +168,9 @@ fn model_properties(model: ModelInfo) -> datafusion::common::Result<RecordBatch>
         ("load_seconds", load_seconds),
         ("weight_bytes", weight_bytes),
         ("held_bytes", held_bytes.map(|bytes| bytes.to_string())),
+        ("gpu_bytes", gpu_bytes.map(|bytes| bytes.to_string())),
+        ("capabilities", Some(capabilities.join(", "))),
+        ("reported_version", reported_version),
         ("credential", credential),
     ])
 }
