@@ -414,6 +414,11 @@ impl ModelCatalog {
         Ok(self.model(name)?.source.kind() == "bundled")
     }
 
+    /// Returns whether answers of a model can be held to a regular expression.
+    pub fn takes_regex(&self, name: &str) -> Result<bool> {
+        Ok(self.model(name)?.takes_regex())
+    }
+
     /// Returns how many requests and tokens the endpoint of a model takes in a minute, where that is limited.
     pub fn rates(&self, name: &str) -> Result<(Option<u32>, Option<u32>)> {
         Ok(match &self.model(name)?.source {
