@@ -23,7 +23,7 @@ use refrain_optimizer::cascade::Targets;
 use refrain_optimizer::statistics::SessionStatistics;
 use refrain_optimizer::{LlmAggregateNode, LlmJoinNode, LlmNode, NodeAggregate, NodeCall};
 use refrain_serving::remote::MessageTokenizer;
-use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
+use refrain_serving::{Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, OnError, ResolvedOptions, Settings, Shape};
 
 use crate::answers::{AnswerCache, AnswerSettings};
