@@ -29,6 +29,8 @@ impl Backend for AtOnce {
             kind: ModelKind::Completion,
             token_scale: 1.0,
             held_bytes: None,
+            gpu_bytes: None,
+            dtype: None,
         }
     }
 

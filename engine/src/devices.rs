@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use refrain_serving::device::cpu::CpuDevice;
-use refrain_serving::device::cuda::{CudaDevice, CudaOptions, GpuFacts, INVARIANT_ROWS, Precision, TensorParallel};
+use refrain_serving::device::cuda::{
+    CudaDevice, CudaOptions, GpuFacts, GpuMemory, INVARIANT_ROWS, Precision, TensorParallel,
+};
 use refrain_serving::device::{Device, DeviceChoice, FoundDevice};
 use refrain_serving::load::LoadedModel;
 use refrain_serving::local::{EngineConfig, EngineResources, LocalBackend, LocalConfig, LocalEngine, Replicas};
@@ -54,6 +56,8 @@ struct Place {
     scheduler: SchedulerConfig,
     /// What a GPU keeps and multiplies the model in.
     precision: Precision,
+    /// The most that the model may take of a GPU.
+    memory: Option<GpuMemory>,
     /// What is to be said of the device.
     remark: Option<String>,
 }
@@ -108,7 +112,7 @@ impl Engines {
         progress: &LoadProgress,
     ) -> Result<Arc<dyn Backend>> {
         let max_context = local.max_context.unwrap_or(model.config.max_context);
-        let precision = local.dtype.unwrap_or_default();
+        let (precision, memory) = (local.dtype.unwrap_or_default(), local.gpu_memory);
         let on_gpu = SchedulerConfig::on_gpu(max_context, model.config.parameters());
         match found {
             FoundDevice::Cpu { no_gpu, threads: _ } => {
@@ -119,17 +123,18 @@ impl Engines {
                     )));
                 }
                 let scheduler = SchedulerConfig::new(max_context);
-                let place = Place { hardware: Hardware::Cpu, scheduler, precision, remark: no_gpu.clone() };
+                let place = Place { hardware: Hardware::Cpu, scheduler, precision, memory, remark: no_gpu.clone() };
                 Ok(Arc::new(self.start_at(place, model, options, progress)?))
             }
             FoundDevice::SplitCuda(gpus) => {
                 let hardware = Hardware::SplitGpus(gpus.iter().map(|gpu| gpu.ordinal).collect());
-                let place = Place { hardware, scheduler: on_gpu, precision, remark: None };
+                let place = Place { hardware, scheduler: on_gpu, precision, memory, remark: None };
                 Ok(Arc::new(self.start_at(place, model, options, progress)?))
             }
             FoundDevice::Cuda(gpus) => {
                 let start = |gpu: &GpuFacts| {
-                    let place = Place { hardware: Hardware::Gpu(gpu.ordinal), scheduler: on_gpu, precision, remark: None };
+                    let hardware = Hardware::Gpu(gpu.ordinal);
+                    let place = Place { hardware, scheduler: on_gpu, precision, memory, remark: None };
                     self.start_at(place, model, options, progress)
                 };
                 // All at once: each reads all weights, and mostly waits for them.
@@ -159,7 +164,7 @@ impl Engines {
         progress: &LoadProgress,
     ) -> Result<LocalBackend> {
         let LoadedModel { config, weights, tokenizer, digest } = model;
-        let Place { hardware, mut scheduler, precision, remark } = place;
+        let Place { hardware, mut scheduler, precision, memory, remark } = place;
         // A GPU's models bring memory of their own, which nothing but their weights limits.
         let kv_bytes = match hardware {
             Hardware::Cpu => options.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),
@@ -173,7 +178,7 @@ impl Engines {
             let (kv_bytes, kernel_cache) = (options.kv_cache_bytes, self.kernel_cache.clone());
             let invariant_rows = options.batch_invariant.then_some(INVARIANT_ROWS);
             let device = CudaOptions::new(scheduler.step_tokens);
-            let options = CudaOptions { kv_bytes, kernel_cache, precision, invariant_rows, ..device };
+            let options = CudaOptions { kv_bytes, memory, kernel_cache, precision, invariant_rows, ..device };
             match &hardware {
                 Hardware::Cpu => {
                     let threads = Arc::clone(&resources.threads);

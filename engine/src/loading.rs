@@ -219,6 +219,14 @@ impl LazyBackend {
         }
     }
 
+    /// Returns the version that the service of the model reported last; `None` while it is not there, or has reported none.
+    pub(crate) fn reported_version(&self) -> Option<String> {
+        match &*self.lock() {
+            State::Loaded(loaded) => loaded.backend.reported_version(),
+            _ => None,
+        }
+    }
+
     /// Returns the counters of the backend; `None` while it is not there.
     pub(crate) fn stats(&self) -> Option<Stats> {
         match &*self.lock() {

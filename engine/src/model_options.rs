@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use datafusion::common::{DataFusionError, Result, plan_datafusion_err, plan_err};
 use refrain_serving::ModelKind;
-use refrain_serving::device::cuda::Precision;
+use refrain_serving::device::cuda::{GpuMemory, Precision};
 use refrain_serving::remote::{ApiFormat, RemoteConfig, StructuredOutput};
 use refrain_udf::options::{boolean, number, suggest, whole};
+use refrain_udf::settings::bytes;
 
 /// Options of a model that is served in this process.
-const LOCAL: &[&str] = &["type", "max_context", "tokenizer", "dtype"];
+const LOCAL: &[&str] = &["type", "max_context", "tokenizer", "dtype", "gpu_memory", "revision"];
 
 /// Options of a model behind an endpoint.
 const EXTERNAL: &[&str] = &[
@@ -20,6 +21,7 @@ const EXTERNAL: &[&str] = &[
     "api_format",
     "model",
     "credential",
+    "revision",
     "type",
     "dimensions",
     "max_context",
@@ -71,7 +73,7 @@ impl fmt::Display for ModelType {
 }
 
 /// What was said of a model that is served in this process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LocalOptions {
     /// What it is for; what its files say if not set.
     pub model_type: Option<ModelType>,
@@ -81,6 +83,10 @@ pub struct LocalOptions {
     pub tokenizer: Option<PathBuf>,
     /// What a GPU keeps and multiplies it in; bf16 if not set. A model that names it runs on no CPU.
     pub dtype: Option<Precision>,
+    /// The most that it may take of a GPU, and of each that it is split over.
+    pub gpu_memory: Option<GpuMemory>,
+    /// A label of the user, part of its identity: answers of one revision do not serve another.
+    pub revision: Option<String>,
 }
 
 impl LocalOptions {
@@ -92,6 +98,8 @@ impl LocalOptions {
             max_context: options.whole("max_context")?,
             tokenizer: options.get("tokenizer").map(PathBuf::from),
             dtype: options.dtype()?,
+            gpu_memory: options.gpu_memory()?,
+            revision: options.revision()?,
         })
     }
 }
@@ -111,6 +119,7 @@ impl ExternalModel {
         let options = Options::new(model, options, EXTERNAL)?;
         let mut config = RemoteConfig::new(options.required("location")?, options.required("model")?);
         config.api_format = options.api_format()?;
+        config.revision = options.revision()?;
         config.dimensions = options.whole("dimensions")?;
         if config.dimensions.is_some() && config.api_format != ApiFormat::Embeddings {
             return plan_err!("model {model:?}: option dimensions belongs to a model of type = 'embedding'");
@@ -203,6 +212,28 @@ impl<'a> Options<'a> {
         self.get("dtype").map(str::parse::<Precision>).transpose().map_err(wrong)
     }
 
+    /// Reads a size in bytes, or a share of the GPU.
+    fn gpu_memory(&self) -> Result<Option<GpuMemory>> {
+        let Some(text) = self.get("gpu_memory") else { return Ok(None) };
+        let subject = self.subject("gpu_memory");
+        match text.trim().parse::<f64>() {
+            Ok(share) if share > 0.0 && share <= 1.0 => Ok(Some(GpuMemory::Share(share))),
+            _ => match bytes(&subject, text) {
+                Ok(bytes) => Ok(Some(GpuMemory::Bytes(bytes))),
+                Err(_) => {
+                    plan_err!("{subject} must be a size such as 60GB, or a share of the GPU such as 0.5, not '{text}'")
+                }
+            },
+        }
+    }
+
+    fn revision(&self) -> Result<Option<String>> {
+        match self.get("revision") {
+            Some(text) if text.trim().is_empty() => plan_err!("{} must not be empty", self.subject("revision")),
+            text => Ok(text.map(str::to_owned)),
+        }
+    }
+
     /// Returns the interface: what is said, or what the type needs. Fails if both are said and differ.
     fn api_format(&self) -> Result<ApiFormat> {
         let named = self.get("api_format").filter(|text| !text.eq_ignore_ascii_case("openai"));
@@ -258,6 +289,7 @@ mod tests {
             ("structured_output", "guided"),
             ("streaming", "on"),
             ("extra_body", "{\"top_k\": 5}"),
+            ("revision", "2026-05"),
         ]);
         let ExternalModel { config, credential } = model.unwrap();
         assert_eq!(credential.as_deref(), Some("k"));
@@ -269,6 +301,7 @@ mod tests {
         );
         assert_eq!((config.structured_output, config.streaming), (StructuredOutput::Guided, true));
         assert_eq!(config.extra_body["top_k"], 5);
+        assert_eq!(config.revision.as_deref(), Some("2026-05"));
         assert!(config.credential.is_none());
     }
 
@@ -302,5 +335,14 @@ mod tests {
         let error = local("dtype", "int4").unwrap_err().to_string();
         assert!(error.contains("option dtype: expected bf16, fp8 or f32, not \"int4\""), "{error}");
         assert_eq!(local("dtype", "FP8").unwrap().dtype, Some(Precision::Fp8));
+        assert_eq!(local("gpu_memory", "60GB").unwrap().gpu_memory, Some(GpuMemory::Bytes(60 << 30)));
+        assert_eq!(local("gpu_memory", "0.5").unwrap().gpu_memory, Some(GpuMemory::Share(0.5)));
+        let error = local("gpu_memory", "1.5").unwrap_err().to_string();
+        assert!(
+            error.contains("gpu_memory must be a size such as 60GB, or a share of the GPU such as 0.5, not '1.5'"),
+            "{error}"
+        );
+        let error = local("revision", " ").unwrap_err().to_string();
+        assert!(error.contains("option revision must not be empty"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, plan_datafusion_err, plan_err};
-use refrain_serving::backend::Stats;
+use refrain_serving::backend::{Stats, with_revision};
 use refrain_serving::device::cuda::Precision;
 use refrain_serving::load::{self, LoadedModel, RandomShape};
 use refrain_serving::model::ModelConfig;
@@ -102,8 +102,8 @@ pub struct ModelInfo {
     pub location: String,
     /// The longest prompt and answer together, in tokens, where that is known.
     pub max_context: Option<usize>,
-    /// What a GPU keeps it in, where that was said.
-    pub dtype: Option<Precision>,
+    /// What its weights are kept in: as it was loaded, else as it was asked for.
+    pub dtype: Option<&'static str>,
     /// The length of its vectors, where it makes any and that is known.
     pub dimensions: Option<u32>,
     /// Identity of weights, tokenizer and configuration, where that is known.
@@ -116,6 +116,12 @@ pub struct ModelInfo {
     pub loaded: Option<LoadFacts>,
     /// Bytes of memory that its weights take, once it is loaded and where that is known.
     pub held_bytes: Option<u64>,
+    /// Bytes of GPUs that it takes, KV pages included, once it is loaded and where it is on any.
+    pub gpu_bytes: Option<u64>,
+    /// What may be asked of it.
+    pub capabilities: Vec<&'static str>,
+    /// The version that its service reported last.
+    pub reported_version: Option<String>,
     /// The name of the secret that holds its key.
     pub credential: Option<String>,
 }
@@ -199,6 +205,7 @@ impl ModelCatalog {
         let Some((described, tokenizer)) = reading.map_err(own)? else {
             return plan_err!("model {name:?}: {location} is no model of this machine");
         };
+        let described = Described { digest: with_revision(described.digest, options.revision.as_deref()), ..described };
         let limit = described.max_context;
         let found = if described.dimensions.is_some() { ModelType::Embedding } else { ModelType::Completion };
         if let Some(wanted) = options.model_type.filter(|wanted| *wanted != found) {
@@ -407,6 +414,11 @@ impl ModelCatalog {
         Ok(self.model(name)?.source.kind() == "bundled")
     }
 
+    /// Returns whether answers of a model can be held to a regular expression.
+    pub fn takes_regex(&self, name: &str) -> Result<bool> {
+        Ok(self.model(name)?.takes_regex())
+    }
+
     /// Returns how many requests and tokens the endpoint of a model takes in a minute, where that is limited.
     pub fn rates(&self, name: &str) -> Result<(Option<u32>, Option<u32>)> {
         Ok(match &self.model(name)?.source {
@@ -493,6 +505,23 @@ impl Model {
         }
     }
 
+    /// Returns what may be asked of it. Whether a service reports probabilities shows when it is asked for them.
+    fn capabilities(&self) -> Vec<&'static str> {
+        match self.model_type() {
+            ModelType::Embedding => vec!["embed"],
+            ModelType::Completion if self.takes_regex() => vec!["complete", "json", "regex", "logprobs"],
+            ModelType::Completion => vec!["complete", "json", "logprobs"],
+        }
+    }
+
+    /// Returns whether answers can be held to a regular expression.
+    fn takes_regex(&self) -> bool {
+        match &self.source {
+            ModelSource::External(model) => model.config.structured_output.takes_regex(),
+            _ => true,
+        }
+    }
+
     fn credential(&self) -> Option<&str> {
         match &self.source {
             ModelSource::External(model) => model.credential.as_deref(),
@@ -507,13 +536,16 @@ impl Model {
             model_type: self.model_type(),
             location: self.source.to_string(),
             max_context: self.options.max_context,
-            dtype: self.options.dtype,
+            dtype: self.options.dtype.map(Precision::name),
             dimensions: None,
             digest: None,
             state: if self.backend.loading().is_some() { "loading" } else { "not loaded" },
             device: None,
             loaded: None,
             held_bytes: None,
+            gpu_bytes: None,
+            capabilities: self.capabilities(),
+            reported_version: self.backend.reported_version(),
             credential: self.credential().map(str::to_owned),
         };
         if let ModelSource::External(model) = &self.source {
@@ -530,6 +562,8 @@ impl Model {
             info.digest = Some(capabilities.model_digest);
             info.device = Some(capabilities.device);
             info.held_bytes = capabilities.held_bytes;
+            info.gpu_bytes = capabilities.gpu_bytes;
+            info.dtype = capabilities.dtype.or(info.dtype);
             if let ModelKind::Embedding { dimensions } = capabilities.kind {
                 info.dimensions = dimensions;
             }
@@ -622,8 +656,11 @@ fn start(
     let drawn = if matches!(source, ModelSource::Random { .. }) { bytes } else { 0 };
     progress.total.store(bytes, Ordering::Relaxed);
     let model = match (open(&source)?, source) {
-        (Some(OpenedModel::Completion(model)), _) => model,
+        (Some(OpenedModel::Completion(model)), _) => {
+            LoadedModel { digest: with_revision(model.digest, options.revision.as_deref()), ..model }
+        }
         (Some(OpenedModel::Embedding(model)), _) => {
+            let model = model.with_revision(options.revision.as_deref());
             let backend = model.start(EmbeddingOptions {
                 threads: device.threads,
                 kv_bytes: device.kv_cache_bytes.unwrap_or(CPU_KV_BYTES),

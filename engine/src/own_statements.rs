@@ -85,28 +85,16 @@ impl Refrain {
         Ok(None)
     }
 
-    /// Forgets the answers of one tier, or of all that the settings name.
+    /// Forgets the answers of one tier: those of the session unless another is named, since what lies in a file is paid for and
+    /// serves other sessions.
     async fn clear_cache(&self, tier: Option<&str>) -> Result<()> {
-        let settings = self.settings();
-        let all = [
-            (Tier::Session, true),
-            (Tier::Persistent, settings.cache_dir.is_some()),
-            (Tier::Checkpoint, settings.checkpoint.is_some()),
-        ];
-        let named: Vec<Tier> = match tier {
-            None => all.into_iter().filter(|(_, is_there)| *is_there).map(|(tier, _)| tier).collect(),
-            Some(name) => match all.into_iter().find(|(tier, _)| tier.name() == name) {
-                Some((tier, _)) => vec![tier],
-                None => {
-                    let known = "known: session, persistent, checkpoint";
-                    return Err(plan_datafusion_err!("there is no tier {name} of the answer cache; {known}").into());
-                }
-            },
+        let tier = match tier {
+            None => Tier::Session,
+            Some(name) => Tier::named(name).ok_or_else(|| {
+                plan_datafusion_err!("there is no tier {name} of the answer cache; known: session, persistent, checkpoint")
+            })?,
         };
-        let cache = self.answer_cache();
-        for tier in named {
-            cache.clear(tier, &settings).await?;
-        }
+        self.answer_cache().clear(tier, &self.settings()).await?;
         Ok(())
     }
 
@@ -159,6 +147,9 @@ fn model_properties(model: ModelInfo) -> datafusion::common::Result<RecordBatch>
         device,
         loaded,
         held_bytes,
+        gpu_bytes,
+        capabilities,
+        reported_version,
         credential,
     } = model;
     let load_seconds = loaded.as_ref().map(|facts| format!("{:.3}", facts.took.as_secs_f64()));
@@ -169,7 +160,7 @@ fn model_properties(model: ModelInfo) -> datafusion::common::Result<RecordBatch>
         ("type", Some(model_type.to_string())),
         ("location", Some(location)),
         ("max_context", max_context.map(|tokens| tokens.to_string())),
-        ("dtype", dtype.map(|dtype| dtype.to_string())),
+        ("dtype", dtype.map(str::to_owned)),
         ("dimensions", dimensions.map(|dimensions| dimensions.to_string())),
         ("digest", digest),
         ("state", Some(state.to_owned())),
@@ -177,6 +168,9 @@ fn model_properties(model: ModelInfo) -> datafusion::common::Result<RecordBatch>
         ("load_seconds", load_seconds),
         ("weight_bytes", weight_bytes),
         ("held_bytes", held_bytes.map(|bytes| bytes.to_string())),
+        ("gpu_bytes", gpu_bytes.map(|bytes| bytes.to_string())),
+        ("capabilities", Some(capabilities.join(", "))),
+        ("reported_version", reported_version),
         ("credential", credential),
     ])
 }

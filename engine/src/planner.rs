@@ -23,7 +23,7 @@ use refrain_optimizer::cascade::Targets;
 use refrain_optimizer::statistics::SessionStatistics;
 use refrain_optimizer::{LlmAggregateNode, LlmJoinNode, LlmNode, NodeAggregate, NodeCall};
 use refrain_serving::remote::MessageTokenizer;
-use refrain_serving::{OutputShape, Sampling, Tokenizer, constraint};
+use refrain_serving::{Sampling, Tokenizer, constraint};
 use refrain_udf::{Cache, Function, LlmCall, OnError, ResolvedOptions, Settings, Shape};
 
 use crate::answers::{AnswerCache, AnswerSettings};
@@ -180,7 +180,15 @@ impl LlmPlanner {
         };
         let model = self.models.resolve(named, wanted)?;
         self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
-        check_schema(&node_call.call)?;
+        check_form(&node_call.call)?;
+        if matches!(node_call.call.task.shape, Shape::Regex(_)) && !self.models.takes_regex(&model)? {
+            return plan_err!(
+                "{}: option regex cannot be asked of the service of model {model:?} by its structured_output; create the model with \
+                 structured_output = 'guided' or 'structured_outputs' if the service knows one of them, or with 'prompt' to have \
+                 answers checked only",
+                node_call.call.function.name()
+            );
+        }
         Ok(PhysicalCall {
             inputs: node_call.call.inputs.iter().map(|input| planning.physical(input, schema)).collect::<Result<_>>()?,
             guard: node_call.guard.as_ref().map(|guard| planning.physical(guard, schema)).transpose()?,
@@ -257,7 +265,7 @@ impl LlmPlanner {
             let model = self.models.resolve(options.model.as_deref(), ModelType::Completion)?;
             self.models.check_host(&model, settings.allowed_hosts.as_deref())?;
             let stage = |call: &LlmCall| {
-                check_schema(call)?;
+                check_form(call)?;
                 // The operator hands over texts, so nothing is evaluated.
                 let input = |label: usize| Arc::new(Column::new("input", label)) as Arc<dyn PhysicalExpr>;
                 Ok(Arc::new(PhysicalCall {
@@ -383,13 +391,18 @@ impl LlmPlanner {
     }
 }
 
-/// Fails if no answer can have the JSON schema of a call. Over bytes, since that is the same for every vocabulary, and quick.
-fn check_schema(call: &LlmCall) -> Result<()> {
-    let Shape::Json { schema, .. } = &call.task.shape else { return Ok(()) };
+/// Fails if no answer can have the JSON schema of a call, or if its regular expression is none. Over bytes, since that is the same
+/// for every vocabulary, and quick.
+fn check_form(call: &LlmCall) -> Result<()> {
+    let option = match &call.task.shape {
+        Shape::Json { .. } => "",
+        Shape::Regex(_) => "option regex: ",
+        _ => return Ok(()),
+    };
     let bytes: Arc<dyn Tokenizer> = Arc::new(MessageTokenizer);
-    match constraint::check(&OutputShape::Json(schema.clone()), &bytes) {
+    match constraint::check(&call.task.output_shape(), &bytes) {
         Ok(()) => Ok(()),
-        Err(error) => plan_err!("{}: {error}", call.function.name()),
+        Err(error) => plan_err!("{}: {option}{error}", call.function.name()),
     }
 }
 

@@ -39,6 +39,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
+    /// Returns the version of the model that a service reported last, for people; `None` before the first answer, and for a model
+    /// of this machine, whose digest says what it is.
+    fn reported_version(&self) -> Option<String> {
+        None
+    }
+
     /// Returns whether the backend is lost, its device for instance: whatever is submitted fails, and only a new one helps.
     fn is_lost(&self) -> bool {
         false
@@ -69,6 +75,19 @@ pub struct Capabilities {
     /// Bytes of the weights that the model holds, on each device; `None` where they are not known, as behind an endpoint. An encoder
     /// holds nothing else between passes, a decoder its KV pages as well.
     pub held_bytes: Option<u64>,
+    /// Bytes of GPUs that the model takes, KV pages included, on all of them together; `None` where it is on none, or that is not known.
+    pub gpu_bytes: Option<u64>,
+    /// What the matrices of its layers are kept in, such as `bf16`; `None` where that is not known.
+    pub dtype: Option<&'static str>,
+}
+
+/// Returns the digest of a model with the revision that its user gives it: a label that keeps answers of one apart from those of
+/// another.
+pub fn with_revision(digest: String, revision: Option<&str>) -> String {
+    match revision {
+        Some(revision) => format!("{digest}@{revision}"),
+        None => digest,
+    }
 }
 
 /// What a model makes of a prompt.

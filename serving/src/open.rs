@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, with_revision};
 use crate::device::cpu::{Activations, CpuDevice, CpuEncoder, CpuOptions};
 use crate::device::{Device, EncoderDevice};
 use crate::encoder::{EncoderBackend, EncoderBackendConfig};
@@ -90,6 +90,16 @@ impl EmbeddingModel {
             EmbeddingModel::Encoder(model) => &model.digest,
             EmbeddingModel::Decoder(model) => &model.digest,
         }
+    }
+
+    /// Adds the revision that a user gives the model to its digest.
+    pub fn with_revision(mut self, revision: Option<&str>) -> Self {
+        let digest = match &mut self {
+            EmbeddingModel::Encoder(model) => &mut model.digest,
+            EmbeddingModel::Decoder(model) => &mut model.digest,
+        };
+        *digest = with_revision(std::mem::take(digest), revision);
+        self
     }
 
     /// Returns the model's tokenizer.

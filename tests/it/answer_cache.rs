@@ -205,6 +205,29 @@ async fn the_cache_is_counted_and_cleared() {
 }
 
 #[tokio::test]
+async fn clearing_leaves_files_that_are_not_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("run.answers");
+    let mut settings = persistent(folder.path()).to_vec();
+    settings.push(("checkpoint", checkpoint.to_str().unwrap()));
+    let (db, oracle) = session(&settings).await;
+    let query = |prompt: &str| format!("select ai_complete('{prompt}', a) from {ROWS}");
+    rows(&db, &query("p")).await.unwrap();
+    rows(&db, "set refrain.cache = 'session'").await.unwrap();
+    rows(&db, &query("q")).await.unwrap();
+    let tiers = "select tier, sum(entries) from ai_cache() group by tier order by tier";
+    assert_eq!(rows(&db, tiers).await.unwrap(), ["checkpoint|40", "persistent|20", "session|20"]);
+    rows(&db, "call ai_cache_clear()").await.unwrap();
+    assert_eq!(rows(&db, tiers).await.unwrap(), ["checkpoint|40", "persistent|20"]);
+    assert_eq!((calls(&db, &oracle, &query("p")).await, calls(&db, &oracle, &query("q")).await), (0, 0));
+    rows(&db, "call ai_cache_clear('checkpoint')").await.unwrap();
+    assert_eq!(rows(&db, tiers).await.unwrap(), ["persistent|20"]);
+    assert_eq!(calls(&db, &oracle, &query("q")).await, 20);
+    rows(&db, "call ai_cache_clear('persistent')").await.unwrap();
+    assert_eq!(rows(&db, tiers).await.unwrap(), ["checkpoint|20", "session|20"]);
+}
+
+#[tokio::test]
 async fn a_cancelled_query_leaves_its_finished_calls() {
     let gate = Gate::new();
     let held = gate.clone();

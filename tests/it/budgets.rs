@@ -142,7 +142,7 @@ async fn long_inputs_are_asked_about_in_chunks_that_fit() {
     let mock = MockBackend::new(1).max_context(1000);
     let (db, oracle) = session_with(&[("cache", "session"), ("on_overflow", "chunk"), ("max_tokens", "100")], mock).await;
     let table = "select i, repeat('Some hay, \"quoted\". ', 100) || i as body from generate_series(1, 3) as t(i)";
-    let query = format!("select i, ai_filter('hay', body) from ({table}) order by i");
+    let query = format!("select i, ai_filter('straw', body) from ({table}) order by i");
     let (_, result, usage) = run(&db, &query).await;
     result.unwrap();
     let (calls, prompts) = (oracle.calls(), oracle.prompts());
@@ -155,9 +155,13 @@ async fn long_inputs_are_asked_about_in_chunks_that_fit() {
     let (_, result, usage) = run(&db, &query).await;
     result.unwrap();
     assert_eq!((usage.calls, usage.cache_hits as usize, oracle.calls()), (0, calls, calls));
+    // Where the first chunk decides, the others are not asked about.
+    let (_, result, usage) = run(&db, &query.replace("'straw'", "'hay'")).await;
+    result.unwrap();
+    assert_eq!((usage.calls, usage.chunked), (1, 3));
     // A chunk is a call of the budget.
     rows(&db, "set refrain.max_calls = 3").await.unwrap();
-    let (_, result, _) = run(&db, &query.replace("'hay'", "'straw'")).await;
+    let (_, result, _) = run(&db, &query.replace("'straw'", "'corn'")).await;
     assert!(result.unwrap_err().to_string().contains("max_calls"));
     let plan = rows(&db, &format!("explain {query}")).await.unwrap().concat();
     assert!(plan.contains(" chunked") && plan.contains("3 into≈"), "{plan}");

@@ -95,8 +95,8 @@ async fn a_text_longer_than_the_context_is_answered_in_chunks() {
     assert_eq!(batches.iter().flat_map(crate::support::text_rows).collect::<Vec<_>>(), ["positive|true"]);
     let usage = run.usage();
     assert_eq!((usage.failed_rows, usage.chunked), (0, 2));
-    // The text repeats itself: all chunks of a call but its last are one question.
-    assert_eq!(usage.calls, 4, "{usage:?}");
+    // The text repeats itself: all chunks of a call but its last are one question. If that is TRUE to the filter, its last is not asked.
+    assert!((3..=4).contains(&usage.calls), "{usage:?}");
 }
 
 /// Control tokens in a row are text: the model sees another prompt than the one they would end.

@@ -5,7 +5,7 @@ use refrain::Refrain;
 use crate::support::rows;
 
 const QUERY: &str = "select ai_sentiment('A wonderful film, moving and beautifully acted.', model => 'mini')";
-const DEVICE: &str = "select capabilities from ai_models() where name = 'mini'";
+const DEVICE: &str = "select device from ai_models() where name = 'mini'";
 
 #[tokio::test]
 async fn a_gpu_that_is_named_and_not_there_is_an_error_and_another_choice_mends_it() {

@@ -49,6 +49,40 @@ async fn functions_are_answered_in_their_types() {
 }
 
 #[tokio::test]
+async fn a_regular_expression_is_asked_of_services_that_take_one() {
+    let server = ChatServer::start(|_| answer("2024")).await;
+    let query = "select ai_complete('When?', 'x', regex => '[0-9]{4}')";
+    let db = session(&server, "").await;
+    let error = rows(&db, query).await.unwrap_err().to_string();
+    assert!(error.contains("option regex cannot be asked of the service of model \"remote\""), "{error}");
+    assert_eq!(server.calls(), 0);
+    let abilities = "select capabilities from ai_models() where name = 'remote'";
+    assert_eq!(rows(&db, abilities).await.unwrap(), ["[complete, json, logprobs]"]);
+    let db = session(&server, ", structured_output = 'guided'").await;
+    assert_eq!(rows(&db, query).await.unwrap(), ["2024"]);
+    assert_eq!(server.seen()[0].body["guided_regex"], "[0-9]{4}");
+    assert_eq!(rows(&db, abilities).await.unwrap(), ["[complete, json, regex, logprobs]"]);
+}
+
+#[tokio::test]
+async fn another_revision_is_another_model() {
+    let server = ChatServer::start(|_| answer("2024")).await;
+    let db = session(&server, "").await;
+    rows(&db, "set refrain.cache = 'session'").await.unwrap();
+    let location = server.location();
+    for (revision, calls) in [("may", 1), ("june", 2), ("may", 2)] {
+        let create = format!(
+            "create or replace external model remote with (location = '{location}', model = 'tiny', revision = '{revision}')"
+        );
+        rows(&db, &create).await.unwrap();
+        assert_eq!(rows(&db, "select ai_complete('When?', 'x')").await.unwrap(), ["2024"]);
+        assert_eq!(server.calls(), calls, "{revision}");
+    }
+    let digest = "select digest like '%@may' from ai_models() where name = 'remote'";
+    assert_eq!(rows(&db, digest).await.unwrap(), ["true"]);
+}
+
+#[tokio::test]
 async fn planning_calls_nothing() {
     let server = ChatServer::start(obedient).await;
     let db = session(&server, "").await;

@@ -84,6 +84,10 @@ shapes! {
     case_over_a_call: check(
         "select i, case ai_complete('p', s) when 'p(a)' then 'A' when 'p(b)' then ai_complete('q', s) end from t",
         &["1|A", "2|q(b)", "3|A", "4|NULL", "5|NULL"], 4);
+    nullif: check(
+        "select nullif(s, ai_complete('p', i)) from t", &["NULL", "a", "a", "b", "c"], 4);
+    nullif_of_two_calls: check(
+        "select nullif(ai_complete('p', s), ai_complete('q', i)) from t", &["NULL", "p(a)", "p(a)", "p(b)", "p(c)"], 7);
     coalesce: check("select coalesce(s, ai_complete('p', i)) from t", &["a", "a", "b", "c", "p(4)"], 1);
     and_in_a_projection: check(
         "select i, i > 3 and ai_filter('c', s) from t", &["1|false", "2|false", "3|false", "4|NULL", "5|true"], 1);

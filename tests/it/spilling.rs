@@ -1,16 +1,17 @@
 //! Rows that do not fit into memory wait on disk, and the answers stay the same.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionStateBuilder, TaskContext};
-use datafusion::physical_plan::{ExecutionPlan, collect};
+use datafusion::physical_plan::{ExecutionPlan, collect, displayable};
 use datafusion::prelude::SessionContext;
 use refrain::Refrain;
 use refrain::serving::mock::MockBackend;
 
-use crate::support::{Oracle, rows, session_with};
+use crate::support::{Oracle, rows, session_with, text_rows};
 
 const QUERY: &str = "select count(*), sum(length(x)), min(i), max(i), count(distinct pad) \
     from (select i, pad, ai_complete('p', repeat('x', i % 50)) x from big) where pad is not null";
@@ -59,7 +60,26 @@ async fn questions_that_do_not_fit_are_worked_off_in_windows() {
     let plan = plan(&db, "select i, ai_complete('p', i % 20000) x from big").await;
     let batches = collect(Arc::clone(&plan), task(&db, 2_000_000)).await.unwrap();
     assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 100_000);
-    assert_eq!(oracle.calls(), 20_000, "the memo of the query spans windows");
+    assert!(oracle.calls() >= 20_000, "answers that the memo has no room for are asked for again");
+}
+
+#[tokio::test]
+async fn answers_that_do_not_fit_into_memory_are_asked_for_again() {
+    let (db, oracle) = session_with(&[("reorder_window", "1000")], MockBackend::new(1)).await;
+    let query = "select value i, ai_complete('p', value % 1000) x from generate_series(1, 4000)";
+    let all = format!("select count(*), count(distinct x), sum(length(x)) from ({query})");
+    let expected = rows(&db, &all).await.unwrap();
+    assert_eq!(oracle.calls(), 1000, "the memo of the query spans windows");
+    let plan = plan(&db, query).await;
+    let batches = collect(Arc::clone(&plan), task(&db, 1)).await.unwrap();
+    assert_eq!(oracle.calls(), 5000, "each window asks for itself");
+    let answers: Vec<String> =
+        batches.iter().flat_map(text_rows).filter_map(|row| Some(row.split_once('|')?.1.to_owned())).collect();
+    let distinct: HashSet<&String> = answers.iter().collect();
+    let length: usize = answers.iter().map(String::len).sum();
+    assert_eq!([format!("{}|{}|{length}", answers.len(), distinct.len())], *expected);
+    let shown = displayable(plan.as_ref()).indent(true).to_string();
+    assert!(shown.contains("actual: 4000 answers not kept in memory"), "{shown}");
 }
 
 #[tokio::test]

@@ -519,6 +519,16 @@ mod tests {
         check!("ai_complete('p', return_type => 'INT')", Ok(("ai_complete('p')", "Int32")));
         check!("ai_complete('p', return_type => 'boolean')", Ok(("ai_complete('p')", "Boolean")));
         check!("ai_complete('p', return_type => 'TEXT')", Ok(("ai_complete('p')", "Utf8")));
+        check!("ai_complete('p', regex => '[0-9]+')", Ok(("ai_complete('p', regex='[0-9]+')", "Utf8")));
+        check!(
+            "ai_complete('p', regex => 'a', return_type => 'INT')",
+            Err("ai_complete: regex and return_type both say what an answer looks like; give one of them")
+        );
+        check!("ai_complete('p', regex => 5)", Err("ai_complete: option regex must be a string that is not empty, not 5"));
+        check!(
+            "ai_complete('p', regex => 'a', stop => 'b')",
+            Err("ai_complete: option stop ends free text, and the answers of this call have a form of their own")
+        );
         check!(
             "ai_complete('p', response_schema => '{\"type\": \"array\", \"items\": {\"type\": \"number\"}}')",
             Ok(("ai_complete('p')", "List(Float64)"))

@@ -119,7 +119,7 @@ impl Function {
                 "ai_complete",
                 &["ai_gen", "ai_generate"],
                 INSTRUCTION,
-                &["mode", "null_input", "passages", "return_type", "response_schema"],
+                &["mode", "null_input", "passages", "return_type", "response_schema", "regex"],
             ),
             Function::Filter => of("ai_filter", &["ai_if"], INSTRUCTION, &["mode", "null_input", "passages", "output_mode"]),
             Function::Classify => of("ai_classify", &[], const { &[one("input"), one("labels")] }, &["output_mode"]),

@@ -22,7 +22,7 @@ const VERSIONS_MAX: usize = 1000;
 pub(crate) const PROMPT_VERSION: &str = "prompt_version";
 
 /// Options that a prompt decides itself, or that are inputs which it does not declare.
-const DECIDED: &[&str] = &["return_type", "response_schema", "passages"];
+const DECIDED: &[&str] = &["return_type", "response_schema", "regex", "passages"];
 
 /// What `CREATE PROMPT` says.
 #[derive(Clone, Debug, PartialEq, Eq)]

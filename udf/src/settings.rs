@@ -238,9 +238,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("mode", "how instruction and inputs become a prompt: auto, fields or template"),
     ("on_error", "what a failed row gives: null, fail or capture"),
     ("max_error_ratio", "share of failed rows above which a query fails"),
-    ("on_overflow", "what happens to an input longer than the context: error or truncate"),
+    ("on_overflow", "what happens to an input longer than the context: error, truncate or chunk"),
     ("null_input", "what a NULL in a template does: skip or text"),
-    ("reorder", "how rows and fields are ordered: auto, none, rows, search, ggr or ophr"),
+    ("reorder", "how rows and fields are ordered: auto, none, rows, search, tree, ggr or ophr"),
     ("reorder_window", "rows that are ordered together"),
     ("layout", "what a prompt begins with: auto, instruction_first or data_first"),
     ("dedup", "whether equal inputs are one call: auto, always or off"),
@@ -372,7 +372,7 @@ fn known(name: &str) -> Result<&'static str> {
 }
 
 /// Reads a size in bytes: a whole number, with one of the units KB, MB, GB (powers of 1024) or none.
-fn bytes(subject: &str, text: &str) -> Result<usize> {
+pub fn bytes(subject: &str, text: &str) -> Result<usize> {
     let lower = text.trim().to_lowercase();
     let digits = lower.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match lower[digits.len()..].trim() {

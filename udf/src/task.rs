@@ -56,6 +56,8 @@ pub enum Shape {
     },
     /// Any text: VARCHAR.
     Text,
+    /// Text that matches a regular expression as a whole: VARCHAR.
+    Regex(String),
     /// A vector: a list of so many REAL.
     Embedding {
         /// Its length.
@@ -81,6 +83,7 @@ impl Task {
             Shape::Number { min, max, integer } => OutputShape::Number { min: min.0, max: max.0, integer: *integer },
             Shape::Json { schema, .. } => OutputShape::Json(schema.clone()),
             Shape::Text => OutputShape::Text,
+            Shape::Regex(expression) => OutputShape::Regex(expression.clone()),
             Shape::Embedding { dimensions, is_shortened } => {
                 OutputShape::Embedding { dimensions: is_shortened.then_some(*dimensions) }
             }
@@ -95,7 +98,7 @@ impl Task {
     /// Returns the type of a value, errors aside.
     pub fn value_type(&self) -> DataType {
         match &self.shape {
-            Shape::Choice { multi: false, .. } | Shape::Text => DataType::Utf8,
+            Shape::Choice { multi: false, .. } | Shape::Text | Shape::Regex(_) => DataType::Utf8,
             Shape::Choice { multi: true, .. } => DataType::new_list(DataType::Utf8, true),
             Shape::Boolean => DataType::Boolean,
             Shape::Number { .. } | Shape::Probability => DataType::Float64,
@@ -126,6 +129,8 @@ impl Task {
     pub fn parse(&self, answer: &str) -> Result<ScalarValue, String> {
         match &self.shape {
             Shape::Text => Ok(ScalarValue::Utf8(Some(answer.trim().to_string()))),
+            // White space may be part of it.
+            Shape::Regex(_) => Ok(ScalarValue::Utf8(Some(answer.to_string()))),
             Shape::Boolean => truth(answer),
             Shape::Choice { labels, multi: false } => Ok(ScalarValue::Utf8(Some(label(answer, labels)?))),
             Shape::Choice { labels, multi: true } => {
@@ -237,6 +242,7 @@ mod tests {
     #[test]
     fn parses_each_shape() {
         check(Shape::Text, " hello ", Ok("hello"));
+        check(Shape::Regex(" ?a+".into()), " aa", Ok(" aa"));
         check(Shape::Boolean, "Yes", Ok("true"));
         check(Shape::Boolean, "no.", Ok("false"));
         check(Shape::Boolean, "maybe", Err("\"maybe\" is neither Yes nor No"));
@@ -289,6 +295,7 @@ mod tests {
 
     #[test]
     fn shapes_for_serving() {
+        assert_eq!(task(Shape::Regex("a+".into())).output_shape(), OutputShape::Regex("a+".into()));
         assert_eq!(task(Shape::Boolean).output_shape(), OutputShape::Choice(vec!["Yes".into(), "No".into()]));
         assert_eq!(
             task(Shape::Choice { labels: vec!["a".into()], multi: true }).output_shape(),

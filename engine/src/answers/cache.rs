@@ -72,6 +72,11 @@ pub enum Tier {
 }
 
 impl Tier {
+    /// Returns the tier of a name that SQL uses, in lower case.
+    pub fn named(name: &str) -> Option<Tier> {
+        [Tier::Session, Tier::Persistent, Tier::Checkpoint].into_iter().find(|tier| tier.name() == name)
+    }
+
     /// Returns the name that SQL uses.
     pub fn name(self) -> &'static str {
         match self {

@@ -219,7 +219,7 @@ fn cache(text: &str) -> Outcome<Command> {
     let (verb, tier) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     match verb {
         "clear" => Ok(Command::ClearCache((!tier.trim().is_empty()).then(|| unquoted(tier.trim())))),
-        _ => Err(Failure::usage("\\cache clear [session|persistent] is all there is")),
+        _ => Err(Failure::usage("\\cache clear [session|persistent|checkpoint] is all there is")),
     }
 }
 

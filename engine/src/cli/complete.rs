@@ -113,6 +113,7 @@ const CALL_OPTIONS: &[&str] = &[
     "max_tokens",
     "stop",
     "return_type",
+    "regex",
     "on_error",
     "on_overflow",
     "null_input",

@@ -173,7 +173,7 @@ impl<'a> Member<'a> {
             keys: asker.keys(questions, wanted),
             outcomes: vec![None; questions.len()],
             open: wanted.to_vec(),
-            claims: asker.scope.memo.claims(),
+            claims: asker.scope.memo.claims(&asker.stats),
             mine: vec![],
             theirs: vec![],
         }
@@ -181,7 +181,7 @@ impl<'a> Member<'a> {
 
     /// Claims the open questions.
     fn claim(&mut self) {
-        self.claims = self.asker.scope.memo.claims();
+        self.claims = self.asker.scope.memo.claims(&self.asker.stats);
         let open = std::mem::take(&mut self.open);
         let claimed = self.claims.claim(open.iter().map(|question| self.keys.in_memo(*question)));
         for (question, claim) in open.into_iter().zip(claimed) {
@@ -449,7 +449,7 @@ impl Asker {
     pub(super) fn assume(&self, questions: &Questions, values: Vec<(u32, ScalarValue)>) -> Vec<(u32, Outcome)> {
         let asked: Vec<u32> = values.iter().map(|(question, _)| *question).collect();
         let keys = self.keys(questions, &asked);
-        let mut claims = self.scope.memo.claims();
+        let mut claims = self.scope.memo.claims(&self.stats);
         let claimed = claims.claim(asked.iter().map(|question| keys.in_memo(*question)));
         let mut mine = vec![];
         let settled = values.into_iter().zip(claimed).map(|((question, value), claim)| match claim {

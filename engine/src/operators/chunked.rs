@@ -13,7 +13,8 @@ use crate::operators::chunk::{Chunk, CutText};
 use crate::operators::distinct::Questions;
 use crate::operators::memo::{Failure, Outcome};
 
-/// Asks about the chunks of some questions, all at once, and returns the outcome of each question.
+/// Asks about the chunks of some questions and returns the outcome of each question: about all of them at once, or about the others
+/// of a question only where its first does not decide it.
 ///
 /// A chunk is a question like any other: equal ones are asked once, and answers of earlier queries serve it.
 pub(super) fn ask_in_chunks<'a>(
@@ -26,14 +27,15 @@ pub(super) fn ask_in_chunks<'a>(
         let combination = Combination::of(&asker.call.call)
             .ok_or_else(|| internal_datafusion_err!("answers of {} cannot be combined", asker.call.function_name()))?;
         asker.stats.chunked.fetch_add(cut.len() as u64, Ordering::Relaxed);
-        let mut parts = Parts::of(asker);
-        let chunks: Vec<Vec<u32>> =
-            cut.iter().map(|(_, text)| text.chunks.iter().map(|chunk| parts.add(&chunk.values)).collect()).collect();
-        let answers = ask_parts(asker, &Arc::new(parts.0)).await?;
-        let combined = cut.iter().zip(&chunks).map(|((question, text), numbers)| {
-            let outcomes: Vec<&Outcome> = numbers.iter().map(|number| &answers[*number as usize]).collect();
-            (*question, combine(asker, combination, &text.chunks, &outcomes))
-        });
+        let texts: Vec<&[Chunk]> = cut.iter().map(|(_, text)| &text.chunks[..]).collect();
+        let answers = match combination {
+            Combination::AnyTrue => ask_until_true(asker, &texts).await?,
+            _ => ask_all(asker, &texts).await?,
+        };
+        let combined = cut
+            .iter()
+            .zip(&answers)
+            .map(|((question, text), outcomes)| (*question, combine(asker, combination, &text.chunks, outcomes)));
         let combined: Vec<(u32, Outcome)> = combined.collect();
         match combination {
             Combination::AskedAgain => ask_again(asker, questions, &cut, combined).await,
@@ -41,6 +43,38 @@ pub(super) fn ask_in_chunks<'a>(
         }
     }
     .boxed()
+}
+
+/// Asks about chunks of several questions at once, and returns the outcomes by question.
+async fn ask_all(asker: &Asker, texts: &[&[Chunk]]) -> Result<Vec<Vec<Outcome>>> {
+    let mut parts = Parts::of(asker);
+    let numbers: Vec<Vec<u32>> =
+        texts.iter().map(|chunks| chunks.iter().map(|chunk| parts.add(&chunk.values)).collect()).collect();
+    let answers = ask_parts(asker, &Arc::new(parts.0)).await?;
+    let of_question =
+        |numbers: &Vec<u32>| numbers.iter().map(|number| answers[*number as usize].clone()).collect::<Vec<Outcome>>();
+    Ok(numbers.iter().map(of_question).collect())
+}
+
+/// Asks about the first chunk of each question, and then about the others of those that are not TRUE by it.
+async fn ask_until_true(asker: &Asker, texts: &[&[Chunk]]) -> Result<Vec<Vec<Outcome>>> {
+    let (first, others): (Vec<&[Chunk]>, Vec<&[Chunk]>) =
+        texts.iter().map(|chunks| chunks.split_at(chunks.len().min(1))).unzip();
+    let mut outcomes = ask_all(asker, &first).await?;
+    let is_decided = outcomes.iter().map(|known| known.iter().any(is_true));
+    let open: Vec<&[Chunk]> = others
+        .into_iter()
+        .zip(is_decided)
+        .map(|(others, decided)| if decided { Default::default() } else { others })
+        .collect();
+    for (known, further) in outcomes.iter_mut().zip(ask_all(asker, &open).await?) {
+        known.extend(further);
+    }
+    Ok(outcomes)
+}
+
+fn is_true(outcome: &Outcome) -> bool {
+    matches!(outcome, Ok(ScalarValue::Boolean(Some(true))))
 }
 
 /// Asks about the answers in the place of the text that was cut.
@@ -77,8 +111,7 @@ async fn ask_again(
 }
 
 /// Makes one outcome of those of all chunks. A failed one makes the whole fail, unless another decides it.
-fn combine(asker: &Asker, combination: Combination, chunks: &[Chunk], outcomes: &[&Outcome]) -> Outcome {
-    let is_true = |outcome: &&Outcome| matches!(outcome, Ok(ScalarValue::Boolean(Some(true))));
+fn combine(asker: &Asker, combination: Combination, chunks: &[Chunk], outcomes: &[Outcome]) -> Outcome {
     if combination == Combination::AnyTrue && outcomes.iter().any(is_true) {
         return Ok(ScalarValue::from(true));
     }

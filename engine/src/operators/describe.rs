@@ -335,6 +335,12 @@ pub(super) fn actual_lines(stats: &Arc<NodeStats>, estimate: Option<&CallEstimat
     if kept_rows > 0 {
         lines.push(format!("actual: data first, windows of {kept_rows} rows that the cache keeps for calls that ask later"));
     }
+    let not_kept = stats.not_kept.load(Ordering::Relaxed);
+    if not_kept > 0 {
+        lines.push(format!(
+            "actual: {not_kept} answers not kept in memory, the pool is full: equal questions are asked again"
+        ));
+    }
     if let Some(estimate) = estimate {
         let off = |estimated: u64, actual: u64| match actual {
             0 => "–".to_owned(),
@@ -379,6 +385,7 @@ pub(super) fn actual_json(stats: &Arc<NodeStats>) -> Value {
         "calls": now.calls_done,
         "chunked": stats.chunked.load(Ordering::Relaxed),
         "memo_hits": stats.memo_hits.load(Ordering::Relaxed),
+        "not_kept": stats.not_kept.load(Ordering::Relaxed),
         "cache_hits": now.cache_hits,
         "prompt_tokens": now.prompt_tokens,
         "cached_tokens": now.cached_tokens,

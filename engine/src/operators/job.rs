@@ -226,6 +226,7 @@ impl Position {
             self.fill(&mut window, WindowLimit { rows: limit.rows.min(self.kept_rows), ..limit }).await?;
         }
         self.window += 1;
+        job.store.leave_room(&window);
         let batches = window.take_batches();
         let answers = self.answer(window).await?;
         let rows = job.rows(batches, answers);

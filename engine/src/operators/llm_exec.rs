@@ -394,6 +394,7 @@ impl ExecutionPlan for LlmExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, Arc::clone(&context))?;
         let schema = self.schema();
+        self.shared.scope.memo.charge_to(context.memory_pool());
         let spills = SpillMetrics::new(&self.metrics, partition);
         let stats: Vec<_> =
             self.calls.iter().map(|call| self.shared.scope.add_node(call.function_name(), &call.model)).collect();

@@ -102,6 +102,8 @@ pub struct NodeStats {
     pub chunked: AtomicU64,
     /// The most rows of a window whose rows the cache keeps for calls that ask later; 0 where it keeps none.
     pub kept_rows: AtomicU64,
+    /// Answers that the memo of the query had no room for: equal questions that come later are asked again.
+    pub not_kept: AtomicU64,
     /// Rows that failed.
     pub failed_rows: AtomicU64,
     errors: Mutex<BTreeMap<&'static str, u64>>,

@@ -14,6 +14,7 @@ use futures::{StreamExt, stream};
 
 use crate::operators::call::PhysicalCall;
 use crate::operators::distinct::{NO_QUESTION, Questions};
+use crate::operators::memo::ANSWER_BYTES;
 
 /// Memory and disk for the rows of one operator.
 #[derive(Debug)]
@@ -104,7 +105,7 @@ impl RowStore {
     /// must be worked off before it grows.
     fn keep(&self, window: &mut Window, batch: RecordBatch) -> Result<bool> {
         window.rows += batch.num_rows();
-        let question_bytes: usize = window.questions.iter().map(Questions::bytes).sum();
+        let question_bytes = window.question_bytes() + window.answer_bytes();
         let batch_bytes = window.batch_bytes + batch.get_array_memory_size();
         if self.reservation.try_resize(question_bytes + batch_bytes).is_ok() {
             window.batch_bytes = batch_bytes;
@@ -126,6 +127,11 @@ impl RowStore {
         window.batches = batches;
         window.batch_bytes = 0;
         Ok(self.reservation.try_resize(question_bytes).is_ok())
+    }
+
+    /// Gives back what a window has held for the answers to its questions: the memo of the query takes it as they come.
+    pub(super) fn leave_room(&self, window: &Window) {
+        self.reservation.resize(self.reservation.size().min(window.question_bytes() + window.batch_bytes));
     }
 
     /// Streams the rows of a window in the order in which they came.
@@ -161,6 +167,15 @@ impl Window {
     /// Takes the rows out of the window.
     pub(super) fn take_batches(&mut self) -> StoredBatches {
         StoredBatches(std::mem::take(&mut self.batches))
+    }
+
+    fn question_bytes(&self) -> usize {
+        self.questions.iter().map(Questions::bytes).sum()
+    }
+
+    /// Returns about how much memory the answers to its questions will take.
+    fn answer_bytes(&self) -> usize {
+        self.questions.iter().map(|questions| questions.len() * ANSWER_BYTES).sum()
     }
 
     /// Finds the questions of a batch; returns how many of its rows the window takes.

@@ -106,7 +106,7 @@ pub enum Statement {
     },
     /// `CALL ai_cache_clear([tier])`.
     ClearCache {
-        /// The tier; all of them if there is none.
+        /// The tier; that of the session if there is none.
         tier: Option<String>,
     },
     /// `EXPLAIN` in a form of ours: with `SAMPLE n` or `FORMAT json`.

@@ -16,7 +16,7 @@
 //! SHOW PROMPTS;
 //! DESCRIBE PROMPT refund;
 //! KILL QUERY 7;
-//! CALL ai_cache_clear(['persistent']);
+//! CALL ai_cache_clear(['session' | 'persistent' | 'checkpoint']);
 //! RESET refrain.temperature;
 //! EXPLAIN (SAMPLE 20, FORMAT json) SELECT …;
 //! ```

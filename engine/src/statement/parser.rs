@@ -187,7 +187,8 @@ impl StatementParser<'_> {
     fn call(&mut self) -> Result<Statement> {
         let procedure = self.name()?;
         if !procedure.eq_ignore_ascii_case("ai_cache_clear") {
-            return plan_err!("there is no procedure {procedure}; known: ai_cache_clear(['session' or 'persistent'])");
+            let known = "ai_cache_clear(['session', 'persistent' or 'checkpoint'])";
+            return plan_err!("there is no procedure {procedure}; known: {known}");
         }
         self.inner.parser.expect_token(&Token::LParen)?;
         let tier = match self.next_is(&Token::RParen) {
@@ -284,7 +285,10 @@ mod tests {
         check("kill query x", "needs the number of a query, not x");
         check("call ai_cache_clear()", "ClearCache { tier: None }");
         check("call ai_cache_clear('Persistent')", r#"ClearCache { tier: Some("persistent") }"#);
-        check("call nothing()", "there is no procedure nothing");
+        check(
+            "call nothing()",
+            "there is no procedure nothing; known: ai_cache_clear(['session', 'persistent' or 'checkpoint'])",
+        );
     }
 
     #[test]

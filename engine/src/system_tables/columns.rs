@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Float64Array, Int64Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
+    TimestampMicrosecondArray,
 };
 use datafusion::arrow::datatypes::{Field, Schema};
 use datafusion::common::Result;
@@ -25,6 +26,17 @@ impl<'a, R> Columns<'a, R> {
     pub(super) fn text<T: Into<String>>(self, name: &str, value: impl Fn(&'a R) -> Option<T>) -> Self {
         let values: StringArray = self.rows.iter().map(|row| value(row).map(Into::into)).collect();
         self.column(name, Arc::new(values))
+    }
+
+    /// Adds a column of lists of VARCHAR.
+    pub(super) fn texts<T: AsRef<str> + 'a>(self, name: &str, values: impl Fn(&'a R) -> &'a [T]) -> Self {
+        let mut lists = ListBuilder::new(StringBuilder::new());
+        for row in self.rows {
+            values(row).iter().for_each(|text| lists.values().append_value(text));
+            lists.append(true);
+        }
+        let lists = lists.finish();
+        self.column(name, Arc::new(lists))
     }
 
     /// Adds a BOOLEAN column.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::common::Result;
-use refrain_serving::device::cuda::Precision;
 
 use super::columns::Columns;
 use super::table::SystemTable;
@@ -21,17 +20,17 @@ fn columns(models: &[ModelInfo]) -> Result<RecordBatch> {
         .text("kind", |model| Some(model.kind))
         .text("type", |model| Some(model.model_type.to_string()))
         .text("location", |model| Some(model.location.as_str()))
-        // What was said of it; else weights are kept as the device likes them.
-        .text("dtype", |model| model.dtype.map(Precision::name))
+        .text("dtype", |model| model.dtype)
         .count("max_context", |model| model.max_context.map(|tokens| tokens as u64))
         .count("dimensions", |model| model.dimensions.map(u64::from))
         .text("digest", |model| model.digest.as_deref())
         .text("state", |model| Some(model.state))
+        .text("device", |model| model.device.as_deref())
         .count("held_bytes", |model| model.held_bytes)
-        // A backend does not tell what its model takes of a GPU.
-        .count("gpu_bytes", |_| None)
+        .count("gpu_bytes", |model| model.gpu_bytes)
         .time("loaded_at", |model| model.loaded.as_ref().map(|facts| facts.at))
-        .text("capabilities", |model| model.device.as_deref())
+        .texts("capabilities", |model| &model.capabilities[..])
+        .text("reported_version", |model| model.reported_version.as_deref())
         .text("credential", |model| model.credential.as_deref())
         .finish()
 }

@@ -46,10 +46,11 @@ fn columns(rows: &[Row]) -> Result<RecordBatch> {
         .count("output_tokens", |(_, node)| read(&node.output_tokens))
         .count("errors", |(_, node)| read(&node.failed_rows))
         .count("retries", |(_, node)| read(&node.retries))
-        // A GPU runs the rows of several operators in one pass, and no first token is seen apart from its answer.
+        // A pass runs the rows of several operators, and a backend hands over whole answers, never a first token.
         .number("gpu_seconds", |_| None)
         .number("wall_seconds", |(_, node)| Some(node.times().wall.as_secs_f64()))
         .number("ttft_ms_p50", |_| None)
+        .number("first_answer_ms", |(_, node)| node.times().first_answer.map(|time| time.as_secs_f64() * 1000.0))
         .time("started_at", |(_, node)| node.times().started_at)
         .time("finished_at", |(_, node)| node.times().finished_at)
         .finish()

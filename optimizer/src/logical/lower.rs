@@ -73,6 +73,7 @@ impl Round<'_> {
                 self.short_circuit(*left, op, *right, guard)
             }
             Expr::Case(case) => self.case(case, guard),
+            Expr::ScalarFunction(function) if function.func.name() == "nullif" => self.null_if(function, guard),
             Expr::AggregateFunction(function) if function.params.filter.is_some() => {
                 self.filtered_aggregate(function, guard)
             }
@@ -154,6 +155,21 @@ impl Round<'_> {
         let otherwise = else_expr.map(|expr| self.expr(*expr, reaches)).transpose()?;
         let base = base.map(|expr| self.expr(*expr, guard)).transpose()?;
         Ok(Expr::Case(Case::new(base.map(Box::new), arms, otherwise.map(Box::new))))
+    }
+
+    /// `nullif(a, b)`: where `a` is NULL the result is, whatever `b` is.
+    fn null_if(&mut self, function: ScalarFunction, guard: Option<Expr>) -> Result<Expr> {
+        let ScalarFunction { func, args } = function;
+        let first = args.first().cloned();
+        let mut lowered = Vec::with_capacity(args.len());
+        for (position, arg) in args.into_iter().enumerate() {
+            let guard = match &first {
+                Some(first) if position > 0 => and(&guard, first.clone().is_not_null()),
+                _ => guard.clone(),
+            };
+            lowered.push(self.expr(arg, guard)?);
+        }
+        Ok(Expr::ScalarFunction(ScalarFunction { func, args: lowered }))
     }
 
     /// `max(ai_score(…)) FILTER (WHERE p)`: rows that fail `p` are not asked.

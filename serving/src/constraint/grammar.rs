@@ -91,6 +91,9 @@ impl GrammarCompiler {
         if !trailing_backslashes(expression).is_multiple_of(2) {
             return Err(invalid("the regular expression", &"it ends with a backslash that escapes nothing"));
         }
+        if let Err(error) = regex_syntax::parse(expression) {
+            return Err(invalid("the regular expression", &with_place(expression, &error)));
+        }
         self.compile(TopLevelGrammar::from_regex(without_anchors(expression)), "the regular expression")
     }
 
@@ -121,6 +124,17 @@ fn without_anchors(expression: &str) -> &str {
 
 fn trailing_backslashes(text: &str) -> usize {
     text.len() - text.trim_end_matches('\\').len()
+}
+
+/// Returns what is wrong with a regular expression, and where.
+fn with_place(expression: &str, error: &regex_syntax::Error) -> String {
+    let (what, at) = match error {
+        regex_syntax::Error::Parse(error) => (error.kind().to_string(), error.span().start.offset),
+        regex_syntax::Error::Translate(error) => (error.kind().to_string(), error.span().start.offset),
+        other => return other.to_string(),
+    };
+    let before = expression.get(..at).map_or(0, |before| before.chars().count());
+    format!("{what} at character {}", before + 1)
 }
 
 fn invalid(what: &str, error: &dyn fmt::Display) -> Error {
@@ -476,6 +490,8 @@ mod tests {
             let Err(Error::Invalid(message)) = COMPILER.regex(expression) else { panic!("{expression}") };
             assert!(message.starts_with("the regular expression cannot be used"), "{message}");
         }
+        let Err(Error::Invalid(message)) = COMPILER.regex("é(b") else { panic!("it is not closed") };
+        assert_eq!(message, "the regular expression cannot be used: unclosed group at character 2");
         assert!(COMPILER.json(&json!({"type": "string", "minLength": 3, "maxLength": 2})).is_err());
     }
 

@@ -36,6 +36,16 @@ pub trait Device: Send + fmt::Debug {
         None
     }
 
+    /// Returns the bytes of GPUs that were free before the model came and are not now; `None` where it is on no GPU.
+    fn gpu_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Names what the matrices of its layers are kept in, such as `bf16`; `None` where that is not known.
+    fn dtype(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Returns whether a pass runs while the host goes on: [`launch`](Self::launch) returns without waiting for it, and a second
     /// pass may be launched before the first has ended. Where it does not, a pass has ended when `launch` returns.
     fn overlaps(&self) -> bool {

@@ -99,6 +99,8 @@ impl EncoderBackend {
             kind: ModelKind::Embedding { dimensions: Some(dimensions) },
             token_scale: 1.0,
             held_bytes,
+            gpu_bytes: None,
+            dtype: None,
         };
         let (commands, thread) = (Some(commands), Some(thread));
         Ok(EncoderBackend { commands, thread, bridge, tokenizer, capabilities, dimensions })

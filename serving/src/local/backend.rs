@@ -43,6 +43,32 @@ impl LocalConfig {
     }
 }
 
+/// Returns what a model can do on a device.
+pub(super) fn capabilities(device: &dyn Device, config: LocalConfig) -> Capabilities {
+    let LocalConfig { scheduler, model_digest, device_remark, embedding } = config;
+    Capabilities {
+        device: match device_remark {
+            Some(remark) => format!("{} ({remark})", device.describe()),
+            None => device.describe(),
+        },
+        // Of a vector nothing is written, which the scheduler leaves one place for.
+        max_context: scheduler.max_context - usize::from(embedding.is_some()),
+        prefix_granularity: 1,
+        model_digest: match device.rounding() {
+            Some(rounding) => format!("{model_digest}-{rounding}"),
+            None => model_digest,
+        },
+        kind: match embedding {
+            Some(_) => ModelKind::Embedding { dimensions: embedding },
+            None => ModelKind::Completion,
+        },
+        token_scale: 1.0,
+        held_bytes: device.held_bytes(),
+        gpu_bytes: device.gpu_bytes(),
+        dtype: device.dtype(),
+    }
+}
+
 /// A backend that runs one model of an engine on this machine.
 ///
 /// Dropping it cancels what has not finished and waits until the model is gone, which is after the step it is in; queries that
@@ -88,26 +114,8 @@ impl LocalBackend {
         model: ModelId,
         shared: Arc<Shared>,
         tokenizer: Arc<dyn Tokenizer>,
-        device: String,
-        held_bytes: Option<u64>,
-        config: LocalConfig,
+        capabilities: Capabilities,
     ) -> Self {
-        let capabilities = Capabilities {
-            device: match config.device_remark {
-                Some(remark) => format!("{device} ({remark})"),
-                None => device,
-            },
-            // Of a vector nothing is written, which the scheduler leaves one place for.
-            max_context: config.scheduler.max_context - usize::from(config.embedding.is_some()),
-            prefix_granularity: 1,
-            model_digest: config.model_digest,
-            kind: match config.embedding {
-                Some(_) => ModelKind::Embedding { dimensions: config.embedding },
-                None => ModelKind::Completion,
-            },
-            token_scale: 1.0,
-            held_bytes,
-        };
         LocalBackend { thread, model, shared, tokenizer, capabilities }
     }
 

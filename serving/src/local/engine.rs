@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::mpsc::{self, error::TryRecvError, error::TrySendError};
 
-use super::backend::{LocalBackend, LocalConfig, Shared};
+use super::backend::{LocalBackend, LocalConfig, Shared, capabilities};
 use super::model::{CompileShape, Model, ModelId};
 use super::models::{Models, panicked};
 use crate::backend::BatchId;
@@ -136,22 +136,20 @@ impl LocalEngine {
         open: impl FnOnce(&EngineResources) -> Result<Box<dyn Device>>,
         tokenizer: Arc<dyn Tokenizer>,
         compile: CompileShape,
-        mut config: LocalConfig,
+        config: LocalConfig,
     ) -> Result<LocalBackend> {
         config.scheduler.validate()?;
         let device =
             catch_unwind(AssertUnwindSafe(|| open(&self.resources))).map_err(|panic| panicked(panic.as_ref()))??;
         let id = ModelId(self.next_model.fetch_add(1, Ordering::Relaxed));
         let shared = Arc::new(Shared::default());
-        let (description, held_bytes) = (device.describe(), device.held_bytes());
-        if let Some(rounding) = device.rounding() {
-            config.model_digest = format!("{}-{rounding}", config.model_digest);
-        }
-        let model = Model::new(id, device, config.scheduler, Arc::clone(&tokenizer), compile, Arc::clone(&shared))?;
+        let scheduler = config.scheduler;
+        let capabilities = capabilities(device.as_ref(), config);
+        let model = Model::new(id, device, scheduler, Arc::clone(&tokenizer), compile, Arc::clone(&shared))?;
         if let Err(unsent) = self.thread.send(Command::Add(Box::new(model))) {
             return Err(unsent.error());
         }
-        Ok(LocalBackend::new(Arc::clone(&self.thread), id, shared, tokenizer, description, held_bytes, config))
+        Ok(LocalBackend::new(Arc::clone(&self.thread), id, shared, tokenizer, capabilities))
     }
 }
 

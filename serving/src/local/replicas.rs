@@ -41,7 +41,8 @@ impl Replicas {
 
 impl Backend for Replicas {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { device: self.device.clone(), ..self.backends[0].capabilities() }
+        let gpu_bytes = self.backends.iter().map(|backend| backend.capabilities().gpu_bytes).sum();
+        Capabilities { device: self.device.clone(), gpu_bytes, ..self.backends[0].capabilities() }
     }
 
     fn tokenizer(&self) -> Arc<dyn Tokenizer> {

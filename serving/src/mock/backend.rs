@@ -239,6 +239,8 @@ impl Backend for MockBackend {
             },
             token_scale: 1.0,
             held_bytes: None,
+            gpu_bytes: None,
+            dtype: None,
         }
     }
 

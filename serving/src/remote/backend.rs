@@ -12,7 +12,7 @@ use super::config::{ApiFormat, RemoteConfig};
 use super::run::Run;
 use super::service::{Service, TOKENS_PER_BYTE};
 use super::tokenizer::MessageTokenizer;
-use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats};
+use crate::backend::{Backend, BatchId, Capabilities, CompletionStream, ModelKind, Stats, with_revision};
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::request::{Batch, Completion};
@@ -105,6 +105,8 @@ impl Backend for RemoteBackend {
             kind,
             token_scale: TOKENS_PER_BYTE,
             held_bytes: None,
+            gpu_bytes: None,
+            dtype: None,
         }
     }
 
@@ -132,6 +134,10 @@ impl Backend for RemoteBackend {
     fn stats(&self) -> Stats {
         *self.service.stats()
     }
+
+    fn reported_version(&self) -> Option<String> {
+        self.version()
+    }
 }
 
 impl Drop for RemoteBackend {
@@ -141,12 +147,14 @@ impl Drop for RemoteBackend {
     }
 }
 
-/// The identity of the model: location, name, interface, and what else decides its answers.
+/// The identity of the model: location, name, interface, what else decides its answers, and the revision that its user gives it. The
+/// version that the service reports is no part of it, since it is not known before the first answer.
 fn digest(config: &RemoteConfig) -> String {
-    let RemoteConfig { location, model, api_format, structured_output, extra_body, .. } = config;
+    let RemoteConfig { location, model, api_format, structured_output, extra_body, revision, .. } = config;
     let extra = serde_json::Value::from(extra_body.clone());
     let options = format!("{location} {api_format:?} {structured_output:?} {extra}");
     // What follows the path is not for everyone's eyes.
     let address = location.split(['?', '#']).next().unwrap_or_default();
-    format!("{address}#{model}#{}", &blake3::hash(options.as_bytes()).to_hex()[..16])
+    let digest = format!("{address}#{model}#{}", &blake3::hash(options.as_bytes()).to_hex()[..16]);
+    with_revision(digest, revision.as_deref())
 }

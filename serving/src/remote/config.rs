@@ -47,6 +47,8 @@ pub struct RemoteConfig {
     pub location: String,
     /// The model's name at the service.
     pub model: String,
+    /// A label of the user for what the service serves under that name now, part of the model's identity.
+    pub revision: Option<String>,
     /// Which interface answers.
     pub api_format: ApiFormat,
     /// The key, sent as bearer token.
@@ -101,12 +103,23 @@ pub struct RemoteConfig {
     pub extra_body: Map<String, Value>,
 }
 
+impl StructuredOutput {
+    /// Returns whether an answer can be asked for by a regular expression: it has a field for one, or none for anything.
+    pub fn takes_regex(self) -> bool {
+        match self {
+            StructuredOutput::Guided | StructuredOutput::StructuredOutputs | StructuredOutput::Prompt => true,
+            StructuredOutput::JsonSchema | StructuredOutput::JsonObject => false,
+        }
+    }
+}
+
 impl RemoteConfig {
     /// Returns the usual configuration for a model at a location.
     pub fn new(location: impl Into<String>, model: impl Into<String>) -> Self {
         RemoteConfig {
             location: location.into(),
             model: model.into(),
+            revision: None,
             api_format: ApiFormat::Chat,
             credential: None,
             allowed_hosts: None,

@@ -273,6 +273,9 @@ fn identity_and_abilities() {
     assert!(!keyed.model_digest.contains("hidden") && keyed.model_digest != one.model_digest);
     other.extra_body.insert("reasoning_effort".to_string(), json!("low"));
     assert_ne!(one.model_digest, capabilities(other).model_digest);
+    let mut revised = config("http://localhost:1/v1");
+    revised.revision = Some("2026-05".to_string());
+    assert_eq!(capabilities(revised).model_digest, format!("{}@2026-05", one.model_digest));
     let mut reserved = config("http://localhost:1/v1");
     reserved.extra_body.insert("messages".to_string(), json!([]));
     assert!(RemoteBackend::new(reserved).unwrap_err().to_string().contains("\"messages\" cannot be an extra field"));

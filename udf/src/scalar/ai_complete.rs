@@ -1,21 +1,28 @@
-//! `ai_complete(instruction [, input…] [, return_type => t])`: VARCHAR, or a value of the type that is asked for.
+//! `ai_complete(instruction [, input…] [, return_type => t | regex => r])`: VARCHAR, or a value of the type that is asked for.
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::{Result, plan_err};
 
 use super::Arguments;
-use super::arguments::listing;
+use super::arguments::{listing, shorten};
 use crate::options::string;
 use crate::task::{Shape, Task};
 use crate::value_type::ValueType;
 
 pub(super) fn value_type(arguments: &Arguments) -> Result<DataType> {
+    regex(arguments)?;
     Ok(return_type(arguments)?.map_or(DataType::Utf8, |value_type| value_type.data_type))
 }
 
 pub(super) fn task(arguments: &Arguments) -> Result<Task> {
     let instruction = arguments.instruction.trim().to_string();
     let shown = arguments.shown_instruction();
+    if let Some(expression) = regex(arguments)? {
+        let answer_form = format!("Answer with ONLY text that matches this regular expression: {expression}");
+        let of_shape = format!("regex='{}'", shorten(&expression));
+        let shown = if shown.is_empty() { of_shape } else { format!("{shown}, {of_shape}") };
+        return Ok(Task { instruction: arguments.sentence(), answer_form, shape: Shape::Regex(expression), shown });
+    }
     let Some(ValueType { data_type, schema }) = return_type(arguments)? else {
         return Ok(Task { instruction, answer_form: String::new(), shape: Shape::Text, shown });
     };
@@ -31,6 +38,16 @@ pub(super) fn task(arguments: &Arguments) -> Result<Task> {
     };
     let shape = if data_type == DataType::Boolean { Shape::Boolean } else { Shape::Json { schema, value_type: data_type } };
     Ok(Task { instruction: arguments.sentence(), answer_form, shape, shown })
+}
+
+/// Returns the regular expression that bounds the answer, if there is one. Whether it is one shows when the call is planned.
+fn regex(arguments: &Arguments) -> Result<Option<String>> {
+    let Some(value) = arguments.options.get("regex") else { return Ok(None) };
+    if let Some(other) = ["return_type", "response_schema"].into_iter().find(|other| arguments.options.contains_key(*other))
+    {
+        return plan_err!("{}: regex and {other} both say what an answer looks like; give one of them", arguments.name);
+    }
+    Ok(Some(string(&arguments.option_subject("regex"), value)?))
 }
 
 /// Returns the type that is asked for; `None` for plain text.

@@ -96,6 +96,8 @@ impl Backend for Recorder {
             kind: ModelKind::Completion,
             token_scale: 1.0,
             held_bytes: None,
+            gpu_bytes: None,
+            dtype: None,
         }
     }
 

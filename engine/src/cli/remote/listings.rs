@@ -27,8 +27,7 @@ const CALLED: &str = "SELECT routine_name FROM information_schema.routines \
 
 const SETTINGS: &str = "SELECT name, value, description FROM information_schema.df_settings ORDER BY name";
 
-const MODELS: &str =
-    "SELECT name, type, location, state, capabilities, max_context, credential FROM ai_models() ORDER BY name";
+const MODELS: &str = "SELECT name, type, location, state, device, max_context, credential FROM ai_models() ORDER BY name";
 
 /// Names that statements may use, apart from tables.
 #[derive(Clone)]

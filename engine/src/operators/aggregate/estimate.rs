@@ -224,7 +224,7 @@ pub(crate) fn estimate_aggregate(
 /// Returns an answer such as a model might give: text of so many words, the better of two in the order of their texts.
 fn invented(stage: &PhysicalCall, ask: &Ask, words: usize) -> ScalarValue {
     match &stage.call.task.shape {
-        Shape::Text => ScalarValue::from(WORD.repeat(words)),
+        Shape::Text | Shape::Regex(_) => ScalarValue::from(WORD.repeat(words)),
         Shape::Number { min, .. } => ScalarValue::from(min.0),
         Shape::Choice { .. } => {
             let second_is_better = ask.inputs.get(1) < ask.inputs.first();

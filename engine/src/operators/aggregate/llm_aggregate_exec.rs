@@ -256,6 +256,7 @@ impl ExecutionPlan for LlmAggregateExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let input = self.input.execute(partition, Arc::clone(&context))?;
         let schema = self.schema();
+        self.shared.scope.memo.charge_to(context.memory_pool());
         let consumer = MemoryConsumer::new(format!("LlmAggregateExec[{partition}]"));
         let add_node = |aggregate: &Arc<PhysicalAggregate>| {
             self.shared.scope.add_node(aggregate.aggregate.function.name(), &aggregate.model)

@@ -332,6 +332,7 @@ impl ExecutionPlan for LlmJoinExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        self.shared.scope.memo.charge_to(context.memory_pool());
         let memory =
             |name: &str| MemoryConsumer::new(format!("LlmJoinExec[{partition}] {name}")).register(context.memory_pool());
         let job = PairJob {

@@ -183,6 +183,10 @@ impl Device for CpuDevice {
         Some(self.decoder.weights.size_bytes() as u64)
     }
 
+    fn dtype(&self) -> Option<&'static str> {
+        self.decoder.weights.layers.first().map(|layer| layer.qkv.dtype())
+    }
+
     fn launch_open(&mut self, plan: &mut StepPlan, bind: Bind<'_>) -> Result<StepTicket> {
         if self.finished.len() >= UNPOLLED_MAX {
             return Err(Error::Device(format!("{UNPOLLED_MAX} passes wait to be polled")));

@@ -147,6 +147,16 @@ impl PackedMatrix {
         self
     }
 
+    /// Names what the values are kept in.
+    pub(super) fn dtype(&self) -> &'static str {
+        match &self.cells {
+            Cells::F32(_) => "f32",
+            Cells::F16(_) => "f16",
+            Cells::BF16(_) => "bf16",
+            Cells::Q8 { .. } => "q8_0",
+        }
+    }
+
     /// Returns whether products round activations to bytes.
     pub(super) fn multiplies_bytes(&self) -> bool {
         self.bytes.is_some()

@@ -15,6 +15,7 @@ use super::forward::{Decoder, PassInputs};
 use super::gemm::padded;
 use super::head::{Head, HostResult};
 use super::kernels::{Kernels, Precision};
+use super::memory::{GpuMemory, pool_bytes};
 use super::metadata::{Metadata, Uploader};
 use super::nccl::Peer;
 use super::share::Share;
@@ -48,6 +49,8 @@ pub struct CudaOptions {
     pub ordinal: u32,
     /// Bytes of the KV pool; `None` takes what is free after the weights.
     pub kv_bytes: Option<usize>,
+    /// The most that the model may take of the GPU, and of each that it is split over; `None` sets no limit.
+    pub memory: Option<GpuMemory>,
     /// The most tokens of a pass, for which memory is taken.
     pub step_tokens: u32,
     /// What weights, activations and pages are stored as.
@@ -68,6 +71,7 @@ impl CudaOptions {
         CudaOptions {
             ordinal: 0,
             kv_bytes: None,
+            memory: None,
             step_tokens,
             precision: Precision::Bf16,
             kernel_cache: None,
@@ -90,6 +94,11 @@ pub struct CudaDevice {
     spec: PoolSpec,
     precision: Precision,
     capacity: usize,
+    memory_max: Option<GpuMemory>,
+    /// Bytes of the GPU that were free before the model came.
+    free_before: usize,
+    /// Bytes of the GPU that the model has taken.
+    taken: usize,
     /// The token last sampled into each slot, and which slots have one.
     slots: Buffer<i32>,
     filled: Vec<bool>,
@@ -152,6 +161,7 @@ impl CudaDevice {
         if precision == Precision::Fp8 {
             check_fp8(&share.config(config)?, gpu.facts())?;
         }
+        let free_before = gpu.free_memory()?;
         let kernels = Kernels::load(&gpu, precision, options.kernel_cache.as_deref())?;
         let capacity = padded(options.step_tokens.max(1) as usize);
         let weights = Weights::load(&gpu, &kernels, precision, config, weights, share)?;
@@ -183,6 +193,9 @@ impl CudaDevice {
             spec: PoolSpec { pages: 0, page_bytes },
             precision,
             capacity,
+            memory_max: options.memory,
+            free_before,
+            taken: 0,
             slots,
             filled: Vec::new(),
             launched: 0,
@@ -194,17 +207,20 @@ impl CudaDevice {
         })
     }
 
-    /// Returns how many pages the free memory has room for. Fails if that is none.
+    /// Returns how many pages there is room for: in the memory that is free, and in what the model may take. Fails if that is none.
     pub(super) fn pages_max(&self) -> Result<usize> {
         self.gpu.bind()?;
         let page_bytes = self.spec.page_bytes;
-        let free = (self.gpu.free_memory()? as f64 * POOL_SHARE) as usize;
-        match (free / page_bytes).min(u32::MAX as usize / PAGE_TOKENS) {
+        let free = self.gpu.free_memory()?;
+        let most = self.memory_max.map(|most| most.bytes(self.gpu.facts().memory));
+        let room = pool_bytes((free as f64 * POOL_SHARE) as usize, self.free_before.saturating_sub(free), most);
+        match (room / page_bytes).min(u32::MAX as usize / PAGE_TOKENS) {
             0 => Err(Error::OutOfMemory(format!(
-                "the KV pool needs at least a page of {} KiB, and {} KiB are left on {}",
+                "the KV pool needs at least a page of {} KiB, and {} KiB are left on {}{}",
                 page_bytes >> 10,
-                free >> 10,
-                self.gpu.facts()
+                room >> 10,
+                self.gpu.facts(),
+                self.memory_max.map(|most| format!(" of gpu_memory = {most}")).unwrap_or_default()
             ))),
             pages => Ok(pages),
         }
@@ -220,7 +236,9 @@ impl CudaDevice {
         // What lies in a page beyond its tokens is multiplied by zero, and must be a number for that.
         self.pool.fill(0)?;
         self.spec.pages = pages as u32;
-        self.gpu.synchronize()
+        self.gpu.synchronize()?;
+        self.taken = self.free_before.saturating_sub(self.gpu.free_memory()?);
+        Ok(())
     }
 
     /// Makes this GPU ready for sums with those that share the model; to be called on all of them at once.
@@ -416,6 +434,18 @@ impl Device for CudaDevice {
 
     fn rounding(&self) -> Option<&'static str> {
         (self.precision != Precision::F32).then_some(self.precision.name())
+    }
+
+    fn held_bytes(&self) -> Option<u64> {
+        Some(self.weight_bytes() as u64)
+    }
+
+    fn gpu_bytes(&self) -> Option<u64> {
+        Some(self.taken as u64)
+    }
+
+    fn dtype(&self) -> Option<&'static str> {
+        Some(self.precision.name())
     }
 
     fn overlaps(&self) -> bool {

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `device` | `CudaDevice`: launch, poll, copy |
 //! | `driver` | the GPU: memory, kernels, events |
+//! | `memory` | how much of it a model may take |
 //! | `kernels` | compiles and loads `kernels/*.cu` |
 //! | `kernel_tests` | every kernel against plain Rust |
 //! | `fp8_tests` | products of 8 bits against plain Rust |
@@ -45,6 +46,7 @@ pub mod kernel_bench;
 #[cfg(test)]
 mod kernel_tests;
 mod kernels;
+mod memory;
 mod metadata;
 mod nccl;
 mod share;
@@ -55,6 +57,7 @@ mod weights;
 pub use device::{CudaDevice, CudaOptions, INVARIANT_ROWS};
 pub use driver::{GpuFacts, find, find_all};
 pub use kernels::Precision;
+pub use memory::GpuMemory;
 pub use nccl::find_split;
 pub use tensor_parallel::TensorParallel;
 pub use timing::PassTimes;

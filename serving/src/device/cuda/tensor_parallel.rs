@@ -169,6 +169,19 @@ impl Device for TensorParallel {
         lock(&self.ranks[0]).device.rounding()
     }
 
+    fn held_bytes(&self) -> Option<u64> {
+        self.weight_bytes().into_iter().max().map(|bytes| bytes as u64)
+    }
+
+    /// Of all GPUs together.
+    fn gpu_bytes(&self) -> Option<u64> {
+        self.ranks.iter().map(|rank| lock(rank).device.gpu_bytes()).sum()
+    }
+
+    fn dtype(&self) -> Option<&'static str> {
+        lock(&self.ranks[0]).device.dtype()
+    }
+
     fn overlaps(&self) -> bool {
         true
     }
