@@ -137,7 +137,7 @@ async fn at_most_the_calls_of_one_step_are_paid_twice() {
         let path = folder.path().join(format!("killed-at-{kill_at}"));
         let mut child = start("at_most_the_calls_of_one_step_are_paid_twice", &path);
         // What it said before it died, the last time perhaps as it died, is read to the end.
-        let mut answered = 0;
+        let mut answered: u64 = 0;
         for line in lines(&mut child) {
             let Some(count) = line.strip_prefix("answered ") else { continue };
             let killed = answered >= kill_at;
