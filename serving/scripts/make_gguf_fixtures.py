@@ -2,14 +2,15 @@
 """Make the fixtures of serving/tests/gguf.rs: small GGUF files and what others compute from them.
 
     pip install torch transformers sentencepiece tokenizers gguf
-    python serving/scripts/make_gguf_fixtures.py fixtures serving/tests/gguf
+    python serving/scripts/make_gguf_fixtures.py fixtures serving/tests/gguf [NAME...]
     python serving/scripts/make_gguf_fixtures.py vocabularies FOLDER_OF_GGUF_FILES OUT [TEXT_FILE]
     python serving/scripts/make_gguf_fixtures.py mini serving/models/mini OUT
 
 - fixtures: blocks.json holds raw blocks of every type and the values that the gguf package gives them. Each NAME.gguf is a
   random decoder with tokenizer and chat template inside; NAME.json holds texts with the tokens of the library that trained
   the tokenizer (sentencepiece or tokenizers), and prompts with the logits and greedy tokens of transformers, computed from
-  the rounded weights in float32. If llama_cpp is installed, its tokens must be the same.
+  the rounded weights in float32. If llama_cpp is installed, its tokens must be the same. With names, only those are made:
+  tokenizers are trained on the sources of this tree, so that files made later hold others.
 - vocabularies: for each GGUF file with a vocabulary, a file with that vocabulary and one layer of zeros, which can be loaded,
   and texts with the tokens of llama_cpp. REFRAIN_GGUF=OUT cargo test -p refrain-serving --test gguf compares.
 - mini: the bundled model in other types with its tokenizer inside, quantised by llama_cpp; for the same test.
@@ -64,7 +65,8 @@ def main():
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("fixtures")
     command.add_argument("out", type=Path)
-    command.set_defaults(run=lambda args: fixtures(args.out))
+    command.add_argument("names", nargs="*", help="all otherwise")
+    command.set_defaults(run=lambda args: fixtures(args.out, args.names))
     command = commands.add_parser("vocabularies")
     command.add_argument("folder", type=Path)
     command.add_argument("out", type=Path)
@@ -217,7 +219,7 @@ SIZES = {
 
 def architectures():
     """Name, architecture in GGUF, transformers' configuration, tokenizer, type of matrices, prompt lengths."""
-    from transformers import LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config
+    from transformers import LlamaConfig, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config
 
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     default = {"rope_type": "default", "rope_theta": 10000.0}
@@ -241,6 +243,16 @@ def architectures():
         eos_token_id=2,
     )  # fmt: skip
     yield "phi3", "phi3", phi3, ("spm", 640), Type.Q5_1, (20, 60)
+    # Each fourth layer has no rotary embedding; transformers' default is the step that llama.cpp has.
+    smollm3 = SmolLM3Config(**SIZES | {"num_hidden_layers": 4}, **heads, rope_parameters=default, use_sliding_window=False)
+    yield "smollm3", "smollm3", smollm3, ("llama-bpe", 480), Type.BF16, (5, 40)
+    yield "llama-q4_0", "llama", LlamaConfig(**SIZES, **heads, **tied, rope_parameters=default), ("smollm", 480), Type.Q4_0, (5, 40)
+    # Rows of K types have 256 values or a multiple.
+    wide = SIZES | {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    wide |= {"num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    for kind in RANDOM_SCALES:
+        name = f"llama-{kind.name.lower()}"
+        yield name, "llama", LlamaConfig(**wide, rope_parameters=default), ("smollm", 272), kind, (5, 40)
 
 
 NAMES = {
@@ -261,8 +273,23 @@ def gguf_name(name):
 
 
 def interleave(array, heads):
-    """Rows of each head from two halves to rotary pairs, as llama.cpp's converter does for Llama models."""
+    """Rows of each head from two halves to rotary pairs, as llama.cpp's converter does for Llama and SmolLM3."""
     return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+# Types that the gguf package reads and cannot write: where the half precision scales of a block stand, and what makes the
+# values of random bytes have a mean near 0 and a deviation near 0.05.
+RANDOM_SCALES = {Type.Q4_K: {0: 1.9e-4, 2: 1.4e-3}, Type.Q6_K: {208: 3.3e-5}}
+
+
+def random_rows(rng, shape, kind):
+    """Rows of random blocks whose scales are between a half and one and a half of those named."""
+    values, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (shape[0] * shape[1] // values, size), dtype=np.uint8)
+    factor = rng.uniform(0.5, 1.5, (len(blocks), 1))
+    for place, scale in RANDOM_SCALES[kind].items():
+        blocks[:, place : place + 2] = (factor * scale).astype(np.float16).view(np.uint8)
+    return blocks.reshape(shape[0], -1)
 
 
 def write_model(path, architecture, config, model, kind, write_tokenizer, name):
@@ -302,18 +329,19 @@ def write_model(path, architecture, config, model, kind, write_tokenizer, name):
         writer.add_tensor("rope_freqs.weight", llama3_factors(rope, head_dim))
     write_tokenizer(writer)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    rng = np.random.default_rng(SEED)
     with torch.no_grad():
         for tensor_name, tensor in model.state_dict().items():
             if tensor_name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             array = tensor.float().numpy()
             if array.ndim == 2:
-                raw = quants.quantize(array, kind)
+                raw = random_rows(rng, array.shape, kind) if kind in RANDOM_SCALES else quants.quantize(array, kind)
                 tensor.copy_(torch.from_numpy(quants.dequantize(raw, kind).astype(np.float32).reshape(array.shape)))
             else:
                 raw = array
             projection = tensor_name.split(".")[-2]
-            if architecture == "llama" and projection in heads:
+            if architecture in ("llama", "smollm3") and projection in heads:
                 raw = interleave(raw, heads[projection])
             writer.add_tensor(gguf_name(tensor_name), raw, raw_dtype=kind if array.ndim == 2 else Type.F32)
     writer.write_header_to_file()
@@ -331,8 +359,8 @@ def llama3_factors(rope, head_dim):
     return (1 / ((1 - smooth) / rope["factor"] + smooth)).astype(np.float32)
 
 
-# Types with a minimum, which the CPU device keeps as half precision.
-COARSE = (Type.Q4_1, Type.Q5_1)
+# Types with a minimum or with blocks of blocks, which the CPU device keeps as half precision.
+COARSE = (Type.Q4_1, Type.Q5_1, *RANDOM_SCALES)
 
 
 def answers(model, vocabulary, lengths):
@@ -354,13 +382,16 @@ def answers(model, vocabulary, lengths):
     return found
 
 
-def fixtures(out):
+def fixtures(out, names):
     import torch
     from transformers import AutoModelForCausalLM
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "blocks.json").write_text(json.dumps(blocks(), indent=0))
+    if not names:
+        (out / "blocks.json").write_text(json.dumps(blocks(), indent=0))
     for name, architecture, config, (pre, size), kind, lengths in architectures():
+        if names and name not in names:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             if pre == "spm":
                 write, encode, vocabulary, begin = sentence_piece(Path(folder), size)

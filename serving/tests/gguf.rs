@@ -154,6 +154,22 @@ fn phi3_with_joined_tensors_window_and_longrope() {
 }
 
 #[test]
+fn smollm3_with_a_layer_without_rotary_embedding_in_bf16() {
+    check(&folder().join("smollm3.gguf"));
+}
+
+#[test]
+fn whole_models_in_q4_0() {
+    check(&folder().join("llama-q4_0.gguf"));
+}
+
+#[test]
+fn whole_models_in_k_types() {
+    check(&folder().join("llama-q4_k.gguf"));
+    check(&folder().join("llama-q6_k.gguf"));
+}
+
+#[test]
 #[allow(clippy::print_stderr, reason = "says that part of the test was left out")]
 fn files_of_a_folder() {
     let Some(folder) = std::env::var_os("REFRAIN_GGUF") else {

@@ -139,6 +139,23 @@ async fn failures_are_not_cached() {
     assert_eq!(oracle.calls(), 3);
 }
 
+#[tokio::test]
+async fn a_query_that_failed_rows_end_leaves_its_finished_calls() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "case when a <= 12 then 'FAIL ' || a else 'row ' || a end";
+    for settings in [&[("cache", "session")][..], &persistent(folder.path())] {
+        let (db, oracle) = session(settings).await;
+        let error = rows(&db, &format!("select ai_complete('p', {text}) from {ROWS}")).await.unwrap_err().to_string();
+        assert!(error.contains("max_error_ratio"), "{error}");
+        assert_eq!(oracle.calls(), 20);
+        let answered = format!("select ai_complete('p', {text}) from {ROWS} where a > 12");
+        assert_eq!(calls(&db, &oracle, &answered).await, 0, "{settings:?}");
+        rows(&db, "set refrain.max_error_ratio = 1").await.unwrap();
+        let all = format!("select ai_complete('p', {text}) from {ROWS}");
+        assert_eq!(calls(&db, &oracle, &all).await, 12, "failed rows are asked again");
+    }
+}
+
 /// A session whose cache has a clock of its own.
 async fn clocked(settings: &[(&str, &str)], now: &Arc<AtomicU64>, bytes: TierBytes) -> (Refrain, Oracle) {
     let clock = Arc::clone(now);

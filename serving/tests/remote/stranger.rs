@@ -7,7 +7,8 @@
 //!     cargo test -p refrain-serving --test remote stranger -- --nocapture
 //! ```
 //!
-//! `REFRAIN_REMOTE_STRUCTURE` names how it takes shapes (`json_schema` otherwise), `REFRAIN_REMOTE_MODEL` the model.
+//! which `tests/clients/stranger.py` does, from the installation on. `REFRAIN_REMOTE_STRUCTURE` names how it takes shapes
+//! (`json_schema` otherwise), `REFRAIN_REMOTE_MODEL` the model.
 
 use futures::StreamExt;
 use refrain_serving::remote::{ApiFormat, RemoteBackend, RemoteConfig};
