@@ -1,21 +1,24 @@
 //! What Flight SQL adds to a query: the time of `SELECT 1` beside the embedded API, and how fast a large result is streamed.
 //!
-//! `cargo run --release --example flight_bench [-- SECONDS [ROWS]]`: seconds for each latency, rows of the table. Server and client
-//! are in this process, over loopback.
+//! `cargo run --release --example flight_bench [-- SECONDS [SCALE]]`: seconds for each latency, and the scale of TPC-H whose lineitem
+//! is sent (6 million rows at 1). Server and client are in this process, over loopback.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::error::Error;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow_flight::Ticket;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use datafusion::arrow::array::RecordBatch;
+use datafusion::datasource::MemTable;
 use futures::{StreamExt, TryStreamExt};
 use refrain::Refrain;
 use refrain::flight::{ServerConfig, run};
+use refrain_datasets::tpch::{self, Table};
 use tokio::net::TcpListener;
 use tonic::transport::{Channel, Endpoint};
 
@@ -24,26 +27,11 @@ type Client = FlightSqlServiceClient<Channel>;
 
 const QUERY: &str = "SELECT 1";
 
-/// The columns of TPC-H's lineitem, made from the number of the row: 16 columns, 3 of them text.
-const LINEITEM: &str = "CREATE TABLE lineitem AS SELECT
-    value / 4 AS l_orderkey, value * 7919 % 200000 AS l_partkey, value * 104729 % 10000 AS l_suppkey, value % 7 AS l_linenumber,
-    (value % 50) + 1.0 AS l_quantity, (value * 31 % 100000) / 100.0 AS l_extendedprice, (value % 11) / 100.0 AS l_discount,
-    (value % 9) / 100.0 AS l_tax, CASE value % 3 WHEN 0 THEN 'A' WHEN 1 THEN 'N' ELSE 'R' END AS l_returnflag,
-    CASE value % 2 WHEN 0 THEN 'O' ELSE 'F' END AS l_linestatus,
-    arrow_cast(CAST(8036 + value % 2526 AS INT), 'Date32') AS l_shipdate,
-    arrow_cast(CAST(8066 + value % 2466 AS INT), 'Date32') AS l_commitdate,
-    arrow_cast(CAST(8037 + value % 2555 AS INT), 'Date32') AS l_receiptdate,
-    CASE value % 4 WHEN 0 THEN 'DELIVER IN PERSON' WHEN 1 THEN 'COLLECT COD' WHEN 2 THEN 'NONE' ELSE 'TAKE BACK RETURN' END
-        AS l_shipinstruct,
-    CASE value % 5 WHEN 0 THEN 'TRUCK' WHEN 1 THEN 'MAIL' WHEN 2 THEN 'SHIP' WHEN 3 THEN 'AIR' ELSE 'RAIL' END AS l_shipmode,
-    'carefully final deposits no ' || value % 100000 AS l_comment
-    FROM generate_series(1, ROWS)";
-
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let mut args = std::env::args().skip(1);
     let seconds: u64 = args.next().map_or(Ok(5), |text| text.parse())?;
-    let rows: u64 = args.next().map_or(Ok(2_000_000), |text| text.parse())?;
+    let scale: f64 = args.next().map_or(Ok(0.3), |text| text.parse())?;
     let db = Refrain::builder().build().await?;
     let socket = TcpListener::bind("127.0.0.1:0").await?;
     let address = socket.local_addr()?;
@@ -55,7 +43,7 @@ async fn main() -> Outcome<()> {
         .await?;
     let client = Client::new_from_inner(FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX));
     latencies(&db, &client, Duration::from_secs(seconds)).await?;
-    throughput(&db, client, rows).await
+    throughput(&db, client, scale).await
 }
 
 /// Prints what one small query takes, asked in three ways.
@@ -97,8 +85,8 @@ async fn measure<F: Future<Output = Outcome<usize>>>(label: &str, patience: Dura
 }
 
 /// Prints how fast a table in memory is sent, beside reading it where it lies.
-async fn throughput(db: &Refrain, mut client: Client, rows: u64) -> Outcome<()> {
-    db.sql(&LINEITEM.replace("ROWS", &rows.to_string())).await?.execute().await?.fetch_all().await?;
+async fn throughput(db: &Refrain, mut client: Client, scale: f64) -> Outcome<()> {
+    let rows = register_lineitem(db, scale)?;
     println!("\n| lineitem, {rows} rows | run | MB | seconds | GB/s |\n|---|---:|---:|---:|---:|");
     for number in 1..=5 {
         let (started, mut bytes, mut run) = (Instant::now(), 0, db.sql("SELECT * FROM lineitem").await?.execute().await?);
@@ -125,6 +113,20 @@ async fn throughput(db: &Refrain, mut client: Client, rows: u64) -> Outcome<()> 
         report("over Flight, decoded", number, bytes, started);
     }
     Ok(())
+}
+
+/// Puts TPC-H's lineitem into memory, in as many parts as queries have, and returns its rows.
+fn register_lineitem(db: &Refrain, scale: f64) -> Outcome<u64> {
+    let Table { schema, batches } = tpch::table("lineitem", scale).ok_or("TPC-H has no lineitem")?;
+    let mut parts = vec![vec![]; db.context().state().config().target_partitions()];
+    let (mut rows, count) = (0, parts.len());
+    for (idx, batch) in batches.enumerate() {
+        let batch = batch?;
+        rows += batch.num_rows() as u64;
+        parts[idx % count].push(batch);
+    }
+    db.context().register_table("lineitem", Arc::new(MemTable::try_new(schema, parts)?))?;
+    Ok(rows)
 }
 
 fn report(label: &str, number: usize, bytes: usize, started: Instant) {

@@ -1,8 +1,9 @@
 //! Many clients on one server over the bundled model, many of which are killed in the middle: wrong answers, stuck queries, memory.
 //!
-//! `cargo run --release --example flight_load [-- MINUTES [CLIENTS]]`. Every half minute a line with what was asked and the memory of
-//! the process; at the end, whether the server is idle once all clients have gone. Fails on a wrong answer and on a query that nobody
-//! waits for any more and that does not end.
+//! `cargo run --release --example flight_load [-- --seconds 600 --clients 200]`. Every half minute a line with what was asked and the
+//! memory of the process; at the end, whether the server is idle once all clients have gone, and whether memory has grown since the
+//! first two minutes. Fails on a wrong answer, on a query that nobody waits for any more and that does not end, and on memory that
+//! has grown by more than a twentieth.
 
 #![allow(clippy::print_stdout, reason = "a measurement prints")]
 
@@ -33,6 +34,12 @@ const REPORT: Duration = Duration::from_secs(30);
 const STUCK: Duration = Duration::from_secs(300);
 /// Once all clients have gone, the server is idle within this.
 const QUIET: Duration = Duration::from_secs(60);
+/// Memory may rise for so long; a run of twice as long is judged by how much it has risen since.
+const WARM_UP: Duration = Duration::from_secs(120);
+/// The share by which memory may grow after that.
+const GROWTH_MAX: f64 = 0.05;
+/// How long a client that was refused stays away.
+const PAUSE: Duration = Duration::from_millis(200);
 /// One in so many visits ends with the client killed.
 const KILLED: u64 = 3;
 
@@ -46,13 +53,34 @@ struct Seen {
     stuck: AtomicU64,
     /// The first answer to each question for the model: greedy decoding gives no other.
     answers: Mutex<HashMap<u64, String>>,
+    /// The most memory that was seen while memory may rise, in kB.
+    warm_kb: AtomicU64,
+}
+
+/// What the command line says.
+struct Args {
+    seconds: u64,
+    clients: u64,
+}
+
+impl Args {
+    fn parse(mut args: impl Iterator<Item = String>) -> Outcome<Self> {
+        let mut parsed = Args { seconds: 600, clients: 200 };
+        while let Some(name) = args.next() {
+            let number = match name.as_str() {
+                "--seconds" => &mut parsed.seconds,
+                "--clients" => &mut parsed.clients,
+                _ => return Err(format!("{name} is neither --seconds nor --clients").into()),
+            };
+            *number = args.next().ok_or_else(|| format!("{name} needs a number"))?.parse()?;
+        }
+        Ok(parsed)
+    }
 }
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let mut args = std::env::args().skip(1);
-    let minutes: f64 = args.next().map_or(Ok(10.0), |text| text.parse())?;
-    let clients: u64 = args.next().map_or(Ok(200), |text| text.parse())?;
+    let Args { seconds, clients } = Args::parse(std::env::args().skip(1))?;
     let db = Refrain::builder().build().await?;
     let (socket, monitor) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
     let (address, monitor_address) = (socket.local_addr()?, monitor.local_addr()?.to_string());
@@ -61,9 +89,9 @@ async fn main() -> Outcome<()> {
 
     let seen = Arc::new(Seen::default());
     let started = Instant::now();
-    let until = started + Duration::from_secs_f64(minutes * 60.0);
+    let until = started + Duration::from_secs(seconds);
     println!(
-        "{clients} clients for {minutes} minutes\n\n| s | answered | killed | refused | wrong | stuck | MB |\n|---:|---:|---:|---:|---:|---:|---:|"
+        "{clients} clients for {seconds} s\n\n| s | answered | killed | refused | wrong | stuck | MB |\n|---:|---:|---:|---:|---:|---:|---:|"
     );
     let mut visits = JoinSet::new();
     for number in 0..clients {
@@ -83,10 +111,16 @@ async fn main() -> Outcome<()> {
     let left = idle(&monitor_address).await?;
     seen.report(started);
     println!("\nleft on the server: {}", if left.is_empty() { "nothing" } else { &left });
-    match seen.wrong.load(Ordering::Relaxed) + seen.stuck.load(Ordering::Relaxed) == 0 && left.is_empty() {
-        true => Ok(()),
-        false => Err("there were wrong answers, or queries that did not end".into()),
+    if seen.wrong.load(Ordering::Relaxed) + seen.stuck.load(Ordering::Relaxed) > 0 || !left.is_empty() {
+        return Err("there were wrong answers, or queries that did not end".into());
     }
+    match seen.growth() {
+        Some(_) if started.elapsed() < 2 * WARM_UP => println!("memory: not judged, the run is too short"),
+        Some(growth) if growth > GROWTH_MAX => return Err(format!("memory has grown by {:.1} %", growth * 100.0).into()),
+        Some(growth) => println!("memory: {:+.1} % since the first {} s", growth * 100.0, WARM_UP.as_secs()),
+        None => println!("memory: the system does not tell"),
+    }
+    Ok(())
 }
 
 /// Visits the server until the time is over, each time by a connection of its own.
@@ -108,7 +142,8 @@ async fn come_and_go(address: String, number: u64, until: Instant, seen: Arc<See
             Ok(Ok(())) => {}
             // More clients wait than the server takes: it says so, and they come again.
             Ok(Err(error)) if error.to_string().contains("try again later") => {
-                _ = seen.refused.fetch_add(1, Ordering::Relaxed)
+                seen.refused.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(PAUSE).await;
             }
             Ok(Err(error)) => return Err(format!("client {number}: {error}").into()),
             Err(_) => _ = seen.stuck.fetch_add(1, Ordering::Relaxed),
@@ -170,7 +205,18 @@ impl Seen {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (answered, killed, refused) = (read(&self.answered), read(&self.killed), read(&self.refused));
         let (wrong, stuck, seconds) = (read(&self.wrong), read(&self.stuck), started.elapsed().as_secs());
-        println!("| {seconds} | {answered} | {killed} | {refused} | {wrong} | {stuck} | {} |", resident_mb());
+        let kb = resident_kb();
+        if started.elapsed() <= WARM_UP {
+            self.warm_kb.fetch_max(kb.unwrap_or_default(), Ordering::Relaxed);
+        }
+        let mb = kb.map_or_else(|| "unknown".to_owned(), |kb| (kb / 1000).to_string());
+        println!("| {seconds} | {answered} | {killed} | {refused} | {wrong} | {stuck} | {mb} |");
+    }
+
+    /// Returns the share by which memory has grown since it was let rise, where the system tells.
+    fn growth(&self) -> Option<f64> {
+        let warm = self.warm_kb.load(Ordering::Relaxed);
+        (warm > 0).then_some(resident_kb()? as f64 / warm as f64 - 1.0)
     }
 }
 
@@ -220,10 +266,9 @@ fn next(seed: &mut u64) -> u64 {
     *seed
 }
 
-/// Memory that the process holds, in MB, where the system tells.
-fn resident_mb() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kb = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    kb.map_or_else(|| "unknown".to_owned(), |kb| (kb / 1000).to_string())
+/// Memory that the process holds, in kB, where the system tells.
+fn resident_kb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }

@@ -13,15 +13,15 @@ use crate::operators::{DETAIL, LlmAggregateExec, LlmExec, LlmJoinExec};
 
 /// What an EXPLAIN of ours asks for beside DataFusion's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ExplainOptions {
+pub(crate) struct ExplainOptions {
     /// The query is run, and what happened is shown as well.
-    pub analyze: bool,
+    pub(crate) analyze: bool,
     /// Plans after each rule are shown as well.
-    pub verbose: bool,
+    pub(crate) verbose: bool,
     /// As JSON.
-    pub json: bool,
+    pub(crate) json: bool,
     /// So many distinct questions of each call are asked, to learn from their answers.
-    pub sample: Option<usize>,
+    pub(crate) sample: Option<usize>,
 }
 
 /// The columns of a plan as JSON.

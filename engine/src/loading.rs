@@ -57,6 +57,7 @@ enum Unload {
 
 /// How a model was loaded.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LoadFacts {
     /// When it was ready.
     pub at: SystemTime,
@@ -77,6 +78,7 @@ pub(crate) struct LoadProgress {
 
 /// How far a load is, and since when it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Loading {
     /// Bytes of weights that have been read.
     pub done: u64,

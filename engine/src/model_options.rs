@@ -37,6 +37,7 @@ const EXTERNAL: &[&str] = &[
 
 /// What a model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ModelType {
     /// Text.
     Completion,

@@ -30,6 +30,7 @@ const RANDOM_SEED: u64 = 0;
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum ModelSource {
     /// A folder as Hugging Face lays it out, or a GGUF file with `tokenizer.json` beside it.
     Path(PathBuf),
@@ -91,6 +92,7 @@ impl fmt::Display for ModelSource {
 
 /// A model as `ai_models()` lists it.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ModelInfo {
     /// The name used in SQL.
     pub name: String,

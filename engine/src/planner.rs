@@ -40,13 +40,13 @@ use crate::without_answers::{asks, without_answers};
 
 /// Plans queries with LLM calls; everything else is DataFusion's.
 #[derive(Debug)]
-pub struct LlmQueryPlanner {
+pub(crate) struct LlmQueryPlanner {
     models: Arc<ModelCatalog>,
 }
 
 impl LlmQueryPlanner {
     /// Plans over the models of a session.
-    pub fn new(models: Arc<ModelCatalog>) -> Self {
+    pub(crate) fn new(models: Arc<ModelCatalog>) -> Self {
         LlmQueryPlanner { models }
     }
 }
@@ -65,11 +65,11 @@ impl QueryPlanner for LlmQueryPlanner {
 
 /// Marks a session whose plans are to carry estimates.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct EstimateCosts {
+pub(crate) struct EstimateCosts {
     /// So many distinct questions of each call are asked for them; nobody is asked without.
-    pub sample: Option<usize>,
+    pub(crate) sample: Option<usize>,
     /// So many prompts of each call are kept with them.
-    pub prompts: Option<usize>,
+    pub(crate) prompts: Option<usize>,
 }
 
 /// Returns the planner of `LlmNode`s for programs that compose their query planner themselves. All nodes that it plans share one
@@ -466,7 +466,7 @@ pub(crate) fn device_options(settings: &Settings) -> DeviceOptions {
 }
 
 /// Returns the settings of a session; the defaults where none were installed.
-pub fn settings(session: &dyn Session) -> Settings {
+pub(crate) fn settings(session: &dyn Session) -> Settings {
     session.config().options().extensions.get::<Settings>().cloned().unwrap_or_default()
 }
 
@@ -479,7 +479,7 @@ pub(crate) fn with_answers(input: &DFSchema, output: &Schema) -> Result<DFSchema
 }
 
 /// Returns what a plan asks in words, top first, each call with its estimate if it has one.
-pub fn described_calls(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<(String, Option<CallEstimate>)>> {
+pub(crate) fn described_calls(plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<(String, Option<CallEstimate>)>> {
     let mut found = vec![];
     plan.apply(|node| {
         if let Some(exec) = node.downcast_ref::<LlmExec>() {

@@ -38,6 +38,7 @@ pub struct SecretStore {
 
 /// A secret as `SHOW SECRETS` lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SecretInfo {
     /// The name used in SQL.
     pub name: String,

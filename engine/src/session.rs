@@ -71,7 +71,7 @@ fn with_catalogs(state: SessionState, catalogs: &Arc<SessionCatalogs>, id: Optio
 /// Gives an existing session the LLM functions, their rules and their planner.
 ///
 /// The session's own optimizer rules stay; its query planner is replaced, so a program that has one of its own composes it with
-/// [`extension_planner`](crate::planner::extension_planner) instead.
+/// [`extension_planner`](crate::extension_planner) instead.
 pub(crate) fn register(context: &SessionContext, models: &Arc<ModelCatalog>) -> Result<()> {
     add_functions(context, models);
     let state = context.state();

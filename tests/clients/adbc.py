@@ -1,10 +1,12 @@
-"""ADBC's driver for Flight SQL against `refrain serve`: queries, parameters, tables sent, metadata, options, cancellation.
+"""ADBC's driver for Flight SQL against `refrain serve`: queries, parameters, tables sent, metadata, encryption, cancellation.
 
-    python3 tests/clients/adbc.py target/release/refrain
+    python3 tests/clients/adbc.py target/release/refrain [--transcript]
 
-Needs adbc-driver-flightsql, pyarrow, pandas and polars. Ends with the line `N passed, N failed`.
+Needs adbc-driver-flightsql, pyarrow, pandas and polars. Ends with the line `N passed, N failed`. With `--transcript` it tests
+nothing, and prints what a person would type and read.
 """
 
+import code
 import contextlib
 import subprocess
 import sys
@@ -19,12 +21,14 @@ import adbc_driver_manager
 import pandas
 import polars
 import pyarrow
+from adbc_driver_flightsql import DatabaseOptions
 
 from harness import MonitoredServer, run_tests
 
 # There are no transactions; each statement counts at once.
 warnings.filterwarnings("ignore", message="Cannot disable autocommit")
 
+CERTIFICATES = Path(__file__).parent.parent / "it" / "flight" / "certificates"
 STORY = "select ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) from generate_series(1, 2000)"
 
 
@@ -158,14 +162,58 @@ def test_passwords_and_tokens(program):
                 assert "wrong" in str(error), error
 
 
-def check_stops(program, cut):
+def certificate(name):
+    return (CERTIFICATES / name).read_text()
+
+
+def is_refused(server, options):
+    """Whether a client with these options is kept out."""
+    try:
+        with connect(server, db_kwargs=options) as connection, connection.cursor() as cursor:
+            all_rows(cursor, "select 1")
+    except adbc_driver_manager.Error:
+        return True
+    return False
+
+
+def test_tls(program):
+    trusting = {DatabaseOptions.TLS_ROOT_CERTS.value: certificate("root.pem")}
+    key = ["--tls-cert", str(CERTIFICATES / "server.pem"), "--tls-key", str(CERTIFICATES / "server.key")]
+    with Server(program, *key) as server:
+        assert server.uri.startswith("grpc+tls://"), server.uri
+        with connect(server, db_kwargs=trusting) as connection, connection.cursor() as cursor:
+            cursor.execute("set refrain.seed = 5")
+            assert all_rows(cursor, "show refrain.seed") == [("refrain.seed", "5")]
+        assert is_refused(server, {}), "the system does not know the root"
+
+
+def test_clients_show_certificates(program):
+    def options(name):
+        return {
+            DatabaseOptions.TLS_ROOT_CERTS.value: certificate("root.pem"),
+            DatabaseOptions.MTLS_CERT_CHAIN.value: certificate(f"{name}.pem"),
+            DatabaseOptions.MTLS_PRIVATE_KEY.value: certificate(f"{name}.key"),
+        }
+
+    tls = ["--tls-cert", str(CERTIFICATES / "server.pem"), "--tls-key", str(CERTIFICATES / "server.key"),
+           "--tls-client-ca", str(CERTIFICATES / "root.pem")]
+    with Server(program, *tls) as server:
+        with connect(server, db_kwargs=options("client")) as connection, connection.cursor() as cursor:
+            assert all_rows(cursor, "select 1") == [(1,)]
+        assert is_refused(server, options("stranger")), "a certificate of another root"
+        without = {DatabaseOptions.TLS_ROOT_CERTS.value: certificate("root.pem")}
+        assert is_refused(server, without), "no certificate"
+
+
+def check_stops(program, cut, **options):
     """Starts a query of 2,000 stories, cuts it in some way, and counts what the model does afterwards."""
     with Server(program) as server:
-        connection = connect(server)
+        connection = connect(server, **options)
         cursor = connection.cursor()
         cursor.execute(STORY)
         server.wait(lambda: server.model("pending") > 0)
-        with contextlib.suppress(adbc_driver_manager.Error):
+        # Whoever reads is told by the driver, or by Arrow.
+        with contextlib.suppress(adbc_driver_manager.Error, pyarrow.ArrowException, OSError):
             cut(connection, cursor)
         server.wait(lambda: server.model("pending") == 0)
         done = server.model("completed")
@@ -189,6 +237,11 @@ def test_closing_stops_the_model(program):
     check_stops(program, close)
 
 
+def test_a_timeout_stops_the_model(program):
+    timeout = {DatabaseOptions.TIMEOUT_FETCH.value: "5"}
+    check_stops(program, lambda connection, cursor: cursor.fetchall(), db_kwargs=timeout)
+
+
 def test_a_killed_client_stops_the_model(program):
     script = """
 import sys, adbc_driver_flightsql.dbapi as flight_sql
@@ -206,5 +259,42 @@ cursor.fetchall()
         server.wait(lambda: server.metric("refrain_sessions") == 0)
 
 
+# What a person types, by the library it is about.
+SESSIONS = {
+    "ADBC": """
+import adbc_driver_flightsql.dbapi as flight_sql, pyarrow
+connection = flight_sql.connect("grpc://127.0.0.1:31337")
+cursor = connection.cursor()
+reviews = pyarrow.table({"id": [1, 2], "body": ["A wonderful film.", "Dull and overlong."]})
+cursor.adbc_ingest("reviews", reviews, mode="create")
+cursor.execute("SELECT id, ai_sentiment(body) AS feeling FROM reviews ORDER BY id").fetchall()
+cursor.execute("SELECT count(*) FROM reviews WHERE id > ?", (1,)).fetch_arrow_table()
+""",
+    "pandas": """
+import pandas
+pandas.read_sql("SELECT id, ai_filter('Is the review positive?', body) AS good FROM reviews ORDER BY id", connection)
+""",
+    "polars": """
+import polars
+polars.read_database("SELECT id, ai_classify(body, ['film', 'food']) AS topic FROM reviews ORDER BY id", connection)
+""",
+}
+
+
+def print_transcript(program):
+    """Prints the sessions and what Python answers, as its prompt would."""
+    warnings.simplefilter("ignore")
+    with Server(program) as server:
+        console = code.InteractiveConsole()
+        for title, session in SESSIONS.items():
+            print(f"\n# {title}\n", flush=True)
+            for line in session.strip().splitlines():
+                print(f">>> {line}", flush=True)
+                console.push(line.replace("grpc://127.0.0.1:31337", server.uri))
+        console.push("cursor.close(); connection.close()")
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["--transcript"]:
+        sys.exit(print_transcript(sys.argv[1]))
     sys.exit(run_tests(globals(), sys.argv[1]))

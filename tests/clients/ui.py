@@ -1,4 +1,4 @@
-"""The page of `refrain serve --ui` in a headless Chromium: loads, runs, shows progress and errors, cancels, signs in.
+"""The page of `refrain serve --ui` in a headless Chromium: loads, runs, shows progress, plots and errors, cancels, signs in.
 
     python3 tests/clients/ui.py target/release/refrain [FOLDER]
 
@@ -40,6 +40,10 @@ WHERE ai_filter('Is the review negative?', product, description, review)"""
 STORY = "SELECT ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) FROM generate_series(1, 2000)"
 
 
+# The second text is longer than the context of the model.
+TOO_LONG = "SELECT ai_sentiment(t) FROM (VALUES ('lovely'), (repeat('very long ', 5000))) AS v(t)"
+
+
 class Server(harness.Server):
     """A server with the page."""
 
@@ -71,6 +75,17 @@ def model(page):
             .then((answer) => answer.json()).then((state) => state.models.find((model) => model.name === "mini") ?? {})""")
 
 
+def plotted(page, title):
+    """Returns what a plot says beside its title, once it says something."""
+    return page.wait(
+        """{
+            const captions = [...document.querySelectorAll('#plots figcaption')];
+            const caption = captions.find((one) => one.querySelector('.title').innerText === $1);
+            const words = [...caption.querySelectorAll('b')].map((number) => number.innerText);
+            return words.some((word) => word !== '–') && words.join(' ');
+        }""", title)
+
+
 def check_quiet(page):
     assert page.complaints == [], page.complaints
 
@@ -84,7 +99,7 @@ def test_it_loads(program, _):
     with Server(program) as server, chromium.Page() as page:
         opened(server, page)
         assert page.run("document.title") == "Refrain"
-        page.wait("document.querySelectorAll('#plots canvas').length === 4")
+        page.wait("document.querySelectorAll('#plots canvas').length === 6")
         assert "mini" in page.text("#model")
         check_quiet(page)
 
@@ -122,6 +137,49 @@ def test_an_error_is_shown(program, _):
         assert ended(page).startswith("error: ") and "nonsense" in page.text("#status"), page.text("#status")
         start(page, "SELECT 1 AS one")
         assert "1 row" in ended(page)
+        check_quiet(page)
+
+
+def test_a_failed_row_is_opened(program, pictures):
+    with Server(program) as server, chromium.Page() as page:
+        opened(server, page)
+        start(page, TOO_LONG)
+        assert "1 rows failed: 1 overflow" in ended(page), page.text("#status")
+        page.wait("document.querySelector('#tab-failed').innerText === 'Failed rows (1)'")
+        page.click("#tab-failed")
+        page.wait("!!document.querySelector('#panel-failed details')")
+        assert "overflow" in page.text("#panel-failed summary")
+        page.click("#panel-failed summary")
+        page.wait("document.querySelector('#panel-failed details').open")
+        shown = page.text("#panel-failed details")
+        assert "inputs" in shown and "very long very long" in shown, shown[:500]
+        if pictures:
+            page.run("window.scrollTo(0, 0)")
+            page.picture(pictures / "ui-failed.png")
+        check_quiet(page)
+
+
+def test_a_running_query_is_plotted(program, pictures):
+    with Server(program) as server, chromium.Page() as page:
+        opened(server, page)
+        page.fill("#price-prompt", "0.15")
+        page.fill("#price-answer", "0.60")
+        start(page, STORY)
+        assert "left" in plotted(page, "running queries")
+        for title in ("tokens per second", "prefix hits", "requests", "KV pages in use"):
+            plotted(page, title)
+        assert plotted(page, "dollars per minute").startswith("$")
+        for fact in ("left", "$"):
+            page.wait("document.querySelector('#queries .facts')?.innerText.includes($1)", fact)
+        if pictures:
+            # Long enough for lines to be seen.
+            time.sleep(20)
+            page.run("window.scrollTo(0, 0)")
+            page.picture(pictures / "ui-running.png")
+        page.click("#cancel")
+        assert ended(page) == "cancelled", page.text("#status")
+        opened(server, page)
+        assert page.run("document.querySelector('#price-answer').value") == "0.60", "prices are kept"
         check_quiet(page)
 
 

@@ -131,7 +131,7 @@ async fn ended(server: &Server, token: &str) -> String {
 #[tokio::test]
 async fn the_page_is_served_where_it_is_wanted() {
     let server = server().await;
-    for path in ["/", "/app.js", "/app.css", "/vendor/uPlot.js", "/vendor/uPlot.LICENSE"] {
+    for path in ["/", "/app.js", "/prices.js", "/app.css", "/vendor/uPlot.js", "/vendor/uPlot.LICENSE"] {
         let (status, head, body) = Asked::get(path).answer(&server).await;
         assert_eq!(status, 200, "{path}");
         assert!(head.contains("content-security-policy: default-src 'self';") && !body.is_empty(), "{path}: {head}");

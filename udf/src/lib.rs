@@ -51,8 +51,9 @@ mod value_type;
 
 use std::sync::Arc;
 
+use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::TreeNode;
-use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF};
+use datafusion::logical_expr::{AggregateUDF, Expr, ScalarUDF, lit};
 
 pub use aggregate::{LlmAggregate, Method, Overflow, Reduction};
 pub use call::{LlmCall, NullPolicy, Prompt, outcome_value};
@@ -85,6 +86,19 @@ pub fn scalar_functions(tokenizers: Arc<dyn TokenizerSource>, embeddings: Arc<dy
     functions.push(argument::Argument::udf());
     functions.push(count_tokens::CountTokens::udf(tokenizers));
     functions
+}
+
+/// Returns a call of a scalar function over positional arguments, for programs that make queries of expressions. Not for
+/// [`Function::Embed`], whose type depends on the models of a session: that function is the session's own.
+pub fn call_of(function: Function, args: Vec<Expr>) -> Expr {
+    debug_assert!(function != Function::Embed && !function.is_aggregate(), "{function:?} is no function of text");
+    AiFunction::of_text(function).call(args)
+}
+
+/// Returns the last argument of a call that has options: `name => value` in SQL.
+pub fn options_of(options: impl IntoIterator<Item = (String, ScalarValue)>) -> Expr {
+    let pairs = options.into_iter().flat_map(|(name, value)| [lit(name), lit(value)]);
+    name_inputs::options_call(pairs.collect())
 }
 
 /// Returns every aggregate function, to be registered with a session.

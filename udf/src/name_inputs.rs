@@ -110,7 +110,7 @@ fn is_named(options: Option<&Expr>) -> bool {
 }
 
 /// Returns a call of `ai_options`.
-fn options_call(args: Vec<Expr>) -> Expr {
+pub(crate) fn options_call(args: Vec<Expr>) -> Expr {
     static OPTIONS: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(Carrier::udf(AI_OPTIONS)));
     Expr::ScalarFunction(ScalarFunction::new_udf(Arc::clone(&OPTIONS), args))
 }

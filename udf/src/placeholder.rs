@@ -50,8 +50,16 @@ pub(crate) struct AiFunction {
 
 impl AiFunction {
     pub(crate) fn udf(function: Function, embeddings: &Embeddings) -> ScalarUDF {
+        Self::with_embeddings(function, (function == Function::Embed).then(|| embeddings.clone()))
+    }
+
+    /// As [`udf`](Self::udf), for a function that makes no vectors.
+    pub(crate) fn of_text(function: Function) -> ScalarUDF {
+        Self::with_embeddings(function, None)
+    }
+
+    fn with_embeddings(function: Function, embeddings: Option<Embeddings>) -> ScalarUDF {
         let aliases = function.signature().aliases.iter().map(|alias| alias.to_string()).collect();
-        let embeddings = (function == Function::Embed).then(|| embeddings.clone());
         ScalarUDF::new_from_impl(AiFunction {
             function,
             name: function.name(),

@@ -62,6 +62,7 @@ impl fmt::Debug for Clock {
 
 /// Where an answer is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Tier {
     /// In memory, as long as the session lives.
     Session,
@@ -89,6 +90,7 @@ impl Tier {
 
 /// What a tier keeps for one function, prompt and model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheStats {
     /// The tier.
     pub tier: Tier,

@@ -16,6 +16,7 @@
 //! | `handles` | names that nobody can guess, for tickets and prepared statements |
 //! | `statements` | planning, tickets, updates, parameters |
 //! | `results` | queries that run, row by row to the client |
+//! | `deadline` | how long a client waits for them |
 //! | `plain` | types that every client reads |
 //! | `order` | changes of a session, one after the other |
 //! | `ingest` | tables that clients send |
@@ -35,6 +36,7 @@ pub mod auth;
 mod catalog;
 pub mod config;
 mod connection;
+mod deadline;
 mod handles;
 mod ingest;
 mod metrics;

@@ -27,6 +27,7 @@ use super::admission::Admission;
 use super::auth::{Authenticator, Credentials};
 use super::config::ServerConfig;
 use super::connection::ConnectionInfo;
+use super::deadline::until_deadline;
 use super::ingest::{ingest, receive};
 use super::metrics::Metrics;
 use super::sessions::{COOKIE, Session, Sessions};
@@ -381,7 +382,8 @@ impl FlightService for Service {
 
     async fn do_get(&self, request: Request<Ticket>) -> Result<Response<Self::DoGetStream>, Status> {
         let found = self.0.session(&request).await?;
-        found.respond(self.0.get(&found.session, request.get_ref()).await?)
+        let rows = self.0.get(&found.session, request.get_ref()).await?;
+        found.respond(boxed(until_deadline(rows, request.metadata())))
     }
 
     async fn do_put(&self, request: Request<Streaming<FlightData>>) -> Result<Response<Self::DoPutStream>, Status> {

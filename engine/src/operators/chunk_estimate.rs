@@ -8,6 +8,7 @@ use crate::operators::overflow::Overflow;
 
 /// Inputs that are too long for one prompt.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Chunked {
     /// How many there are.
     pub inputs: u64,

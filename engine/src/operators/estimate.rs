@@ -30,6 +30,7 @@ const STATIC_TEXT_BYTES: usize = 24;
 
 /// What one call is expected to cost.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct CallEstimate {
     /// Rows that need an answer.
     pub rows: u64,
@@ -79,6 +80,7 @@ pub struct CallEstimate {
 
 /// The share of rows that pass, and how that is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Selectivity {
     /// From 0 to 1; with its ends where it was sampled.
     pub share: Interval,
@@ -88,6 +90,7 @@ pub struct Selectivity {
 
 /// How a number of an estimate is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Basis {
     /// Nothing is known; a guess.
     Assumed,

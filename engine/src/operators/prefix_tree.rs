@@ -11,6 +11,7 @@ const TEXT_BYTES_MAX: usize = 4 << 10;
 
 /// The first prompts of a schedule, and what they share.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PrefixTree {
     /// What all prompts begin with.
     pub root: PrefixNode,
@@ -24,6 +25,7 @@ pub struct PrefixTree {
 
 /// A run of tokens that the same prompts have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PrefixNode {
     /// Prompts that have it.
     pub prompts: usize,

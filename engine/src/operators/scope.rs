@@ -38,6 +38,7 @@ pub struct QueryScope {
 
 /// A failed input.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RowError {
     /// The node that asked, as in [`NodeStats::id`].
     pub node_id: u32,
@@ -140,6 +141,7 @@ pub struct NodeTimes {
 
 /// How far a query is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Progress {
     /// One entry for each call of each operator.
     pub nodes: Vec<NodeProgress>,
@@ -148,6 +150,7 @@ pub struct Progress {
 /// How far one call of one operator is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct NodeProgress {
     /// The function, such as `ai_filter`.
     pub function: String,
@@ -178,6 +181,7 @@ pub struct NodeProgress {
 /// What a query cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct QueryUsage {
     /// Rows that needed an answer, over all calls.
     pub rows: u64,

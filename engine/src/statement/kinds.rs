@@ -9,7 +9,7 @@ use crate::explain::ExplainOptions;
 
 /// One parsed statement.
 #[derive(Clone, Debug)]
-pub enum Statement {
+pub(crate) enum Statement {
     /// A statement that DataFusion plans.
     DataFusion(Box<DataFusionStatement>),
     /// `CREATE MODEL`.

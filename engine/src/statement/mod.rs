@@ -28,6 +28,7 @@ mod prompt;
 mod script;
 mod secret;
 
-pub use kinds::{Existing, SecretFields, Statement};
-pub use parser::parse;
-pub use script::{number_placeholders, split};
+pub(crate) use kinds::Statement;
+pub use kinds::{Existing, SecretFields};
+pub(crate) use parser::parse;
+pub(crate) use script::{number_placeholders, split};

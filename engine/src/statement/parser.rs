@@ -9,7 +9,7 @@ use super::kinds::{Existing, Statement};
 use crate::redact;
 
 /// Parses exactly one statement. An error does not repeat the values of a secret.
-pub fn parse(sql: &str, dialect: &dyn Dialect) -> Result<Statement> {
+pub(crate) fn parse(sql: &str, dialect: &dyn Dialect) -> Result<Statement> {
     parse_whole(sql, dialect).map_err(|error| match redact::holds_secret(sql) {
         true => {
             let message = error.strip_backtrace();

@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer};
 
 /// Splits a script at its semicolons; those in strings, quoted names and comments do not count. Empty statements are left out.
-pub fn split(script: &str, dialect: &dyn Dialect) -> Result<Vec<String>> {
+pub(crate) fn split(script: &str, dialect: &dyn Dialect) -> Result<Vec<String>> {
     let tokens = Tokenizer::new(dialect, script)
         .tokenize_with_location()
         .map_err(|e| plan_datafusion_err!("cannot read the script: {e}"))?;
@@ -34,7 +34,7 @@ pub fn split(script: &str, dialect: &dyn Dialect) -> Result<Vec<String>> {
 }
 
 /// Numbers the parameters that are written `?`, from the left: DataFusion knows `$1` only.
-pub fn number_placeholders<'a>(sql: &'a str, dialect: &dyn Dialect) -> Result<Cow<'a, str>> {
+pub(crate) fn number_placeholders<'a>(sql: &'a str, dialect: &dyn Dialect) -> Result<Cow<'a, str>> {
     if !sql.contains('?') {
         return Ok(Cow::Borrowed(sql));
     }

@@ -25,6 +25,7 @@ const ASSETS: &[Asset] = &[
     ("/queries.js", SCRIPT, include_str!("assets/queries.js")),
     ("/plan.js", SCRIPT, include_str!("assets/plan.js")),
     ("/prompts.js", SCRIPT, include_str!("assets/prompts.js")),
+    ("/prices.js", SCRIPT, include_str!("assets/prices.js")),
     ("/plots.js", SCRIPT, include_str!("assets/plots.js")),
     ("/icon.svg", IMAGE, include_str!("assets/icon.svg")),
     ("/vendor/uPlot.js", SCRIPT, include_str!("assets/vendor/uPlot.iife.min.js")),

@@ -1,11 +1,14 @@
 //! A client that goes away, in whatever way, stops its model calls.
 
-use arrow_flight::sql::{ActionCancelQueryRequest, ProstMessageExt};
-use arrow_flight::{Action, CancelFlightInfoRequest, FlightInfo};
+use std::time::Duration;
+
+use arrow_flight::sql::{ActionCancelQueryRequest, CommandStatementQuery, ProstMessageExt};
+use arrow_flight::{Action, CancelFlightInfoRequest, FlightDescriptor, FlightInfo};
 use futures::{StreamExt, TryStreamExt};
 use prost::Message;
 use refrain::flight::{Limits, ServerConfig, Times};
 use refrain::serving::mock::Gate;
+use tonic::{Code, Request};
 
 use super::harness::{Client, Server, held, message, rows, ticket};
 
@@ -89,6 +92,36 @@ async fn closing_the_session_cancels() {
     client.inner_mut().do_action(Action::new("CloseSession", vec![])).await.unwrap();
     assert!(stream.next().await.unwrap().is_err());
     idle(&server).await;
+}
+
+/// A request that its client gives up after three seconds.
+fn hasty<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(Duration::from_secs(3));
+    request
+}
+
+#[tokio::test]
+async fn a_result_whose_deadline_has_passed_is_cancelled() {
+    let server = Server::held(&Gate::new()).await;
+    let mut client = server.client().await;
+    let info = client.execute(QUERY.to_owned(), None).await.unwrap();
+    let rows = client.inner_mut().do_get(hasty(ticket(&info))).await.unwrap().into_inner();
+    let error = rows.try_collect::<Vec<_>>().await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    idle(&server).await;
+}
+
+#[tokio::test]
+async fn a_change_whose_deadline_has_passed_is_cancelled() {
+    let times = Times { update: Duration::from_secs(3600), ..Times::default() };
+    let server = Server::with(ServerConfig { times, ..ServerConfig::default() }, held(&Gate::new())).await;
+    let mut client = server.client().await;
+    let command = CommandStatementQuery { query: format!("create table t as {QUERY}"), transaction_id: None };
+    let descriptor = FlightDescriptor::new_cmd(command.as_any().encode_to_vec());
+    client.inner_mut().get_flight_info(hasty(descriptor)).await.unwrap_err();
+    idle(&server).await;
+    assert!(message(rows(&mut client, "select * from t").await.unwrap_err()).contains("not found"));
 }
 
 #[tokio::test]

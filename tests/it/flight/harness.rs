@@ -7,6 +7,7 @@ use arrow_flight::sql::client::FlightSqlServiceClient;
 use arrow_flight::{FlightInfo, Ticket};
 use datafusion::arrow::array::RecordBatch;
 use futures::TryStreamExt;
+use refrain::Refrain;
 use refrain::flight::{ServerConfig, run};
 use refrain::serving::mock::{Gate, MockBackend, MockReply};
 use tokio::net::{TcpListener, TcpStream};
@@ -54,11 +55,11 @@ impl Server {
 
     /// Connects a client: a connection of its own, and so a session of its own.
     pub(crate) async fn client(&self) -> Client {
-        FlightSqlServiceClient::new(self.channel().await)
+        connect(self.address).await
     }
 
     pub(crate) async fn channel(&self) -> Channel {
-        Endpoint::new(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+        channel(self.address).await
     }
 
     /// Tells the server to stop.
@@ -82,6 +83,23 @@ impl Server {
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
+}
+
+/// Serves a session as long as the test runs, and returns the address.
+pub(crate) async fn serve(db: Refrain) -> SocketAddr {
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(run(socket, None, db, ServerConfig::default(), std::future::pending()));
+    address
+}
+
+/// Connects a client: a connection of its own, and so a session of its own.
+pub(crate) async fn connect(address: SocketAddr) -> Client {
+    FlightSqlServiceClient::new(channel(address).await)
+}
+
+async fn channel(address: SocketAddr) -> Channel {
+    Endpoint::new(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
 /// A model that answers nothing before the gate opens.

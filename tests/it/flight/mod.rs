@@ -12,6 +12,7 @@ mod polling;
 mod prepared;
 mod queries;
 mod sessions;
+mod sharing;
 mod shell;
 mod shutdown;
 mod tls;

@@ -1,15 +1,17 @@
 // What the engine does, over the last two minutes: plots by uPlot from the counters that the server reports.
 
-import { byId, count, element, percent, short } from "./elements.js";
+import { byId, count, duration, element, percent, short } from "./elements.js";
+import { cost, money } from "./prices.js";
 
 const SECONDS = 120;
 const HEIGHT = 110;
 // Where the axis of time has words, in seconds before now.
-const MARKS = [90, 60, 30, 0];
+const MARKS = [90, 45, 0];
 // Seconds over which shares are taken, so that one answer more or less does not make them jump.
 const SMOOTHED = 5;
 
-// Title, how values are shown, and series: name, colour, and value from two samples `a` and `b`, null where there is none.
+// Title, how values are shown, and series: name, colour, and value from two samples `a` and `b`, null where there is none. `says` puts
+// the last value into words, where a number is not enough; `least` is the least that the axis reaches.
 const PLOTS = [
   {
     title: "tokens per second", show: short,
@@ -31,6 +33,15 @@ const PLOTS = [
     title: "KV pages in use", show: percent, max: 1,
     series: [["of the pool", "--written", (a, b) => ratio(b.kv_pages_used, b.kv_pages_total)]],
   },
+  {
+    title: "running queries", show: percent, max: 1,
+    says: (share, sample) => `${percent(share)}, ${duration(sample.eta_s)} left${sample.running > 1 ? " of the longest" : ""}`,
+    series: [["done", "--accent", (a, b) => b.progress]],
+  },
+  {
+    title: "dollars per minute", show: money, smoothed: SMOOTHED, least: 1e-6,
+    series: [["spent", "--written", (a, b) => perMinute(cost(rate(a, b, "prompt_tokens"), rate(a, b, "output_tokens")))]],
+  },
 ];
 
 const samples = [];
@@ -38,7 +49,7 @@ let drawn = [];
 
 /** Takes the state of the server and draws. */
 export function samplePlots(state) {
-  const totals = { at: state.now / 1000 };
+  const totals = { at: state.now / 1000, ...longest(state.queries) };
   for (const model of state.models) {
     for (const [name, value] of Object.entries(model)) {
       if (typeof value === "number") {
@@ -56,7 +67,14 @@ export function samplePlots(state) {
   drawn.forEach((plot) => plot.update());
 }
 
-function newPlot({ title, show, series, max, smoothed }) {
+/** Returns how far the query is that will take longest, how long that is, and how many run. */
+function longest(queries) {
+  const running = queries.filter((query) => query.state === "running" && query.eta_s !== null);
+  const last = running.reduce((most, query) => (most !== null && most.eta_s >= query.eta_s ? most : query), null);
+  return { running: running.length, progress: last?.progress ?? null, eta_s: last?.eta_s ?? null };
+}
+
+function newPlot({ title, show, says, series, max, smoothed, least }) {
   const value = series.map(([name, colour]) => {
     const now = element("b");
     const key = element("i.key");
@@ -76,12 +94,12 @@ function newPlot({ title, show, series, max, smoothed }) {
       padding: [6, 14, 0, 0],
       scales: {
         x: { range: () => [lastAt() - SECONDS, lastAt()] },
-        y: { range: (_, low, high) => [0, max ?? Math.max(high ?? 0, 1)] },
+        y: { range: (_, low, high) => [0, max ?? Math.max(high ?? 0, least ?? 1)] },
       },
       series: [{}, ...series.map(([, stroke]) => ({ stroke: colour(stroke), width: 1.5, fill: `${colour(stroke)}1f`, points: { show: false }, spanGaps: false }))],
       axes: [
         { ...axis, size: 20, splits: () => MARKS.map((second) => lastAt() - second), values: () => MARKS.map(ago) },
-        { ...axis, size: 44, space: 30, values: (_, at) => at.map((number) => show(number)) },
+        { ...axis, size: 48, space: 30, values: (_, at) => at.map((number) => show(number)) },
       ],
     };
   };
@@ -98,7 +116,7 @@ function newPlot({ title, show, series, max, smoothed }) {
       plot.setData(columns);
       value.forEach(({ now }, at) => {
         const last = columns[at + 1][columns[at + 1].length - 1];
-        now.textContent = last === null || last === undefined ? "–" : show(last);
+        now.textContent = last === null || last === undefined ? "–" : (says ?? show)(last, samples[samples.length - 1]);
       });
     },
   };
@@ -116,6 +134,10 @@ function data(series, smoothed = 1) {
 /** Returns the growth of a counter for each second; a model that was unloaded takes its counters with it. */
 function rate(a, b, counter) {
   return Math.max((b[counter] ?? 0) - (a[counter] ?? 0), 0) / Math.max(b.at - a.at, 0.001);
+}
+
+function perMinute(perSecond) {
+  return perSecond === null ? null : perSecond * 60;
 }
 
 function ratio(part, whole) {

@@ -1,6 +1,7 @@
 // The queries of the user: those that run, with how far they are, and those that ended lately.
 
 import { byId, count, counted, duration, element, percent } from "./elements.js";
+import { cost, money } from "./prices.js";
 
 const entries = new Map();
 
@@ -72,6 +73,10 @@ function facts(query) {
     words.push(counted(query.spent.calls_done, "call"), `${count(query.spent.prompt_tokens)} tok`);
     if (query.prefix_hit !== null) {
       words.push(`${percent(query.prefix_hit)} shared`);
+    }
+    const dollars = cost(query.spent.prompt_tokens, query.spent.output_tokens);
+    if (dollars !== null) {
+      words.push(money(dollars));
     }
   }
   if (query.budget_spent !== null) {
