@@ -1,6 +1,7 @@
 //! What statements and shell commands do to a session.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::catalog;
@@ -124,7 +125,8 @@ impl Session {
         let Some(batches) = kept.batches.clone() else {
             return Err(Failure::usage("the last result was too large to be kept; \\copy writes one to a file"));
         };
-        self.show_all(std::sync::Arc::clone(&kept.schema), &batches)
+        let schema = Arc::clone(&kept.schema);
+        self.show_all(schema, &batches)
     }
 
     /// Lets the user edit a statement, by default the last one; `None` if nothing was saved. What creates a secret is not written to a file.

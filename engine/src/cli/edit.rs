@@ -1,6 +1,7 @@
 //! `\e`: a statement in the user's own editor.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::child;
@@ -25,7 +26,7 @@ pub(crate) fn edited(editor: &str, text: &str) -> Outcome<Option<String>> {
     let mut file = new.map_err(cannot("cannot make a file to edit"))?;
     file.write_all(text.as_bytes()).map_err(cannot("cannot write the file to edit"))?;
     file.as_file().set_modified(SystemTime::now() - AGE).map_err(cannot("cannot write the file to edit"))?;
-    let modified = |path| std::fs::metadata(path).and_then(|facts| facts.modified());
+    let modified = |path: &Path| std::fs::metadata(path).and_then(|facts| facts.modified());
     let before = modified(file.path()).map_err(cannot("cannot read the file to edit"))?;
 
     let status = child::command(editor).arg(file.path()).status().map_err(cannot("cannot start the editor"))?;

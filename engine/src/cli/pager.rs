@@ -104,7 +104,7 @@ mod tests {
         let all = pager(format!("cat > '{}'; :", seen.display()));
         assert!(all.show(b"a\nb\n").unwrap());
         assert_eq!(std::fs::read(&seen).unwrap(), b"a\nb\n");
-        assert!(pager("true".into()).show(&vec![b'x'; 1 << 20]).unwrap(), "it leaves before the end");
+        assert!(pager("true".into()).show(&b"x".repeat(1 << 20)).unwrap(), "it leaves before the end");
         assert!(!pager("no-such-pager-anywhere 2> /dev/null".into()).show(b"a").unwrap());
     }
 }
