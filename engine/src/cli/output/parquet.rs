@@ -100,6 +100,6 @@ mod tests {
         let twice = sample().project(&[0, 0]).unwrap();
         let found = read_back(&[twice]);
         assert_eq!(found.schema().field(1).name(), "id_2");
-        assert_eq!(found.column(1).as_primitive::<datafusion::arrow::datatypes::Int64Type>().values(), &[1, 2]);
+        assert_eq!(found.column(1).as_primitive::<datafusion::arrow::datatypes::Int64Type>().values(), &[1_i64, 2]);
     }
 }
