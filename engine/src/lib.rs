@@ -17,6 +17,7 @@
 //! | `planner` | `LlmNode` to `LlmExec`, and estimates |
 //! | `join_planner` | `LlmJoinNode` to `LlmJoinExec` |
 //! | `sample`, `explain` | rows that estimates are made from, and how plans are shown |
+//! | `forecast` | an estimate in sum, for those who ask before they run |
 //! | `operators` | the operator and its parts |
 //! | [`answers`] | answers that outlive their query: cache and checkpoint |
 //! | `flight`, `ui` | the server for Flight SQL, and its page; feature `flight` |
@@ -34,6 +35,8 @@ pub mod error;
 mod explain;
 #[cfg(feature = "flight")]
 pub mod flight;
+#[cfg(any(feature = "cli", feature = "flight"))]
+mod forecast;
 pub mod functions;
 mod join_planner;
 mod lex;

@@ -6,22 +6,17 @@ Needs Python alone. Ends with the line `N passed, N failed`.
 """
 
 import os
-import pty
 import re
-import select
-import signal
 import subprocess
 import sys
 import tempfile
-import termios
 import time
 import urllib.request
 from pathlib import Path
 
-from harness import MonitoredServer, run_tests
+from harness import PATIENCE_S, MonitoredServer, Shell, run_tests
 
 STORY = "select ai_complete('Write a long story about it', 'film ' || value, max_tokens => 200) from generate_series(1, 2000);"
-PATIENCE_S = 120
 
 
 class Server(MonitoredServer):
@@ -37,74 +32,6 @@ class Server(MonitoredServer):
         while line not in self.metrics().splitlines():
             assert time.monotonic() < deadline, f"{line} does not come"
             time.sleep(0.01)
-
-
-class Shell:
-    """A shell in a terminal of its own, with a home that nobody else has."""
-
-    def __init__(self, program, *options, environment=None):
-        self.home = tempfile.TemporaryDirectory()
-        self.seen = ""
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            kept = {name: value for name, value in os.environ.items() if not name.startswith(("REFRAIN_", "XDG_", "OTEL_"))}
-            os.execve(program, [program, *options], kept | {"HOME": self.home.name, "TERM": "xterm"} | (environment or {}))
-
-    def type(self, text):
-        os.write(self.terminal, text.encode())
-
-    def expect(self, pattern):
-        """Waits until the terminal shows a text; returns what stood before it."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not (found := re.search(pattern, self.seen)):
-            assert time.monotonic() < deadline, f"{pattern!r} does not come, but {self.seen!r}"
-            if select.select([self.terminal], [], [], 1)[0]:
-                try:
-                    read = os.read(self.terminal, 65536).decode(errors="replace")
-                except OSError:
-                    read = ""
-                assert read, f"the shell has ended with {self.seen!r}"
-                # Colours and movements of the cursor are of no interest here.
-                self.seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", read)
-        before, self.seen = self.seen[: found.start()], self.seen[found.end() :]
-        return before
-
-    def hide(self):
-        """Waits until the terminal shows no more of what is typed."""
-        deadline = time.monotonic() + PATIENCE_S
-        while termios.tcgetattr(self.terminal)[3] & termios.ECHO:
-            assert time.monotonic() < deadline, "what is typed would be shown"
-            time.sleep(0.01)
-
-    def run(self, line):
-        self.type(line + "\r")
-
-    def leave(self):
-        """Leaves by Ctrl-D, and returns the exit code."""
-        self.type("\x04")
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            if select.select([self.terminal], [], [], 0.01)[0]:
-                try:
-                    os.read(self.terminal, 65536)
-                except OSError:
-                    pass
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
-            assert time.monotonic() < deadline, "the shell does not end"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-        os.close(self.terminal)
-        self.home.cleanup()
 
 
 def prompt(server):

@@ -1,5 +1,6 @@
 //! The functions that a model answers: names, parameters and options, as statements are checked against.
 
+use crate::named_prompts::PROMPT_VERSION;
 use crate::options::COMMON;
 
 /// A function that a model answers.
@@ -200,6 +201,21 @@ pub(crate) fn find(name: &str) -> Option<Function> {
     all.find(|function| function.signature().is_called(name))
 }
 
+/// Returns what may be given by name in a call beside its inputs: options, and parameters that need not be given. Nothing if no model
+/// answers a function of this name; case is the caller's affair.
+pub fn option_names(name: &str) -> Vec<&'static str> {
+    let known = find(name).map(Function::signature);
+    let known = known.or_else(|| [COUNT_TOKENS, SIMILARITY].into_iter().find(|signature| signature.is_called(name)));
+    let Some(signature) = known else { return vec![] };
+    let optional = signature.params.iter().filter(|param| param.arity == Arity::Optional);
+    optional.map(|param| param.name).chain(signature.option_names()).collect()
+}
+
+/// Returns the options that calls of every prompt with a name accept.
+pub fn prompt_option_names() -> impl Iterator<Item = &'static str> {
+    COMMON.iter().copied().chain([PROMPT_VERSION])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,6 +229,16 @@ mod tests {
         assert_eq!(find("ai_if"), Some(Function::Filter));
         assert_eq!(find("llm"), Some(Function::Complete));
         assert_eq!(find("upper"), None);
+    }
+
+    #[test]
+    fn options_are_listed_by_the_name_of_the_function() {
+        assert!(option_names("ai_if").starts_with(&["mode", "null_input", "passages", "output_mode", "model"]));
+        assert!(option_names("ai_sentiment").starts_with(&["aspects", "model", "temperature"]));
+        assert_eq!(option_names("ai_similarity"), ["model"]);
+        assert_eq!(option_names("ai_count_tokens"), ["model"]);
+        assert!(option_names("upper").is_empty());
+        assert!(prompt_option_names().any(|option| option == "prompt_version"));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub use call::{LlmCall, NullPolicy, Prompt, outcome_value};
 pub use combine::{ChunkAnswer, Combination};
 pub use count_tokens::TokenizerSource;
 pub use embeddings::EmbeddingSource;
-pub use function::Function;
+pub use function::{Function, option_names, prompt_option_names};
 pub use name_inputs::NameInputs;
 pub use named_prompts::{NamedPrompt, NamedPrompts, Parameter, PromptDefinition};
 pub use options::{CallOptions, Dedup, Float, Keyword, Mode, NullInput, OnError, OnOverflow, Reorder, ResolvedOptions};

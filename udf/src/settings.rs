@@ -83,6 +83,8 @@ pub struct Settings {
     pub failure_probability: f64,
     /// Pairs that a join on an LLM predicate may ask about; 0 means no limit.
     pub max_join_pairs: u64,
+    /// Seconds of models above which the shell asks before a statement runs; `None` means never.
+    pub confirm_above: Option<f64>,
     /// Rewrites of plans that are switched off, by name.
     pub disabled_rewrites: Vec<String>,
     /// Where models run.
@@ -136,6 +138,7 @@ impl Default for Settings {
             precision_target: 0.9,
             failure_probability: 0.05,
             max_join_pairs: 1_000_000,
+            confirm_above: None,
             disabled_rewrites: vec![],
             device: DeviceChoice::Auto,
             kv_cache_bytes: None,
@@ -259,6 +262,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("precision_target", "share of a cascade's rows that the model must agree with"),
     ("failure_probability", "probability with which a cascade may miss a target"),
     ("max_join_pairs", "pairs that a join on an LLM predicate may ask about; 0 is no limit"),
+    ("confirm_above", "seconds of models above which the shell asks before it runs a statement; never if unset"),
     ("disabled_rewrites", "rewrites of plans that are switched off, separated by commas; none or all"),
     ("device", "where models run: auto, cpu, cuda, cuda:N, cuda:all or cuda:tp"),
     ("kv_cache_bytes", "memory for the KV cache, as bytes or as 512MB or 4GB"),
@@ -330,6 +334,7 @@ impl Settings {
             "precision_target" => Some(self.precision_target.to_string()),
             "failure_probability" => Some(self.failure_probability.to_string()),
             "max_join_pairs" => Some(self.max_join_pairs.to_string()),
+            "confirm_above" => self.confirm_above.map(|seconds| seconds.to_string()),
             "disabled_rewrites" => Some(rewrites::shown(&self.disabled_rewrites)),
             "device" => Some(self.device.to_string()),
             "kv_cache_bytes" => self.kv_cache_bytes.map(|bytes| bytes.to_string()),
@@ -352,6 +357,7 @@ impl Settings {
             "cache_dir" => self.cache_dir = None,
             "cache_ttl" => self.cache_ttl = None,
             "checkpoint" => self.checkpoint = None,
+            "confirm_above" => self.confirm_above = None,
             "kv_cache_bytes" => self.kv_cache_bytes = None,
             "step_tokens" => self.step_tokens = None,
             "threads" => self.threads = None,
@@ -490,6 +496,7 @@ impl ExtensionOptions for Settings {
             "precision_target" => self.precision_target = target(&subject, value)?,
             "failure_probability" => self.failure_probability = probability(&subject, value)?,
             "max_join_pairs" => self.max_join_pairs = whole(&subject, value, 0)?,
+            "confirm_above" => self.confirm_above = Some(seconds(&subject, value)?),
             "disabled_rewrites" => self.disabled_rewrites = rewrites::parse(&subject, value)?,
             "device" => self.device = device(&subject, value)?,
             "kv_cache_bytes" => self.kv_cache_bytes = Some(bytes(&subject, value)?),
@@ -551,6 +558,7 @@ mod tests {
         check("checkpoint", "run.answers", Ok("run.answers"));
         check("max_calls", "5", Ok("5"));
         check("max_seconds", "0.5", Ok("0.5"));
+        check("confirm_above", "120", Ok("120"));
         check("optimization_mode", "minimize_cost", Ok("minimize_cost"));
         check(
             "disabled_rewrites",
@@ -569,6 +577,7 @@ mod tests {
         check("cache_ttl", "0s", Err("refrain.cache_ttl must be a time such as 90s, 15m, 12h or 7d, not '0s'"));
         check("max_calls", "-1", Err("refrain.max_calls must be a whole number of at least 0, not '-1'"));
         check("max_seconds", "-1", Err("refrain.max_seconds must not be negative, got -1"));
+        check("confirm_above", "-1", Err("refrain.confirm_above must not be negative, got -1"));
         check(
             "recall_target",
             "1",
@@ -591,7 +600,7 @@ mod tests {
 
     #[test]
     fn every_setting_resets_and_is_shown_under_its_full_name() {
-        let mut settings = Settings { threads: Some(3), seed: 4, ..Settings::default() };
+        let mut settings = Settings { threads: Some(3), confirm_above: Some(9.0), seed: 4, ..Settings::default() };
         for (name, _) in Settings::names() {
             settings.reset(name).unwrap();
         }

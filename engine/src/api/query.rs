@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::metadata::ScalarAndMetadata;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{ParamValues, ScalarValue, plan_datafusion_err};
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::logical_expr::{LogicalPlan, Statement as PlannedStatement};
+use datafusion::logical_expr::{DdlStatement, LogicalPlan, Statement as PlannedStatement};
 use datafusion::physical_plan::execute_stream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use futures::future::{AbortHandle, Abortable};
@@ -46,6 +47,12 @@ pub(super) enum Kind {
 }
 
 impl Query {
+    /// Returns the session that has planned it.
+    #[cfg(any(feature = "cli", feature = "flight"))]
+    pub(crate) fn db(&self) -> &Refrain {
+        &self.db
+    }
+
     /// `sql` is the statement without secrets.
     pub(super) fn new(db: Refrain, kind: Kind, sql: String) -> Self {
         Query { db, kind, sql, is_estimated: false }
@@ -71,6 +78,17 @@ impl Query {
             },
             Kind::Explain { .. } => true,
             Kind::Own(statement) => !own_schema(statement).fields().is_empty(),
+        }
+    }
+
+    /// Returns whether running the statement changes more than settings of the session: tables, files, models, secrets, prompts, kept
+    /// answers, or queries that run.
+    pub fn changes_something(&self) -> bool {
+        match &self.kind {
+            Kind::Plan(plan) => changes_something(plan),
+            Kind::Explain { plan, options } => options.analyze && changes_something(plan),
+            Kind::Own(Statement::Reset { .. }) => false,
+            Kind::Own(statement) => own_schema(statement).fields().is_empty(),
         }
     }
 
@@ -173,10 +191,15 @@ impl Query {
     /// # }
     /// ```
     pub async fn estimate(&self) -> Result<Estimate> {
-        let Kind::Plan(plan) = &self.kind else { return Ok(Estimate::default()) };
-        if matches!(plan.as_ref(), LogicalPlan::Ddl(_) | LogicalPlan::Statement(_)) {
-            return Ok(Estimate::default());
-        }
+        let plan = match &self.kind {
+            Kind::Plan(plan) => match plan.as_ref() {
+                LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => create.input.as_ref(),
+                LogicalPlan::Ddl(_) | LogicalPlan::Statement(_) => return Ok(Estimate::default()),
+                plan => plan,
+            },
+            Kind::Explain { plan, options } if options.analyze => plan.as_ref(),
+            Kind::Explain { .. } | Kind::Own(_) => return Ok(Estimate::default()),
+        };
         let physical = self.db.estimated_plan(plan, EstimateCosts::default()).await?;
         Ok(Estimate { calls: described_calls(&physical)? })
     }
@@ -187,7 +210,7 @@ impl Query {
         let plan = self.logical_plan().map(|plan| match plan {
             LogicalPlan::Explain(explain) => explain.plan.as_ref(),
             LogicalPlan::Analyze(analyze) => analyze.input.as_ref(),
-            LogicalPlan::Ddl(datafusion::logical_expr::DdlStatement::CreateMemoryTable(create)) => create.input.as_ref(),
+            LogicalPlan::Ddl(DdlStatement::CreateMemoryTable(create)) => create.input.as_ref(),
             plan => plan,
         });
         match plan {
@@ -241,6 +264,20 @@ async fn start(db: &Refrain, kind: Kind, query: &RunningQuery, is_estimated: boo
             Ok(if is_explained { indented(rows) } else { rows })
         }
         Kind::Explain { plan, options } => explained(db, *plan, options, &query.scope).await,
+    }
+}
+
+/// Returns whether a plan changes something when it runs.
+fn changes_something(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Explain(_) => false,
+        LogicalPlan::Statement(PlannedStatement::Prepare(prepare)) => changes_something(&prepare.input),
+        plan => {
+            let changes =
+                |node: &LogicalPlan| Ok(matches!(node, LogicalPlan::Ddl(_) | LogicalPlan::Dml(_) | LogicalPlan::Copy(_)));
+            // What cannot be looked through is not trusted.
+            plan.exists(changes).unwrap_or(true)
+        }
     }
 }
 

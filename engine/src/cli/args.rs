@@ -1,7 +1,9 @@
 //! The command line, and the only place where `REFRAIN_*` environment variables are named.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Parser, Subcommand};
 use refrain_serving::device::DeviceChoice;
 
@@ -52,6 +54,22 @@ pub struct Args {
     #[arg(long)]
     pub(crate) strict_rows: bool,
 
+    /// Do not ask before statements that are dear (refrain.confirm_above)
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+
+    /// Refuse statements that change something, once the init files have run
+    #[arg(long)]
+    pub(crate) readonly: bool,
+
+    /// Seconds after its start within which a query may ask a model (refrain.max_seconds)
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_seconds: Option<f64>,
+
+    /// Longest answer of a model, in tokens (refrain.max_tokens)
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<NonZeroU32>,
+
     /// Default model: a folder, a GGUF file, random:SHAPE, or the name of a model of the session
     #[arg(long, value_name = "PATH_OR_NAME", env = "REFRAIN_MODEL", global = true)]
     pub(crate) model: Option<String>,
@@ -73,7 +91,11 @@ pub struct Args {
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 
-    /// Do not run the init file
+    /// Run the script .refrainrc of the current folder too, after the init file
+    #[arg(long, env = "REFRAIN_LOCAL_INIT", action = ArgAction::SetTrue, value_parser = FalseyValueParser::new(), global = true)]
+    pub(crate) local_init: bool,
+
+    /// Do not run init files
     #[arg(long, conflicts_with = "init", global = true)]
     pub(crate) no_init: bool,
 
@@ -156,11 +178,18 @@ mod tests {
         assert!(!args.stops_at_errors());
         assert!(parse("-c a").unwrap().stops_at_errors());
         assert!(parse("--no-bail --bail").unwrap().stops_at_errors());
+        let limited = parse("-y --readonly --max-seconds 1.5 --max-tokens 9 --local-init").unwrap();
+        assert!(limited.yes && limited.readonly && limited.local_init);
+        assert_eq!((limited.max_seconds, limited.max_tokens.map(NonZeroU32::get)), (Some(1.5), Some(9)));
+        let bare = parse("").unwrap();
+        assert!(!(bare.yes || bare.readonly || bare.local_init));
     }
 
     #[test]
     fn wrong_options_end_with_the_usage_code() {
-        for wrong in ["-v x", "--format xml", "--threads 0", "--nonsense", "--device tpu", "-i a --no-init"] {
+        for wrong in
+            ["-v x", "--format xml", "--threads 0", "--nonsense", "--device tpu", "-i a --no-init", "--max-tokens 0"]
+        {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
     }
@@ -170,6 +199,9 @@ mod tests {
         let args = parse("--connect grpc://h:1 --user ada -c a").unwrap();
         assert_eq!((args.server.connect.as_deref(), args.server.user.as_deref()), (Some("grpc://h:1"), Some("ada")));
         assert_eq!(parse("--user ada").unwrap_err().exit_code(), 2);
+        let args = parse("--connect grpc+tls://h --tls-cert c.pem --tls-key k.pem").unwrap();
+        assert_eq!((args.server.tls_cert, args.server.tls_key), (Some("c.pem".into()), Some("k.pem".into())));
+        assert_eq!(parse("--connect grpc+tls://h --tls-cert c.pem").unwrap_err().exit_code(), 2);
     }
 
     #[test]

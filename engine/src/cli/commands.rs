@@ -1,9 +1,15 @@
 //! Shell commands: their names, aliases and arguments.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::copy;
 use super::error::{Failure, Outcome};
 use super::output::Format;
+use super::pager::PagerChange;
+
+/// Seconds between two runs of `\watch`, unless it names others.
+const WATCH_S: f64 = 2.0;
 
 /// A shell command, ready to be carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,14 +30,32 @@ pub(crate) enum Command {
     Expanded(Option<bool>),
     /// `\mode [format]`
     Mode(Option<Format>),
+    /// `\mode parquet FILE`: the next result, as Parquet.
+    ParquetFile(PathBuf),
     /// `\maxrows [n]`; `Some(None)` lifts the limit.
     MaxRows(Option<Option<usize>>),
     /// `\nullvalue [text]`
     NullValue(Option<String>),
     /// `\o [file]`
     Output(Option<PathBuf>),
+    /// `\once file`
+    Once(PathBuf),
+    /// `\copy (query|table) TO 'file'`
+    Copy(copy::Copy),
+    /// `\last`
+    Last,
+    /// `\pager [on|off|command]`
+    Pager(PagerChange),
     /// `\i file`
     Include(PathBuf),
+    /// `\e`; this statement instead of the last.
+    Edit(Option<String>),
+    /// `\g`; this statement instead of the last, here and below.
+    Go(Option<String>),
+    /// `\gx`
+    GoExpanded(Option<String>),
+    /// `\watch [seconds]`
+    Watch(Option<String>, Duration),
     /// `\usage`
     Usage,
     /// `\errors`
@@ -83,13 +107,21 @@ pub(crate) const COMMANDS: &[Entry] = &[
     entry("dm", None, "", "models"),
     entry("dp", None, "", "prompts with names"),
     entry("df", None, "[PATTERN]", "functions; `*` matches anything; without a pattern those that call models"),
-    entry("mode", Some("mode"), "[FORMAT]", "table, expanded, markdown, csv, tsv, json or ndjson"),
+    entry("mode", Some("mode"), "[FORMAT]", "table, box, expanded, markdown, csv, tsv, json, ndjson, or parquet FILE"),
     entry("x", None, "[on|off]", "one value a line"),
     entry("maxrows", Some("maxrows"), "[N|all]", "rows of a table to show"),
     entry("nullvalue", Some("nullvalue"), "[TEXT]", "text for NULL"),
     entry("timing", Some("timer"), "[on|off]", "time of each statement"),
+    entry("pager", None, "[on|off|COMMAND]", "show what is higher than the terminal in a pager ($PAGER, else less)"),
     entry("o", Some("output"), "[FILE]", "write results to a file, or again to the terminal"),
+    entry("once", Some("once"), "FILE", "write the next result to a file"),
+    entry("copy", None, "QUERY|TABLE TO FILE", "write all rows to a file here: .parquet, .csv, .tsv, .json, .ndjson or .md"),
+    entry("last", None, "", "show the last result again, all of its rows; runs nothing"),
     entry("i", Some("read"), "FILE", "run a script"),
+    entry("e", None, "", "edit the last statement in $VISUAL or $EDITOR, and run what was saved"),
+    entry("g", None, "", "run the last statement again; instead of a semicolon, run what stands before it"),
+    entry("gx", None, "", "the same, one value a line"),
+    entry("watch", None, "[SECONDS]", "run the last statement again and again until Ctrl-C"),
     entry("explain", None, "[SQL]", "plan of a statement, or of the last one; calls no model"),
     entry("estimate", None, "[SQL]", "what a statement, or the last one, would cost; calls no model"),
     entry("usage", None, "", "calls and tokens of the last query"),
@@ -124,11 +156,19 @@ pub(crate) fn parse(line: &str) -> Outcome<Command> {
         "df" => Command::Functions(argument()),
         "timing" => Command::Timing(switch(rest)?),
         "x" => Command::Expanded(switch(rest)?),
-        "mode" => Command::Mode(argument().map(|name| Format::named(&name)).transpose()?),
+        "mode" => mode(rest)?,
         "maxrows" => Command::MaxRows(argument().map(|text| row_limit(&text)).transpose()?),
         "nullvalue" => Command::NullValue(argument()),
         "o" => Command::Output(argument().filter(|file| file != "stdout").map(PathBuf::from)),
+        "once" => Command::Once(argument().map(PathBuf::from).ok_or_else(|| Failure::usage("\\once needs a file"))?),
+        "copy" => Command::Copy(copy::parse(rest)?),
+        "last" => Command::Last,
+        "pager" => Command::Pager(PagerChange::named(rest)),
         "i" => Command::Include(argument().map(PathBuf::from).ok_or_else(|| Failure::usage("\\i needs a file"))?),
+        "e" => Command::Edit(None),
+        "g" => Command::Go(None),
+        "gx" => Command::GoExpanded(None),
+        "watch" => Command::Watch(None, interval(rest)?),
         "explain" => Command::Explain((!rest.is_empty()).then(|| rest.to_owned())),
         "estimate" => Command::Estimate((!rest.is_empty()).then(|| rest.to_owned())),
         "usage" => Command::Usage,
@@ -143,6 +183,21 @@ pub(crate) fn parse(line: &str) -> Outcome<Command> {
         "q" => Command::Quit,
         _ => Command::Help,
     })
+}
+
+impl Command {
+    /// Returns the command as it is when it ends a statement instead of a semicolon, as in `SELECT 1 \gx`.
+    pub(crate) fn of(self, sql: String) -> Outcome<Command> {
+        match self {
+            Command::Edit(_) => Ok(Command::Edit(Some(sql))),
+            Command::Go(_) => Ok(Command::Go(Some(sql))),
+            Command::GoExpanded(_) => Ok(Command::GoExpanded(Some(sql))),
+            Command::Watch(_, interval) => Ok(Command::Watch(Some(sql), interval)),
+            _ => Err(Failure::usage(
+                "after a statement stand \\g, \\gx, \\watch or \\e; end it by a semicolon before other commands",
+            )),
+        }
+    }
 }
 
 /// Returns the name under which a typed word is listed.
@@ -182,7 +237,7 @@ fn edit_distance(a: &str, b: &str) -> usize {
 }
 
 /// Takes the quotes off an argument.
-fn unquoted(text: &str) -> String {
+pub(crate) fn unquoted(text: &str) -> String {
     let inner = ['\'', '"'].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
     inner.unwrap_or(text).to_owned()
 }
@@ -201,6 +256,29 @@ fn row_limit(text: &str) -> Outcome<Option<usize>> {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| Failure::usage(format!("expected a number of rows or all, not {text:?}")))
+}
+
+/// Reads a format, and the file that Parquet needs.
+fn mode(text: &str) -> Outcome<Command> {
+    if text.is_empty() {
+        return Ok(Command::Mode(None));
+    }
+    let (name, file) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    match (Format::named(&unquoted(name))?, file.trim()) {
+        (Format::Parquet, "") => Err(Failure::usage("\\mode parquet needs a file")),
+        (Format::Parquet, file) => Ok(Command::ParquetFile(PathBuf::from(unquoted(file)))),
+        (format, "") => Ok(Command::Mode(Some(format))),
+        (format, file) => Err(Failure::usage(format!("\\mode {} takes no file; \\o {file} writes to one", format.name()))),
+    }
+}
+
+/// Reads how often `\watch` runs a statement.
+fn interval(text: &str) -> Outcome<Duration> {
+    let seconds = if text.is_empty() { Ok(WATCH_S) } else { text.parse() };
+    let interval = seconds.ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    interval
+        .filter(|interval| !interval.is_zero())
+        .ok_or_else(|| Failure::usage(format!("\\watch needs a number of seconds above 0, not {text:?}")))
 }
 
 /// Reads where to connect to.
@@ -246,6 +324,12 @@ mod tests {
         check("\\d my_table;", Command::Describe(Some("my_table".into())));
         check("\\i 'a file.sql'", Command::Include("a file.sql".into()));
         check("\\mode NDJSON", Command::Mode(Some(Format::Ndjson)));
+        check("\\mode parquet 'a file.parquet'", Command::ParquetFile("a file.parquet".into()));
+        check("\\once 'a file.csv'", Command::Once("a file.csv".into()));
+        check("\\watch 0.5", Command::Watch(None, Duration::from_millis(500)));
+        check("\\watch", Command::Watch(None, Duration::from_secs(2)));
+        check("\\gx;", Command::GoExpanded(None));
+        check("\\pager less -S", Command::Pager(PagerChange::To("less -S".into())));
         check("\\x on", Command::Expanded(Some(true)));
         check("\\maxrows 20", Command::MaxRows(Some(Some(20))));
         check("\\maxrows all", Command::MaxRows(Some(None)));
@@ -279,14 +363,29 @@ mod tests {
         assert!(error("\\timng").contains("did you mean \\timing?"));
         assert!(error(".tabels").contains("did you mean .tables?"));
         assert!(error("\\maxrows many").contains("\"many\""));
-        assert!(error("\\i").contains("needs a file"));
+        for line in ["\\i", "\\once", "\\mode parquet"] {
+            assert!(error(line).contains("needs a file"), "{line}");
+        }
+        assert!(error("\\mode csv x").contains("takes no file"));
+        for line in ["\\watch 0", "\\watch -1", "\\watch often", "\\watch NaN"] {
+            assert!(error(line).contains("seconds above 0"), "{line}");
+        }
+    }
+
+    #[test]
+    fn some_commands_end_a_statement() {
+        let given = |line: &str| parse(line).unwrap().of("select 1".into());
+        assert_eq!(given("\\g").unwrap(), Command::Go(Some("select 1".into())));
+        assert_eq!(given("\\watch 1").unwrap(), Command::Watch(Some("select 1".into()), Duration::from_secs(1)));
+        assert_eq!(given("\\dt").unwrap_err().exit_code(), 2);
     }
 
     #[test]
     fn every_listed_command_parses() {
         for entry in COMMANDS {
             let argument = match entry.name {
-                "i" => " file",
+                "i" | "once" => " file",
+                "copy" => " t to t.csv",
                 "kill" => " 7",
                 "cache" => " clear",
                 "connect" => " local",

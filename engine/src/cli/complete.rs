@@ -8,6 +8,7 @@ use super::output::Format;
 use crate::Refrain;
 use crate::lex::{self, Token, TokenKind};
 use clap::ValueEnum;
+use refrain_udf::{option_names, prompt_option_names};
 
 /// Tables whose columns are looked up for completion; a larger catalog completes table names only.
 const TABLES_DESCRIBED: usize = 200;
@@ -103,34 +104,6 @@ pub(crate) const KEYWORDS: &[&str] = &[
     "WITH",
 ];
 
-/// Names of the options that calls of `ai_*` functions take.
-const CALL_OPTIONS: &[&str] = &[
-    "model",
-    "mode",
-    "temperature",
-    "top_p",
-    "seed",
-    "max_tokens",
-    "stop",
-    "return_type",
-    "regex",
-    "on_error",
-    "on_overflow",
-    "null_input",
-    "min",
-    "max",
-    "integer",
-    "output_mode",
-    "aspects",
-    "max_words",
-    "source_language",
-    "categories",
-    "dimensions",
-    "overflow",
-    "method",
-    "prompt_version",
-];
-
 /// A table and its columns.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TableWords {
@@ -145,8 +118,10 @@ pub(crate) struct TableWords {
 pub(crate) struct Vocabulary {
     /// Tables and views.
     pub(crate) tables: Vec<TableWords>,
-    /// Functions, and prompts, which are called as functions are.
+    /// Functions.
     pub(crate) functions: Vec<String>,
+    /// Prompts, which are called as functions are.
+    pub(crate) prompts: Vec<String>,
     /// Models.
     pub(crate) models: Vec<String>,
     /// Session settings.
@@ -173,11 +148,10 @@ impl Vocabulary {
             tables.push(words);
         }
         let prompts = db.prompts().list().into_iter().filter(|prompt| prompt.is_current);
-        let mut functions = catalog::function_names(ctx);
-        functions.extend(prompts.map(|prompt| prompt.definition.name));
         Self {
             tables,
-            functions,
+            functions: catalog::function_names(ctx),
+            prompts: prompts.map(|prompt| prompt.definition.name).collect(),
             models: db.models().into_iter().map(|model| model.name).collect(),
             settings: catalog::all_settings(ctx).into_iter().map(|setting| setting.name).collect(),
         }
@@ -212,8 +186,9 @@ impl Vocabulary {
             "\\model" => names(&self.models),
             "\\set" => names(&self.settings),
             "\\h" | "\\df" => names(&self.functions),
-            "\\i" | ".read" | "\\o" | ".output" => return files(line, start),
-            "\\explain" | "\\estimate" => return self.complete_sql(line),
+            "\\pager" => starting_with(word, ["on", "off"].into_iter().map(str::to_owned)),
+            "\\i" | ".read" | "\\o" | ".output" | "\\once" | ".once" => return files(line, start),
+            "\\explain" | "\\estimate" | "\\copy" => return self.complete_sql(line),
             _ => Vec::new(),
         };
         (start, found)
@@ -262,33 +237,40 @@ impl Vocabulary {
         }
         found.extend(starting_with(word, self.tables.iter().map(|table| table.name.clone())));
         found.extend(starting_with(word, self.tables.iter().flat_map(|table| table.columns.iter().cloned())));
-        if is_inside_ai_call(input, &tokens[..tokens.len() - 1]) {
-            found.extend(starting_with(word, CALL_OPTIONS.iter().map(|option| format!("{option} => "))));
-        }
-        found.extend(starting_with(word, self.functions.iter().map(|function| format!("{function}("))));
+        let options = self.options_here(input, &tokens[..tokens.len() - 1]);
+        found.extend(starting_with(word, options.into_iter().map(|option| format!("{option} => "))));
+        let called = self.functions.iter().chain(&self.prompts);
+        found.extend(starting_with(word, called.map(|function| format!("{function}("))));
         found.extend(starting_with(word, KEYWORDS.iter().map(|keyword| cased_like(word, keyword))));
         let mut seen = std::collections::HashSet::new();
         found.retain(|candidate| seen.insert(candidate.clone()));
         (start, found)
     }
-}
 
-/// Whether the text ends inside the parentheses of an `ai_*` call.
-fn is_inside_ai_call(input: &str, tokens: &[Token]) -> bool {
-    let mut depth = 0_usize;
-    let mut tokens = tokens.iter().rev().filter(|token| !token.is_blank()).peekable();
-    while let Some(token) = tokens.next() {
-        match token.kind {
-            TokenKind::Close => depth += 1,
-            TokenKind::Open if depth > 0 => depth -= 1,
-            TokenKind::Open if tokens.peek().is_some_and(|name| name.text(input).to_lowercase().starts_with("ai_")) => {
-                return true;
+    /// Returns the options of the innermost call of a model whose parentheses the text ends inside.
+    fn options_here(&self, input: &str, tokens: &[Token]) -> Vec<&'static str> {
+        let mut depth = 0_usize;
+        let mut tokens = tokens.iter().rev().filter(|token| !token.is_blank()).peekable();
+        while let Some(token) = tokens.next() {
+            match token.kind {
+                TokenKind::Close => depth += 1,
+                TokenKind::Open if depth > 0 => depth -= 1,
+                TokenKind::Open => {
+                    let name = tokens.peek().map(|name| name.text(input).to_lowercase()).unwrap_or_default();
+                    let options = option_names(&name);
+                    if !options.is_empty() {
+                        return options;
+                    }
+                    if self.prompts.contains(&name) {
+                        return prompt_option_names().collect();
+                    }
+                }
+                TokenKind::Semicolon => return vec![],
+                _ => {}
             }
-            TokenKind::Semicolon => return false,
-            _ => {}
         }
+        vec![]
     }
-    false
 }
 
 /// Returns the candidates that begin with `prefix`, whatever the letter case.
@@ -339,6 +321,7 @@ mod tests {
         Vocabulary {
             tables: vec![TableWords { name: "reviews".into(), columns: strings(&["review", "stars"]) }],
             functions: strings(&["abs", "ai_filter"]),
+            prompts: strings(&["refund"]),
             models: strings(&["mini", "qwen"]),
             settings: strings(&["refrain.dedup", "refrain.reorder"]),
         }
@@ -367,6 +350,11 @@ mod tests {
         check("select ai_filter('q', x, max_t", "select ai_filter('q', x, |max_tokens => ");
         check("select ai_filter('q', abs(1), max_t", "select ai_filter('q', abs(1), |max_tokens => ");
         check("select ai_filter('q'), max_t", "select ai_filter('q'), |");
+        check("select ai_filter('q', x, pass", "select ai_filter('q', x, |passages => ");
+        check("select ai_sentiment(x, pass", "select ai_sentiment(x, |");
+        check("select AI_SENTIMENT(x, asp", "select AI_SENTIMENT(x, |aspects => ");
+        check("select refund(x, prompt_", "select refund(x, |prompt_version => ");
+        check("select refu", "select |refund(");
     }
 
     #[test]
@@ -394,6 +382,9 @@ mod tests {
         check("\\d rev", "\\d |reviews");
         check("\\explain sel", "\\explain |select");
         check("\\model q", "\\model |qwen");
+        check("\\mode pa", "\\mode |parquet");
+        check("\\copy rev", "\\copy |reviews,review");
+        check("\\pager of", "\\pager |off");
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! What statements and shell commands do to a session.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::catalog;
 use super::closing;
 use super::commands::{self, COMMANDS, Command};
+use super::copy::Copy;
+use super::edit;
 use super::error::{Failure, Outcome};
-use super::output::Sink;
+use super::output::{Format, Sink};
 use super::script::{self, Item};
-use super::session::Session;
+use super::session::{Once, Session};
+use crate::redact;
 
 /// Scripts that include scripts may nest this deep.
 const INCLUDE_DEPTH_MAX: usize = 16;
@@ -50,28 +55,91 @@ impl Session {
     }
 
     async fn run_item(&mut self, item: Item, bail: bool, depth: usize) -> Outcome<Flow> {
-        match item {
-            Item::Statement(sql) => self.execute(&sql).await.map(|()| Flow::Continue),
-            Item::Command(line) => match commands::parse(&line)? {
-                Command::Quit => Ok(Flow::Quit),
-                Command::Include(_) if depth == INCLUDE_DEPTH_MAX => {
-                    Err(Failure::usage(format!("scripts include each other more than {INCLUDE_DEPTH_MAX} deep")))
-                }
-                Command::Include(path) => {
-                    let items = script::items(&read(&path)?);
-                    Box::pin(self.run_nested(items, bail, depth + 1)).await
-                }
-                command => self.carry_out(command).await.map(|()| Flow::Continue),
-            },
+        let command = match item {
+            Item::Statement(sql) => Command::Go(Some(sql)),
+            Item::Command(line) => commands::parse(&line)?,
+            Item::Given { sql, command } => commands::parse(&command)?.of(sql)?,
+        };
+        match command {
+            Command::Quit => Ok(Flow::Quit),
+            Command::Include(_) | Command::Edit(_) if depth == INCLUDE_DEPTH_MAX => {
+                Err(Failure::usage(format!("scripts include each other more than {INCLUDE_DEPTH_MAX} deep")))
+            }
+            Command::Include(path) => {
+                let items = script::items(&read(&path)?);
+                Box::pin(self.run_nested(items, bail, depth + 1)).await
+            }
+            Command::Edit(sql) => {
+                let Some(text) = self.edit(sql)? else { return Ok(Flow::Continue) };
+                let items = script::items(&text);
+                self.edited = Some(text);
+                Box::pin(self.run_nested(items, bail, depth + 1)).await
+            }
+            command => self.carry_out(command).await.map(|()| Flow::Continue),
         }
     }
 
     /// Runs a statement that does not become the last query.
-    async fn execute_aside(&mut self, sql: &str) -> Outcome<()> {
-        let kept = self.last.take();
+    pub(crate) async fn execute_aside(&mut self, sql: &str) -> Outcome<()> {
+        let (last, kept) = (self.last.take(), self.kept.take());
         let outcome = self.execute(sql).await;
-        self.last = kept;
+        (self.last, self.kept) = (last, kept);
         outcome
+    }
+
+    /// Runs a statement once the user agrees to what it costs.
+    async fn execute_confirmed(&mut self, sql: &str) -> Outcome<()> {
+        self.confirm(sql).await?;
+        self.execute(sql).await
+    }
+
+    /// Runs a statement again and again until Ctrl-C.
+    async fn watch(&mut self, sql: &str, interval: Duration) -> Outcome<()> {
+        self.confirm(sql).await?;
+        // A page that waits for keys would stop the watch.
+        let is_paged = std::mem::replace(&mut self.pager.is_on, false);
+        let outcome = loop {
+            if let Err(error) = self.execute(sql).await {
+                break Err(error);
+            }
+            if let Err(error) = self.interrupts.race(tokio::time::sleep(interval)).await {
+                break Err(error);
+            }
+        };
+        self.pager.is_on = is_paged;
+        outcome
+    }
+
+    /// Writes all rows of a query to a file of this machine.
+    async fn copy(&mut self, copy: &Copy) -> Outcome<()> {
+        self.confirm(&copy.sql).await?;
+        self.once = Some(Once { sink: Sink::file(&copy.file)?, format: Some(copy.format) });
+        self.execute(&copy.sql).await
+    }
+
+    /// Shows the last result again.
+    fn show_last(&mut self) -> Outcome<()> {
+        let Some(kept) = &self.kept else {
+            return Err(Failure::usage("there is no result to show again; the shell keeps the last one of a prompt"));
+        };
+        let Some(batches) = kept.batches.clone() else {
+            return Err(Failure::usage("the last result was too large to be kept; \\copy writes one to a file"));
+        };
+        let schema = Arc::clone(&kept.schema);
+        self.show_all(schema, &batches)
+    }
+
+    /// Lets the user edit a statement, by default the last one; `None` if nothing was saved. What creates a secret is not written to a file.
+    fn edit(&mut self, sql: Option<String>) -> Outcome<Option<String>> {
+        if !self.view.interactive {
+            return Err(Failure::usage("\\e needs a terminal"));
+        }
+        let sql = sql.or_else(|| self.last.as_ref().map(|last| last.sql.clone()));
+        let sql = sql.filter(|sql| !redact::holds_secret(sql)).map_or_else(String::new, |sql| format!("{sql};\n"));
+        let edited = tokio::task::block_in_place(|| edit::edited(&edit::editor(), &sql));
+        // Ctrl-C in the editor was meant for the editor.
+        self.interrupts.reset();
+        edited
     }
 
     /// Carries out a command that runs no script.
@@ -94,6 +162,23 @@ impl Session {
                 self.show(&functions)
             }
             Command::Prompts => self.execute_aside("SHOW PROMPTS").await,
+            Command::Go(sql) => {
+                let sql = self.this_or_last(sql)?;
+                self.execute_confirmed(&sql).await
+            }
+            Command::GoExpanded(sql) => {
+                let sql = self.this_or_last(sql)?;
+                let usual = std::mem::replace(&mut self.view.format, Format::Expanded);
+                let outcome = self.execute_confirmed(&sql).await;
+                self.view.format = usual;
+                outcome
+            }
+            Command::Watch(sql, interval) => {
+                let sql = self.this_or_last(sql)?;
+                self.watch(&sql, interval).await
+            }
+            Command::Copy(copy) => self.copy(&copy).await,
+            Command::Last => self.show_last(),
             Command::Explain(sql) => {
                 let sql = self.this_or_last(sql)?;
                 self.execute_aside(&format!("EXPLAIN {sql}")).await
@@ -146,6 +231,14 @@ impl Session {
                 self.sink = file.map_or_else(|| Ok(Sink::stdout()), |path| Sink::file(&path))?;
                 Ok(())
             }
+            Command::Once(file) => {
+                self.once = Some(Once { sink: Sink::file(&file)?, format: None });
+                Ok(())
+            }
+            Command::ParquetFile(file) => {
+                self.once = Some(Once { sink: Sink::file(&file)?, format: Some(Format::Parquet) });
+                Ok(())
+            }
             command => {
                 self.change_view(command);
                 Ok(())
@@ -168,6 +261,10 @@ impl Session {
             Command::Mode(format) => {
                 view.format = format.unwrap_or(view.format);
                 format!("output format is {}", view.format.name())
+            }
+            Command::Pager(change) => {
+                self.pager.change(change);
+                format!("the pager {} is {}", self.pager.command, on_or_off(self.pager.is_on))
             }
             Command::MaxRows(limit) => {
                 view.max_rows = limit.unwrap_or(view.max_rows);
@@ -199,6 +296,7 @@ impl Session {
 
     /// Runs a statement that gives no rows, and says nothing of it.
     async fn run_quietly(&self, statement: &str) -> Outcome<()> {
+        self.allow(statement).await?;
         let mut run = self.place.start(statement).await?;
         while run.next().await?.is_some() {}
         Ok(())
@@ -232,7 +330,9 @@ fn on_or_off(value: bool) -> &'static str {
 }
 
 fn help() -> String {
-    let mut text = "SQL statements end with a semicolon. Ctrl-C stops a query, Ctrl-D leaves.\n\n".to_owned();
+    let mut text =
+        "SQL statements end with a semicolon, or with \\g, \\gx, \\watch or \\e. Ctrl-C stops a query, Ctrl-D leaves.\n\n"
+            .to_owned();
     for entry in COMMANDS {
         let usage = format!("\\{} {}", entry.name, entry.arguments);
         let alias = entry.dot_alias.map_or_else(String::new, |alias| format!(" (.{alias})"));
@@ -246,9 +346,7 @@ mod tests {
     use super::*;
     use crate::Refrain;
     use crate::cli::interrupt::Interrupts;
-    use crate::cli::output::Format;
     use crate::cli::session::View;
-    use std::sync::Arc;
     use tokio::sync::watch;
 
     struct Bench {
@@ -272,21 +370,7 @@ mod tests {
         };
         let db = Refrain::builder().build().await.unwrap();
         let sink = Sink::file(&folder.path().join("out")).unwrap();
-        let place = Arc::new(db.clone());
-        Bench {
-            session: Session {
-                db,
-                place,
-                interrupts,
-                sink,
-                view,
-                #[cfg(feature = "flight")]
-                server: Default::default(),
-                last: None,
-            },
-            interrupt,
-            folder,
-        }
+        Bench { session: Session::over(db, interrupts, sink, view), interrupt, folder }
     }
 
     impl Bench {
@@ -295,7 +379,16 @@ mod tests {
         }
 
         fn output(&self) -> String {
-            std::fs::read_to_string(self.folder.path().join("out")).unwrap()
+            self.file("out")
+        }
+
+        /// A path in the folder of the test, as a command names it.
+        fn path(&self, name: &str) -> String {
+            self.folder.path().join(name).display().to_string()
+        }
+
+        fn file(&self, name: &str) -> String {
+            std::fs::read_to_string(self.folder.path().join(name)).unwrap()
         }
     }
 
@@ -375,5 +468,104 @@ mod tests {
         bench.run(&format!("\\o '{}'\nselect 1 a; \n\\o\n", other.display()), true).await.unwrap();
         assert_eq!(std::fs::read_to_string(other).unwrap(), "a\n1\n");
         assert_eq!(bench.output(), "");
+    }
+
+    #[tokio::test]
+    async fn one_result_goes_elsewhere() {
+        let mut bench = bench().await;
+        let script = format!("\\once '{}'\n\\mode ndjson\nselect 1 a; select 2 a;", bench.path("once.json"));
+        bench.run(&script, true).await.unwrap();
+        assert_eq!((bench.file("once.json").as_str(), bench.output().as_str()), ("{\"a\":1}\n", "{\"a\":2}\n"));
+    }
+
+    #[tokio::test]
+    async fn copies_have_the_format_of_their_ending_and_all_rows() {
+        let mut bench = bench().await;
+        bench.session.view.max_rows = Some(1);
+        let copy = |source: &str, file: &str| format!("\\copy {source} to '{}'\n", bench.path(file));
+        let script = "create table t as values (1), (2);\n".to_owned()
+            + &copy("t", "t.tsv")
+            + &copy("(select column1 as a from t order by 1 desc)", "t.md")
+            + &copy("t", "t.parquet")
+            + &format!("select sum(column1) as s from '{}';", bench.path("t.parquet"));
+        bench.run(&script, true).await.unwrap();
+        assert_eq!(bench.file("t.tsv"), "column1\n1\n2\n");
+        assert_eq!(bench.file("t.md"), "| a |\n|---|\n| 2 |\n| 1 |\n");
+        assert_eq!(bench.output(), "s\n3\n");
+    }
+
+    #[tokio::test]
+    async fn a_parquet_file_takes_the_next_result() {
+        let mut bench = bench().await;
+        let file = bench.path("t.parquet");
+        bench.run(&format!("\\mode parquet '{file}'\nselect 7 a; select a from '{file}';"), true).await.unwrap();
+        assert_eq!(bench.output(), "a\n7\n");
+    }
+
+    #[tokio::test]
+    async fn the_last_statement_runs_again() {
+        let mut bench = bench().await;
+        assert_eq!(bench.run("\\g", true).await.unwrap_err().exit_code(), 2);
+        bench.run("select 1 a;\n\\g\nselect 2 a \\gx\n\\g", true).await.unwrap();
+        let expanded = format!("─[ 1 ]{}\na │ 2\n", "─".repeat(20));
+        assert_eq!(bench.output(), format!("a\n1\na\n1\n{expanded}a\n2\n"));
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_with_an_interrupt() {
+        let mut bench = bench().await;
+        let interrupt = bench.interrupt.clone();
+        let out = bench.folder.path().join("out");
+        let seen_twice = async move {
+            while std::fs::read_to_string(&out).unwrap().matches("a\n1\n").count() < 2 {
+                tokio::task::yield_now().await;
+            }
+            interrupt.send_modify(|count| *count += 1);
+        };
+        let (outcome, ()) = tokio::join!(bench.run("select 1 a \\watch 0.001", true), seen_twice);
+        assert_eq!(outcome.unwrap_err().exit_code(), 130);
+    }
+
+    #[tokio::test]
+    async fn the_last_result_is_shown_whole_and_in_another_form() {
+        let mut bench = bench().await;
+        assert_eq!(bench.run("\\last", true).await.unwrap_err().exit_code(), 2);
+        bench.session.view.interactive = true;
+        let script =
+            "select value a from generate_series(1, 2); create table t (b int);\n\\mode ndjson\n\\explain select 1\n\\once ";
+        bench.run(&format!("{script}{}\n\\last", bench.path("last")), true).await.unwrap();
+        assert_eq!(bench.file("last"), "{\"a\":1}\n{\"a\":2}\n");
+    }
+
+    #[tokio::test]
+    async fn what_changes_something_is_refused_where_it_may_only_read() {
+        let mut bench = bench().await;
+        bench.run("create table t as values (1);", true).await.unwrap();
+        bench.session.is_readonly = true;
+        for refused in [
+            "insert into t values (2)",
+            "create table u as select 1",
+            "create temporary table u as select 1",
+            "drop table t",
+            "copy t to 'x.csv'",
+            "create view v as select 1",
+            "explain analyze insert into t values (2)",
+            "prepare p as insert into t values (2)",
+            "drop model if exists m",
+            "call ai_cache_clear()",
+            "\\cache clear",
+        ] {
+            let error = bench.run(refused, true).await.unwrap_err();
+            assert!(matches!(error, Failure::ReadOnly), "{refused}: {error}");
+            assert_eq!(error.exit_code(), 1);
+        }
+        let read = "select * from t; show tables; describe t; show models; set refrain.seed = 3; reset refrain.seed;\n\\set seed 4\n\
+                    explain insert into t values (2); explain analyze select * from t; prepare q as select 1;";
+        bench.run(read, true).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_editor_needs_a_terminal() {
+        assert!(bench().await.run("\\e", true).await.unwrap_err().to_string().contains("terminal"));
     }
 }

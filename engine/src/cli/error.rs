@@ -36,6 +36,12 @@ pub(crate) enum Failure {
     /// Rows failed although `--strict-rows` forbids it.
     #[error("{0} rows failed and --strict-rows is set")]
     RowsFailed(u64),
+    /// A statement would change something although `--readonly` forbids it.
+    #[error("the statement changes something, and --readonly is set")]
+    ReadOnly,
+    /// The user was asked, and does not want the statement to run.
+    #[error("not run")]
+    Declined,
     /// The user pressed Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -71,14 +77,16 @@ impl Failure {
 
     /// Tells the error on standard error, unless it has been told or needs no words.
     pub(crate) fn tell(&self) {
-        if !matches!(self, Self::Told(_) | Self::OutputClosed) {
-            complain(&format!("error: {self}"));
+        match self {
+            Self::Told(_) | Self::OutputClosed => {}
+            Self::Declined => complain(&self.to_string()),
+            error => complain(&format!("error: {error}")),
         }
     }
 
     /// Whether a script stops at this error even if it was told to go on.
     pub(crate) fn stops_any_script(&self) -> bool {
-        matches!(self, Self::Interrupted | Self::OutputClosed)
+        matches!(self, Self::Interrupted | Self::Declined | Self::OutputClosed)
     }
 
     /// The exit code of a program that ends with this error.
@@ -91,8 +99,8 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Engine(Error::Budget { .. }) => 3,
             Self::RowsFailed(_) | Self::Engine(Error::RowErrors { .. }) => 4,
-            Self::Interrupted | Self::Engine(Error::Cancelled) => 130,
-            Self::Engine(_) | Self::Io { .. } => 1,
+            Self::Interrupted | Self::Declined | Self::Engine(Error::Cancelled) => 130,
+            Self::Engine(_) | Self::ReadOnly | Self::Io { .. } => 1,
         }
     }
 }

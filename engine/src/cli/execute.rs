@@ -1,6 +1,6 @@
 //! One statement from text to rows: planned, run, written, accounted for, and interruptible at each step.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -10,6 +10,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 use super::closing;
 use super::error::{Failure, Outcome, complain};
 use super::interrupt::Interrupts;
+use super::kept::Kept;
 use super::numbers::{bytes, counted, seconds};
 use super::output;
 use super::place::Statement;
@@ -30,27 +31,58 @@ pub(crate) struct Collected {
 impl Session {
     /// Runs one statement, writes its rows, and tells what it came to.
     pub(crate) async fn execute(&mut self, sql: &str) -> Outcome<()> {
+        let usual = self.redirect();
+        let outcome = self.execute_there(sql).await;
+        self.restore(usual);
+        outcome
+    }
+
+    /// As [`execute`](Self::execute), with its rows going where they go now.
+    async fn execute_there(&mut self, sql: &str) -> Outcome<()> {
         let (started, started_at) = (Instant::now(), SystemTime::now());
         let mut lines = self.progress_lines();
         let mut run = self.start(sql, &mut lines).await?;
         let schema = run.schema();
         let has_columns = !schema.fields().is_empty();
+        if has_columns {
+            self.sink.claim(self.view.effective_format())?;
+        }
+        let mut kept = (has_columns && self.view.interactive).then(|| Kept::new(Arc::clone(&schema)));
         let mut writer = output::writer(self.view.effective_format(), schema, self.layout());
+        let mut page = self.page();
         let mut rows = 0;
         let sink = &mut self.sink;
         let write = |batch: RecordBatch| {
             rows += batch.num_rows() as u64;
-            writer.batch(sink.out(), &batch).and_then(|()| sink.flush())
+            if let Some(kept) = &mut kept {
+                kept.keep(&batch);
+            }
+            match &mut page {
+                Some(page) => writer.batch(page, &batch),
+                None => writer.batch(sink.out(), &batch).and_then(|()| sink.flush()),
+            }
         };
         let delivered = drain(run.as_mut(), &mut self.interrupts, lines, write).await;
         let delivered = delivered.and_then(|()| {
-            let hidden = writer.finish(self.sink.out())?;
-            self.sink.flush()?;
+            let out: &mut dyn Write = match &mut page {
+                Some(page) => page,
+                None => self.sink.out(),
+            };
+            let hidden = writer.finish(out)?;
+            self.kept = kept.or(self.kept.take());
             Ok(Delivered { rows: has_columns.then_some(rows), hidden: hidden as u64 })
         });
 
-        self.tell_loads(started_at);
+        // The time that a person takes to read it is not the statement's.
         let elapsed_s = started.elapsed().as_secs_f64();
+        let delivered = delivered.and_then(|delivered| {
+            match page {
+                Some(page) => self.deliver(&page)?,
+                None => self.sink.flush()?,
+            }
+            Ok(delivered)
+        });
+        self.tell_loads(started_at);
         let account = match run.account().await {
             Ok(account) => account,
             Err(error) => return delivered.and(Err(error)),
@@ -78,6 +110,7 @@ impl Session {
 
     /// Plans and starts a statement; what loads a model or makes a table runs here, so loads are shown.
     async fn start(&mut self, sql: &str, lines: &mut Option<ProgressLines>) -> Outcome<Box<dyn Statement>> {
+        self.allow(sql).await?;
         let planned = async {
             let mut planned = self.place.start(sql);
             let mut tick = tokio::time::interval(INTERVAL);
@@ -90,6 +123,14 @@ impl Session {
             }
         };
         self.interrupts.race(planned).await?
+    }
+
+    /// Fails if statements that change something are refused, and this is one.
+    pub(crate) async fn allow(&self, sql: &str) -> Outcome<()> {
+        match self.is_readonly && self.place.changes_something(sql).await? {
+            true => Err(Failure::ReadOnly),
+            false => Ok(()),
+        }
     }
 
     /// Tells which models were loaded since a statement began: to a person any, else those that took a while.
@@ -128,7 +169,9 @@ impl Session {
             }
         })?;
         if hidden > 0 {
-            self.notice(&format!("{} more not shown; \\maxrows all shows every row", counted(hidden, "row")));
+            let shown_by =
+                if self.view.interactive { "\\last shows them, and \\maxrows all" } else { "\\maxrows all shows" };
+            self.notice(&format!("{} more not shown; {shown_by} every row", counted(hidden, "row")));
         }
         let is_timed = self.view.timing || spent.is_some();
         if is_timed || self.view.interactive {

@@ -12,6 +12,11 @@ pub(crate) fn init_file() -> Option<PathBuf> {
     user_file("XDG_CONFIG_HOME", ".config", "rc.sql")
 }
 
+/// The script of the current folder, which runs only where the user has asked for it.
+pub(crate) fn local_init_file() -> PathBuf {
+    PathBuf::from(".refrainrc")
+}
+
 /// The folder of persistent secrets: `$XDG_DATA_HOME/refrain/secrets`, by default under `~/.local/share`.
 pub(crate) fn secrets_folder() -> Option<PathBuf> {
     user_file("XDG_DATA_HOME", ".local/share", "secrets")

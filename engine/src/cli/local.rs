@@ -11,6 +11,7 @@ use super::complete::Vocabulary;
 use super::dispatch::version;
 use super::error::Outcome;
 use super::place::{Account, Place, Statement};
+use crate::forecast::Forecast;
 use crate::{Progress, Refrain, RowError, Run};
 
 #[async_trait]
@@ -36,6 +37,17 @@ impl Place for Refrain {
 
     async fn estimate(&self, sql: &str) -> Outcome<String> {
         Ok(self.sql(sql).await?.estimate().await?.to_string())
+    }
+
+    async fn forecast(&self, sql: &str) -> Outcome<Option<Forecast>> {
+        if self.settings().confirm_above.is_none() {
+            return Ok(None);
+        }
+        Ok(self.sql(sql).await?.forecast().await?)
+    }
+
+    async fn changes_something(&self, sql: &str) -> Outcome<bool> {
+        Ok(self.sql(sql).await?.changes_something())
     }
 
     async fn tables(&self) -> Outcome<RecordBatch> {

@@ -11,6 +11,9 @@
 //! | [`place`], [`local`], `remote` | where statements run: here, or on a server |
 //! | [`execute`] | one statement from text to rows, interruptible |
 //! | [`commands`], [`dispatch`], [`catalog`] | shell commands: grammar, effect, and the listings among them |
+//! | [`confirm`] | the question before what is dear |
+//! | [`mod@edit`], [`pager`], [`child`] | the user's editor and pager, and how programs are started |
+//! | [`mod@copy`], [`kept`] | results in files of this machine; the last result, kept |
 //! | [`shell`], [`editor`], [`complete`], [`history`] | the interactive loop and its line editor |
 //! | [`script`] | scripts as statements and commands |
 //! | [`output`] | formats, and the place results go to |
@@ -22,19 +25,25 @@
 mod args;
 mod bench;
 mod catalog;
+mod child;
 mod closing;
 mod commands;
 mod complete;
+mod confirm;
+mod copy;
 mod demo;
 mod dispatch;
+mod edit;
 mod editor;
 mod error;
 mod execute;
 mod history;
 mod interrupt;
+mod kept;
 mod local;
 mod numbers;
 mod output;
+mod pager;
 mod place;
 mod program;
 mod progress;

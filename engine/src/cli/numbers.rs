@@ -42,6 +42,16 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
+/// A duration that is not known exactly: `40 ms`, `42 s`, `9 min`, `3.5 h`.
+pub(crate) fn rough(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.0} ms", s * 1e3),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}
+
 /// A duration as a clock shows it: `01:42`, `1:02:03`.
 pub(crate) fn clock(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
@@ -64,6 +74,7 @@ mod tests {
         assert_eq!([12.0, 1_900.0, 3_100_000.0].map(short), ["12", "1.9 k", "3.1 M"]);
         assert_eq!([12, 1_200_000_000].map(bytes), ["12 B", "1.2 GB"]);
         assert_eq!([0.012, 1.529, 94.12].map(seconds), ["0.012 s", "1.53 s", "94.1 s"]);
+        assert_eq!([0.04, 42.4, 545.0, 12_600.0].map(rough), ["40 ms", "42 s", "9 min", "3.5 h"]);
         assert_eq!([102.0, 3723.0].map(clock), ["01:42", "1:02:03"]);
         assert_eq!((percent(74, 100), percent(1, 0)), (Some(74), None));
         assert_eq!((counted(1, "row"), counted(0, "row")), ("1 row".into(), "0 rows".into()));

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::complete::Vocabulary;
 use super::error::Outcome;
+use crate::forecast::Forecast;
 use crate::{Progress, QueryUsage};
 
 /// Something that runs statements, and knows what they may name.
@@ -26,6 +27,12 @@ pub(crate) trait Place: Send + Sync {
 
     /// Says what a statement would cost. Calls no model.
     async fn estimate(&self, sql: &str) -> Outcome<String>;
+
+    /// Says what a statement is expected to cost, if that exceeds `refrain.confirm_above` or is not known. Calls no model.
+    async fn forecast(&self, sql: &str) -> Outcome<Option<Forecast>>;
+
+    /// Says whether a statement would change more than settings of the session.
+    async fn changes_something(&self, sql: &str) -> Outcome<bool>;
 
     /// Lists tables and views.
     async fn tables(&self) -> Outcome<RecordBatch>;

@@ -1,7 +1,7 @@
 //! What to run, from where, and the exit code.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 #[cfg(feature = "flight")]
 use std::sync::Arc;
@@ -92,6 +92,7 @@ async fn run_in(session: &mut Session, args: &Args, interactive: bool) -> Outcom
     if run_init(session, args).await? == Flow::Quit {
         return Ok(());
     }
+    session.is_readonly = args.readonly;
     match interactive {
         true => shell::run(session).await,
         false if args.has_script() => run_arguments(session, args).await,
@@ -99,7 +100,7 @@ async fn run_in(session: &mut Session, args: &Args, interactive: bool) -> Outcom
     }
 }
 
-/// Applies `REFRAIN_X` from the environment to every setting `refrain.x`, then `-v`.
+/// Applies `REFRAIN_X` from the environment to every setting `refrain.x`, then options that stand for settings, then `-v`.
 async fn apply_settings(session: &Session, args: &Args) -> Outcome<()> {
     for setting in catalog::all_settings(session.db.context()) {
         let is_ours = setting.name.starts_with("refrain.") && !SETTINGS_WITH_OPTIONS.contains(&setting.name.as_str());
@@ -108,24 +109,37 @@ async fn apply_settings(session: &Session, args: &Args) -> Outcome<()> {
             session.set(&setting.name, &value).await?;
         }
     }
+    if let Some(seconds) = args.max_seconds {
+        session.set("refrain.max_seconds", &seconds.to_string()).await?;
+    }
+    if let Some(tokens) = args.max_tokens {
+        session.set("refrain.max_tokens", &tokens.to_string()).await?;
+    }
     for (name, value) in &args.settings {
         session.set(name, value).await?;
     }
     Ok(())
 }
 
-/// Runs the init file: the one asked for must exist, the usual one may. The usual one makes models and tables for this process, so it
-/// is not run on a server.
+/// Runs the init file, then that of the current folder if the user wants it.
 async fn run_init(session: &mut Session, args: &Args) -> Outcome<Flow> {
-    let script = match &args.init {
-        Some(path) => dispatch::read(path)?,
-        None if args.no_init || args.is_connected() => return Ok(Flow::Continue),
-        None => match history::init_file().filter(|path| path.is_file()) {
-            Some(path) => dispatch::read(&path)?,
-            None => return Ok(Flow::Continue),
-        },
-    };
-    session.run_items(script::items(&script), true).await
+    for path in init_files(args) {
+        let script = dispatch::read(&path)?;
+        if session.run_items(script::items(&script), true).await? == Flow::Quit {
+            return Ok(Flow::Quit);
+        }
+    }
+    Ok(Flow::Continue)
+}
+
+/// Returns the scripts to run first: the one asked for must exist, the others may. Those make models and tables for this process, so
+/// they are not run on a server.
+fn init_files(args: &Args) -> Vec<PathBuf> {
+    let is_usual = !args.no_init && !args.is_connected();
+    let found = |path: &PathBuf| is_usual && path.is_file();
+    let first = args.init.clone().or_else(|| history::init_file().filter(found));
+    let local = args.local_init.then(history::local_init_file).filter(found);
+    first.into_iter().chain(local).collect()
 }
 
 /// Runs `-c` and `-f`, in this order.

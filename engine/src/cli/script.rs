@@ -1,7 +1,8 @@
 //! A script as statements and shell commands.
 //!
 //! A statement ends at a `;` outside quotes, comments and brackets. A command (`\dt`, `.tables`) stands on a line of its own
-//! where a statement could begin, and ends with that line.
+//! where a statement could begin, and ends with that line. A backslash ends a statement too, which the command takes that begins
+//! there: `SELECT 1 \gx`.
 
 use crate::lex::{self, TokenKind};
 
@@ -12,6 +13,13 @@ pub(crate) enum Item {
     Statement(String),
     /// A shell command, from its backslash or dot to the end of the line.
     Command(String),
+    /// A statement, and the command that takes it.
+    Given {
+        /// The statement.
+        sql: String,
+        /// The command, from its backslash to the end of the line.
+        command: String,
+    },
 }
 
 /// Cuts a script that arrives in pieces into items.
@@ -52,7 +60,7 @@ impl Splitter {
         }
         let base = self.scanned;
         let pending = self.buffer.split_off(base);
-        let mut end = None;
+        let (mut end, mut is_given) = (None, false);
         for token in lex::tokens(&pending) {
             if !token.closed {
                 break;
@@ -64,6 +72,10 @@ impl Splitter {
                     end = Some(base + token.start);
                     break;
                 }
+                TokenKind::Symbol if self.depth == 0 && self.started && token.text(&pending) == "\\" => {
+                    (end, is_given) = (Some(base + token.start), true);
+                    break;
+                }
                 _ => {}
             }
             self.started |= !token.is_blank();
@@ -71,6 +83,10 @@ impl Splitter {
         }
         self.buffer.push_str(&pending);
         let end = end?;
+        if is_given {
+            let line = self.take(self.line_end(end));
+            return Some(Item::Given { sql: line[..end].trim().to_owned(), command: line[end..].trim().to_owned() });
+        }
         let statement = self.take(end + 1);
         let statement = statement[..end].trim();
         // An empty statement between two semicolons is nothing to run.
@@ -89,9 +105,13 @@ impl Splitter {
         if !is_command(&self.buffer[start..]) {
             return None;
         }
-        let end = self.buffer[start..].find('\n').map_or(self.buffer.len(), |at| start + at);
-        let line = self.take(end);
+        let line = self.take(self.line_end(start));
         Some(Item::Command(line[start..].trim().to_owned()))
+    }
+
+    /// Returns the end of the line that holds the byte `start`.
+    fn line_end(&self, start: usize) -> usize {
+        self.buffer[start..].find('\n').map_or(self.buffer.len(), |at| start + at)
     }
 
     /// Removes the first `length` bytes of the buffer; what follows starts a new statement.
@@ -138,6 +158,7 @@ mod tests {
         let written = |item| match item {
             Item::Statement(sql) => format!("{sql};"),
             Item::Command(line) => line,
+            Item::Given { sql, command } => format!("{sql} <- {command}"),
         };
         let found: Vec<String> = items(script).into_iter().map(written).collect();
         assert_eq!(found, expected);
@@ -161,8 +182,16 @@ mod tests {
     }
 
     #[test]
+    fn a_backslash_gives_the_statement_before_it_to_a_command() {
+        check("select 1 \\gx\nselect 2;", &["select 1 <- \\gx", "select 2;"]);
+        check("select\n1\\watch 5", &["select\n1 <- \\watch 5"]);
+        check("select '\\g' -- \\g\n;", &["select '\\g' -- \\g;"]);
+        check("select 1; \\g", &["select 1;", "\\g"]);
+    }
+
+    #[test]
     fn input_is_complete_once_nothing_waits() {
-        for complete in ["", "  ", "select 1;", "\\d t", "select 1; -- done", "a; b;", ".tables"] {
+        for complete in ["", "  ", "select 1;", "\\d t", "select 1; -- done", "a; b;", ".tables", "select 1 \\gx"] {
             assert!(is_complete(complete), "{complete}");
         }
         for open in ["select 1", "select ';", "select (1;", "/* x", "select 1; select", "select 'a;"] {

@@ -1,15 +1,19 @@
 //! One session of the engine with the user's choices of output.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
 
 use super::args::Args;
-use super::error::{Outcome, complain};
+use super::error::{Failure, Outcome, complain};
 use super::history;
 use super::interrupt::Interrupts;
+use super::kept::Kept;
 use super::output::{self, Format, Layout, Sink};
+use super::pager::Pager;
 use super::place::{Account, Place};
 #[cfg(feature = "flight")]
 use super::remote::ServerArgs;
@@ -71,6 +75,26 @@ pub(crate) struct Session {
     pub(crate) server: ServerArgs,
     /// The last query, if one was run.
     pub(crate) last: Option<LastQuery>,
+    /// The rows of the last result, where a person may want them again.
+    pub(crate) kept: Option<Kept>,
+    /// Where the next result goes instead.
+    pub(crate) once: Option<Once>,
+    /// What shows results that are higher than the terminal.
+    pub(crate) pager: Pager,
+    /// Whether the user is asked before what is dear.
+    pub(crate) asks: bool,
+    /// Whether statements that change something are refused.
+    pub(crate) is_readonly: bool,
+    /// What the user has written in an editor, until the history has it.
+    pub(crate) edited: Option<String>,
+}
+
+/// Where one result goes.
+pub(crate) struct Once {
+    /// The place.
+    pub(crate) sink: Sink,
+    /// How it is written there, if not as usual.
+    pub(crate) format: Option<Format>,
 }
 
 impl Session {
@@ -88,17 +112,31 @@ impl Session {
             quiet: args.quiet,
             strict_rows: args.strict_rows,
         };
-        let place = Arc::new(db.clone());
-        Ok(Self {
+        let mut session = Self::over(db, interrupts, sink, view);
+        session.asks = interactive && !args.yes;
+        #[cfg(feature = "flight")]
+        session.server.clone_from(&args.server);
+        Ok(session)
+    }
+
+    /// A session whose statements run in this process.
+    pub(crate) fn over(db: Refrain, interrupts: Interrupts, sink: Sink, view: View) -> Self {
+        Self {
+            place: Arc::new(db.clone()),
             db,
-            place,
             interrupts,
             sink,
             view,
             #[cfg(feature = "flight")]
-            server: args.server.clone(),
+            server: ServerArgs::default(),
             last: None,
-        })
+            kept: None,
+            once: None,
+            pager: Pager::usual(),
+            asks: false,
+            is_readonly: false,
+            edited: None,
+        }
     }
 
     /// Runs statements on a server from now on, or again in this process.
@@ -128,7 +166,7 @@ impl Session {
     #[cfg(feature = "flight")]
     pub(crate) async fn move_to(&mut self, place: Arc<dyn Place>) {
         self.place.leave().await;
-        (self.place, self.last) = (place, None);
+        (self.place, self.last, self.kept) = (place, None, None);
     }
 
     /// How a result is laid out now.
@@ -138,17 +176,84 @@ impl Session {
 
     /// Writes a listing in the current format, whole.
     pub(crate) fn show(&mut self, batch: &RecordBatch) -> Outcome<()> {
+        self.show_all(batch.schema(), std::slice::from_ref(batch))
+    }
+
+    /// Writes rows in the current format, all of them.
+    pub(crate) fn show_all(&mut self, schema: SchemaRef, batches: &[RecordBatch]) -> Outcome<()> {
+        let usual = self.redirect();
+        let outcome = self.write_all(schema, batches);
+        self.restore(usual);
+        outcome
+    }
+
+    fn write_all(&mut self, schema: SchemaRef, batches: &[RecordBatch]) -> Outcome<()> {
+        self.sink.claim(self.view.effective_format())?;
         let layout = Layout { max_rows: None, ..self.layout() };
-        let mut writer = output::writer(self.view.effective_format(), batch.schema(), layout);
-        writer.batch(self.sink.out(), batch)?;
-        writer.finish(self.sink.out())?;
-        self.sink.flush()
+        let mut writer = output::writer(self.view.effective_format(), schema, layout);
+        let mut page = self.page();
+        let out: &mut dyn Write = match &mut page {
+            Some(page) => page,
+            None => self.sink.out(),
+        };
+        for batch in batches {
+            writer.batch(out, batch)?;
+        }
+        writer.finish(out)?;
+        match page {
+            Some(page) => self.deliver(&page),
+            None => self.sink.flush(),
+        }
     }
 
     /// Writes text that the user asked for, ending its last line.
     pub(crate) fn print(&mut self, text: &str) -> Outcome<()> {
         let end = if text.ends_with('\n') { "" } else { "\n" };
-        write!(self.sink.out(), "{text}{end}")?;
+        let usual = self.redirect();
+        let outcome = self.sink.claim(Format::Table).and_then(|()| self.deliver(format!("{text}{end}").as_bytes()));
+        self.restore(usual);
+        outcome
+    }
+
+    /// Sends what is written from here on where `\once` said, if it said so. Returns what [`restore`](Self::restore) needs.
+    pub(crate) fn redirect(&mut self) -> Option<(Sink, View)> {
+        let once = self.once.take()?;
+        let mut view = View { max_rows: None, ..self.view.clone() };
+        if let Some(format) = once.format {
+            (view.format, view.expanded) = (format, false);
+        }
+        Some((std::mem::replace(&mut self.sink, once.sink), std::mem::replace(&mut self.view, view)))
+    }
+
+    /// Ends a redirection.
+    pub(crate) fn restore(&mut self, usual: Option<(Sink, View)>) {
+        if let Some((sink, view)) = usual {
+            (self.sink, self.view) = (sink, view);
+        }
+    }
+
+    /// An empty page for the pager, where the next result may need one.
+    pub(crate) fn page(&self) -> Option<Vec<u8>> {
+        let is_read = self.pager.is_on && self.view.interactive && self.view.effective_format().is_for_reading();
+        (is_read && self.sink.height().is_some()).then(Vec::new)
+    }
+
+    /// Writes a text, through the pager where it is higher than the terminal.
+    pub(crate) fn deliver(&mut self, text: &[u8]) -> Outcome<()> {
+        let lines = text.iter().filter(|byte| **byte == b'\n').count();
+        let is_high = self.sink.height().is_some_and(|height| lines >= usize::from(height));
+        if is_high && self.pager.is_on && self.view.interactive {
+            self.sink.flush()?;
+            let shown = tokio::task::block_in_place(|| self.pager.show(text));
+            // Ctrl-C in the pager was meant for the pager.
+            self.interrupts.reset();
+            if shown.map_err(|error| Failure::io("cannot run the pager", error))? {
+                return Ok(());
+            }
+            self.pager.is_on = false;
+            self.notice(&format!("no pager {}; \\pager names one", self.pager.command));
+        }
+        self.sink.out().write_all(text)?;
         self.sink.flush()
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
-use rustyline::{Behavior, CompletionType, Config, Editor};
+use rustyline::{Behavior, CompletionType, Config, Editor, config};
 
 use super::complete::Vocabulary;
 use super::dispatch::Flow;
@@ -34,7 +34,11 @@ pub(crate) async fn run(session: &mut Session) -> Outcome<()> {
         let Some(input) = tokio::task::block_in_place(|| lines.read(&prompt, vocabulary))? else { return Ok(()) };
         session.interrupts.reset();
         let input = editor::is_bare_word(&input).map_or(input, str::to_owned);
-        match session.run_items(script::items(&input), true).await {
+        let outcome = session.run_items(script::items(&input), true).await;
+        if let Some(text) = session.edited.take() {
+            lines.remember(&text);
+        }
+        match outcome {
             Ok(Flow::Continue) => {}
             Ok(Flow::Quit) => return Ok(()),
             Err(Failure::OutputClosed) => return Err(Failure::OutputClosed),
@@ -46,10 +50,7 @@ pub(crate) async fn run(session: &mut Session) -> Outcome<()> {
 
 impl LineEditor {
     fn open() -> Outcome<Self> {
-        // With standard output redirected the prompt must not end up among the data.
-        let behavior = if io::stdout().is_terminal() { Behavior::Stdio } else { Behavior::PreferTerm };
-        let config = Config::builder()
-            .behavior(behavior)
+        let config = terminal()
             .completion_type(CompletionType::List)
             .history_ignore_space(true)
             .max_history_size(HISTORY_SIZE)
@@ -93,7 +94,15 @@ impl LineEditor {
     }
 }
 
-fn unusable(error: ReadlineError) -> Failure {
+/// How lines are read from the terminal.
+pub(crate) fn terminal() -> config::Builder {
+    // With standard output redirected the prompt must not end up among the data.
+    let behavior = if io::stdout().is_terminal() { Behavior::Stdio } else { Behavior::PreferTerm };
+    Config::builder().behavior(behavior)
+}
+
+/// A terminal that cannot be read.
+pub(crate) fn unusable(error: ReadlineError) -> Failure {
     match error {
         ReadlineError::Io(source) => Failure::io("cannot read the terminal", source),
         error => Failure::io("cannot read the terminal", io::Error::other(error)),

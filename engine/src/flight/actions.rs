@@ -18,7 +18,7 @@ use tonic::Status;
 use super::service::{Shared, command};
 use super::session_options::{self, CLOSED, CloseSessionResult, SetSessionOptionsRequest};
 use super::sessions::Session;
-use super::shell::{ESTIMATE, GREET, LAST_QUERY};
+use super::shell::{CHANGES, ESTIMATE, FORECAST, GREET, LAST_QUERY};
 use super::statements::Prepared;
 use super::status::{malformed, sql};
 
@@ -31,7 +31,7 @@ const GET_SESSION_OPTIONS: &str = "GetSessionOptions";
 const CLOSE_SESSION: &str = "CloseSession";
 
 /// Name and meaning of every action.
-const ACTIONS: [(&str, &str); 10] = [
+const ACTIONS: [(&str, &str); 12] = [
     (CREATE_PREPARED_STATEMENT, "Prepares a statement: ActionCreatePreparedStatementRequest"),
     (CLOSE_PREPARED_STATEMENT, "Forgets a prepared statement: ActionClosePreparedStatementRequest"),
     (CANCEL_FLIGHT_INFO, "Cancels a query: CancelFlightInfoRequest"),
@@ -41,6 +41,11 @@ const ACTIONS: [(&str, &str); 10] = [
     (CLOSE_SESSION, "Ends the session and its queries: CloseSessionRequest"),
     (GREET, "For Refrain's shell: version, session and user as JSON"),
     (ESTIMATE, "For Refrain's shell: what the statement in the body would cost, as text"),
+    (
+        FORECAST,
+        "For Refrain's shell: what the statement in the body would cost in sum, as JSON, or null where nobody need be asked",
+    ),
+    (CHANGES, "For Refrain's shell: whether the statement in the body would change something, as JSON"),
     (LAST_QUERY, "For Refrain's shell: how the session's last statement is going, as JSON"),
 ];
 
@@ -88,6 +93,8 @@ impl Shared {
             }
             GREET => return self.greet(session).map(Some),
             ESTIMATE => return self.estimate(session, body).await.map(Some),
+            FORECAST => return self.forecast(session, body).await.map(Some),
+            CHANGES => return self.changes(session, body).await.map(Some),
             LAST_QUERY => return self.last_query(session).map(Some),
             other => {
                 let known = ACTIONS.map(|(name, _)| name).join(", ");

@@ -11,6 +11,7 @@ use tonic::Status;
 use super::service::Shared;
 use super::sessions::Session;
 use super::status::malformed;
+use crate::forecast::Forecast;
 use crate::operators::{Progress, QueryUsage, RowError};
 use crate::queries::QueryRecord;
 
@@ -19,6 +20,12 @@ pub(crate) const GREET: &str = "refrain.Greet";
 
 /// Asks for the text of an estimate; the body is the statement.
 pub(crate) const ESTIMATE: &str = "refrain.Estimate";
+
+/// Asks for a [`Forecast`], or null where there is nothing to ask about; the body is the statement.
+pub(crate) const FORECAST: &str = "refrain.Forecast";
+
+/// Asks whether a statement would change something; the body is the statement.
+pub(crate) const CHANGES: &str = "refrain.Changes";
 
 /// Asks for a [`QueryReport`] of the session's last statement.
 pub(crate) const LAST_QUERY: &str = "refrain.LastQuery";
@@ -70,8 +77,20 @@ impl Shared {
 
     /// Estimates a statement; calls no model.
     pub(super) async fn estimate(&self, session: &Session, body: &[u8]) -> Result<Bytes, Status> {
-        let statement = std::str::from_utf8(body).map_err(|error| malformed("the statement", error))?;
-        Ok(self.plan(session, statement).await?.estimate().await?.to_string().into())
+        Ok(self.plan(session, text(body)?).await?.estimate().await?.to_string().into())
+    }
+
+    /// Tells what a statement is expected to cost, if its user wants to be asked; calls no model.
+    pub(super) async fn forecast(&self, session: &Session, body: &[u8]) -> Result<Bytes, Status> {
+        if session.db.settings().confirm_above.is_none() {
+            return json(&None::<Forecast>);
+        }
+        json(&self.plan(session, text(body)?).await?.forecast().await?)
+    }
+
+    /// Tells whether a statement would change something.
+    pub(super) async fn changes(&self, session: &Session, body: &[u8]) -> Result<Bytes, Status> {
+        json(&self.plan(session, text(body)?).await?.changes_something())
     }
 
     /// Tells how the session's last statement is going.
@@ -79,6 +98,10 @@ impl Shared {
         let last = session.db.last_query();
         json(&last.map(|query| QueryReport::of(&query)).unwrap_or_default())
     }
+}
+
+fn text(body: &[u8]) -> Result<&str, Status> {
+    std::str::from_utf8(body).map_err(|error| malformed("the statement", error))
 }
 
 fn json(value: &impl Serialize) -> Result<Bytes, Status> {

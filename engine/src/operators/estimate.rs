@@ -540,7 +540,7 @@ impl CallEstimate {
     }
 
     /// Returns how many calls are expected at most: one for each distinct question, or for each chunk of one.
-    pub(super) fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.distinct + self.chunked.map_or(0, Chunked::further_calls)
     }
 

@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use arrow_flight::Action;
 use clap::Parser;
 use refrain::cli::Args;
 use refrain::flight::{Auth, ServerConfig, Tls, Users};
 use refrain::serving::mock::{Gate, MockBackend};
 
-use super::harness::{Server, rows};
+use super::harness::{Client, Server, rows};
 
 /// Runs the program on a server with these arguments. Returns its exit code and what it has written.
 async fn shell(server: &Server, arguments: &[&str]) -> (ExitCode, String) {
@@ -140,18 +141,115 @@ async fn a_shell_that_goes_stops_its_statement() {
     }
 }
 
+/// Returns the path of one of the tests' certificates or keys.
+fn certificate(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("it/flight/certificates").join(name).display().to_string()
+}
+
+/// The server's certificate; whether clients must show one too.
+fn tls(of_clients: bool) -> Tls {
+    let read = |name: &str| std::fs::read(certificate(name)).unwrap();
+    let client_root = of_clients.then(|| read("root.pem"));
+    Tls { certificate: read("server.pem"), key: read("server.key"), client_root }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_shown_to_a_server_that_demands_them() {
+    let config = ServerConfig { tls: Some(tls(true)), ..ServerConfig::default() };
+    let server = Server::with(config, MockBackend::new(1)).await;
+    let address = format!("grpc+tls://{}", server.address);
+    let (root, query) = (certificate("root.pem"), ["-c", "select 1 as a"]);
+    let showing = |name: &str| {
+        let (pem, key) = (certificate(&format!("{name}.pem")), certificate(&format!("{name}.key")));
+        ["--connect", &address, "--tls-ca", &root, "--tls-cert", &pem, "--tls-key", &key].map(str::to_owned)
+    };
+    let known = showing("client");
+    let (code, output) = run(&known.each_ref().map(String::as_str), &query).await;
+    check(code, 0);
+    assert_eq!(output, "a\n1\n");
+    let stranger = showing("stranger");
+    for refused in [&known.each_ref().map(String::as_str)[..4], &stranger.each_ref().map(String::as_str)[..]] {
+        let (code, output) = run(refused, &query).await;
+        assert_ne!(format!("{code:?}"), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(output, "");
+    }
+}
+
+/// Asks the server for one of the shell's actions about a statement.
+async fn ask(client: &mut Client, action: &str, sql: &str) -> serde_json::Value {
+    let action = Action { r#type: action.to_owned(), body: sql.to_owned().into() };
+    let mut answers = client.do_action(action).await.unwrap();
+    serde_json::from_slice(&answers.message().await.unwrap().unwrap().body).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_says_what_is_to_be_asked_about() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let query = "select ai_filter('p', v) from (values ('a'), ('b'), ('a')) as t(v)";
+    assert!(ask(&mut client, "refrain.Forecast", query).await.is_null(), "nobody wants to be asked");
+    client.execute_update("set refrain.confirm_above = 1000".to_owned(), None).await.unwrap();
+    let forecast = ask(&mut client, "refrain.Forecast", query).await;
+    assert!(forecast["prompt_tokens"].as_u64().unwrap() > 0, "{forecast}");
+    assert_eq!(forecast["calls"], 2);
+    assert!(forecast["seconds"].is_null(), "the model has no pace yet: {forecast}");
+    assert_eq!(forecast["has_more"], false);
+    for (sql, calls) in [
+        (format!("create table kept as {query}"), 2),
+        (format!("explain analyze {query}"), 2),
+        (format!("explain (analyze, format json) {query}"), 2),
+    ] {
+        assert_eq!(ask(&mut client, "refrain.Forecast", &sql).await["calls"], calls, "{sql}");
+    }
+    for sql in ["select 1".to_owned(), format!("explain {query}"), "create table empty (a int)".to_owned()] {
+        assert!(ask(&mut client, "refrain.Forecast", &sql).await.is_null(), "{sql}");
+    }
+    assert_eq!(server.oracle.calls(), 0);
+    assert!(rows(&mut client, "select * from kept").await.is_err(), "nothing was run");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shell_that_only_reads_changes_nothing_on_the_server() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.execute_update("create table films as values (1)".to_owned(), None).await.unwrap();
+    for change in ["insert into films values (2)", "drop table films", "create table more (a int)", "\\kill 1"] {
+        check(shell(&server, &["--readonly", "-c", change]).await.0, 1);
+    }
+    let (code, output) = shell(&server, &["--readonly", "-c", "select * from films; set refrain.seed = 3"]).await;
+    check(code, 0);
+    assert_eq!(output, "column1\n1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_are_copied_to_files_here() {
+    let server = Server::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("answers.parquet");
+    let copy = format!("\\copy (select ai_complete('p', v) as a from (values ('x')) as t(v)) to '{}'", file.display());
+    let read = format!("\\connect local\nselect a from '{}'", file.display());
+    let (code, output) = shell(&server, &["-c", &copy, "-c", &read]).await;
+    check(code, 0);
+    assert_eq!(output, "a\np(x)\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn options_that_are_settings_are_set_there() {
+    let server = Server::start().await;
+    let show = ["--max-tokens", "7", "--max-seconds", "1.5", "-c", "show refrain.max_tokens; show refrain.max_seconds"];
+    let (code, output) = shell(&server, &show).await;
+    check(code, 0);
+    assert_eq!(output, "name,value\nrefrain.max_tokens,7\nname,value\nrefrain.max_seconds,1.5\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_and_roots_of_certificates_are_given_by_options() {
     let mut users = Users::default();
     users.add_tokens("ada:0123456789abcdef").unwrap();
-    let certificates = Path::new(env!("CARGO_MANIFEST_DIR")).join("it/flight/certificates");
-    let read = |name: &str| std::fs::read(certificates.join(name)).unwrap();
-    let tls = Tls { certificate: read("server.pem"), key: read("server.key"), client_root: None };
-    let config = ServerConfig { auth: Auth::Users(users), tls: Some(tls), ..ServerConfig::default() };
+    let config = ServerConfig { auth: Auth::Users(users), tls: Some(tls(false)), ..ServerConfig::default() };
     let server = Server::with(config, MockBackend::new(1)).await;
-    let address = format!("grpc+tls://{}", server.address);
-    let root = certificates.join("root.pem");
-    let (connect, root) = (["--connect", &address], ["--tls-ca", root.to_str().unwrap()]);
+    let (address, root) = (format!("grpc+tls://{}", server.address), certificate("root.pem"));
+    let (connect, root) = (["--connect", &address], ["--tls-ca", &root]);
     let token = ["--token", "0123456789abcdef"];
     let query = ["-c", "select max(\"user\") as u from ai_queries()"];
     let (code, output) = run(&[connect, token, root].concat(), &query).await;

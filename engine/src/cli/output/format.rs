@@ -1,6 +1,7 @@
 //! The output formats by name, and the writer of each.
 
 use std::io::Write;
+use std::path::Path;
 
 use clap::ValueEnum;
 use datafusion::arrow::datatypes::SchemaRef;
@@ -9,6 +10,7 @@ use datafusion::arrow::record_batch::RecordBatch;
 use super::delimited::Delimited;
 use super::grid::{Grid, Style};
 use super::json::Json;
+use super::parquet::Parquet;
 use super::plan::{self, Plan};
 use crate::cli::error::{Failure, Outcome};
 
@@ -17,6 +19,8 @@ use crate::cli::error::{Failure, Outcome};
 pub(crate) enum Format {
     /// A table with borders
     Table,
+    /// A table with borders between rows too, and long texts in lines below each other
+    Box,
     /// A value a line, under a heading for each row
     #[value(alias = "line")]
     Expanded,
@@ -31,6 +35,8 @@ pub(crate) enum Format {
     /// One object a line
     #[value(alias = "jsonl")]
     Ndjson,
+    /// A Parquet file, of one result
+    Parquet,
 }
 
 impl Format {
@@ -46,13 +52,39 @@ impl Format {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Table => "table",
+            Self::Box => "box",
             Self::Expanded => "expanded",
             Self::Markdown => "markdown",
             Self::Csv => "csv",
             Self::Tsv => "tsv",
             Self::Json => "json",
             Self::Ndjson => "ndjson",
+            Self::Parquet => "parquet",
         }
+    }
+
+    /// Returns the format that the ending of a file's name stands for.
+    pub(crate) fn of_file(file: &Path) -> Outcome<Self> {
+        let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_ascii_lowercase();
+        Ok(match ending.as_str() {
+            "csv" => Self::Csv,
+            "tsv" => Self::Tsv,
+            "json" => Self::Json,
+            "ndjson" | "jsonl" => Self::Ndjson,
+            "parquet" => Self::Parquet,
+            "md" => Self::Markdown,
+            _ => {
+                return Err(Failure::usage(format!(
+                    "the name of {} tells no format; end it by .parquet, .csv, .tsv, .json, .ndjson or .md",
+                    file.display()
+                )));
+            }
+        })
+    }
+
+    /// Whether results are for reading, and written once all of their rows are there.
+    pub(crate) fn is_for_reading(self) -> bool {
+        matches!(self, Self::Table | Self::Box | Self::Expanded | Self::Markdown)
     }
 }
 
@@ -81,12 +113,14 @@ pub(crate) fn writer(format: Format, schema: SchemaRef, layout: Layout) -> Box<d
     match format {
         Format::Table if plan::is_plan(&schema) => Box::new(Plan),
         Format::Table => Box::new(Grid::new(Style::Table, schema, layout)),
+        Format::Box => Box::new(Grid::new(Style::Box, schema, layout)),
         Format::Expanded => Box::new(Grid::new(Style::Expanded, schema, layout)),
         Format::Markdown => Box::new(Grid::new(Style::Markdown, schema, layout)),
         Format::Csv => Box::new(Delimited::new(b',', schema, layout)),
         Format::Tsv => Box::new(Delimited::new(b'\t', schema, layout)),
         Format::Json => Box::new(Json::array(schema)),
         Format::Ndjson => Box::new(Json::lines(schema)),
+        Format::Parquet => Box::new(Parquet::new(schema)),
     }
 }
 
@@ -135,5 +169,13 @@ pub(super) mod tests {
         }
         assert_eq!(Format::named("LINE").unwrap(), Format::Expanded);
         assert!(Format::named("xml").unwrap_err().to_string().contains("ndjson"));
+    }
+
+    #[test]
+    fn endings_name_formats() {
+        for (file, format) in [("a.CSV", Format::Csv), ("b/c.jsonl", Format::Ndjson), ("d.md", Format::Markdown)] {
+            assert_eq!(Format::of_file(Path::new(file)).unwrap(), format);
+        }
+        assert_eq!(Format::of_file(Path::new("csv")).unwrap_err().exit_code(), 2);
     }
 }

@@ -1,12 +1,12 @@
 //! Results for reading: tables with borders, Markdown, and records of one value a line.
 //!
 //! A grid needs the widths of all its cells before its first line, so it keeps its rows until the end, though no more of them
-//! than it may show. Only on a terminal is a cell shortened, and only there are control characters replaced: data must not be
+//! than it may show. Only on a terminal is a cell shortened, or broken into lines, and only there are control characters replaced: data must not be
 //! able to move the cursor.
 
 use std::io::Write;
 
-use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL_CONDENSED};
+use comfy_table::presets::{ASCII_MARKDOWN, UTF8_FULL, UTF8_FULL_CONDENSED};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Row, Table};
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::error::ArrowError;
@@ -22,8 +22,10 @@ const COLUMN_WIDTH_MIN: usize = 8;
 /// The kinds of grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
-    /// Borders of line characters.
+    /// Borders of line characters, a line for each row.
     Table,
+    /// Borders of line characters, also between rows, whose texts may take several lines.
+    Box,
     /// Pipes and dashes.
     Markdown,
     /// One value a line, a heading for each row.
@@ -61,6 +63,9 @@ impl Grid {
     fn cell(&self, text: String) -> String {
         match self.style {
             Style::Markdown => text.replace('\\', "\\\\").replace('|', "\\|").replace("\r\n", "<br>").replace('\n', "<br>"),
+            Style::Box if self.layout.width.is_some() => {
+                text.replace("\r\n", "\n").split('\n').map(printable).collect::<Vec<_>>().join("\n")
+            }
             _ if self.layout.width.is_some() => printable(&text),
             _ => text,
         }
@@ -74,7 +79,11 @@ impl Grid {
 
     fn table(&self) -> Table {
         let mut table = Table::new();
-        table.force_no_tty().load_preset(if self.style == Style::Markdown { ASCII_MARKDOWN } else { UTF8_FULL_CONDENSED });
+        table.force_no_tty().load_preset(match self.style {
+            Style::Markdown => ASCII_MARKDOWN,
+            Style::Box => UTF8_FULL,
+            Style::Table | Style::Expanded => UTF8_FULL_CONDENSED,
+        });
         let header = self.schema.fields().iter().map(|field| Cell::new(self.cell(field.name().clone())));
         table.set_header(header.collect::<Vec<_>>());
         for (field, column) in self.schema.fields().iter().zip(table.column_iter_mut()) {
@@ -82,7 +91,7 @@ impl Grid {
                 column.set_cell_alignment(CellAlignment::Right);
             }
         }
-        if let (Style::Table, Some(width)) = (self.style, self.layout.width) {
+        if let (Style::Table | Style::Box, Some(width)) = (self.style, self.layout.width) {
             table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width).set_truncation_indicator("…");
         }
         for row in &self.rows {
@@ -122,8 +131,8 @@ impl ResultWriter for Grid {
         }
         match self.style {
             Style::Expanded => self.write_records(out)?,
-            Style::Table if self.is_too_narrow() => self.write_records(out)?,
-            Style::Table | Style::Markdown => writeln!(out, "{}", self.table().trim_fmt())?,
+            Style::Table | Style::Box if self.is_too_narrow() => self.write_records(out)?,
+            Style::Table | Style::Box | Style::Markdown => writeln!(out, "{}", self.table().trim_fmt())?,
         }
         Ok(self.hidden)
     }
@@ -165,6 +174,22 @@ mod tests {
 └────┴───────┴──────┘
 ";
         assert_eq!(written(Format::Table, Layout::default(), &[batch]).0, expected);
+    }
+
+    #[test]
+    fn a_box_has_lines_between_rows_and_keeps_those_of_texts() {
+        let batch = sample().project(&[0, 1]).unwrap();
+        let expected = "\
+┌────┬────────────┐
+│ id ┆ text       │
+╞════╪════════════╡
+│  1 ┆ a, \"b\" | c │
+│    ┆ d          │
+├╌╌╌╌┼╌╌╌╌╌╌╌╌╌╌╌╌┤
+│  2 ┆ NULL       │
+└────┴────────────┘
+";
+        assert_eq!(written(Format::Box, on_terminal(80), &[batch]).0, expected);
     }
 
     #[test]

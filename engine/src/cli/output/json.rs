@@ -60,7 +60,7 @@ impl ResultWriter for Json {
 }
 
 /// Numbers repeated names, since a join may give `id` twice and an object must not: `id`, `id_2`.
-fn with_unique_names(schema: &SchemaRef) -> SchemaRef {
+pub(super) fn with_unique_names(schema: &SchemaRef) -> SchemaRef {
     let mut taken = HashSet::new();
     let fields = schema.fields().iter().map(|field| {
         let numbered = (2..).map(|n| format!("{}_{n}", field.name()));

@@ -5,6 +5,7 @@
 //! | [`mod@format`] | the formats by name, and the writer of each |
 //! | [`delimited`] | CSV and TSV, batch by batch |
 //! | [`json`] | an array of objects, or an object a line, batch by batch |
+//! | [`parquet`] | a Parquet file |
 //! | [`grid`] | tables, Markdown and one-value-a-line records |
 //! | [`plan`] | the plans of EXPLAIN |
 //! | [`sink`] | standard output or a file |
@@ -13,6 +14,7 @@ mod delimited;
 mod format;
 mod grid;
 mod json;
+mod parquet;
 mod plan;
 mod sink;
 

@@ -13,7 +13,7 @@ use base64::prelude::BASE64_STANDARD;
 use datafusion::arrow::array::RecordBatch;
 use futures::{TryStreamExt, stream};
 use prost::bytes::Bytes;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 
 use super::address::Address;
@@ -34,6 +34,14 @@ const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 
 pub(super) type Client = FlightSqlServiceClient<Channel>;
 
+/// What encryption is proved by.
+pub(crate) struct Certificates {
+    /// Root of the server's certificate in PEM; by default one of those that the system trusts.
+    pub(crate) root: Option<Vec<u8>>,
+    /// What the client shows to servers that demand it.
+    pub(crate) identity: Option<Identity>,
+}
+
 /// A session on a server.
 pub(crate) struct Remote {
     pub(super) address: Address,
@@ -46,9 +54,9 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
-    /// Connects to a server; `root` is the root of its certificate in PEM, by default one of those that the system trusts.
-    pub(crate) async fn open(address: Address, login: Login, root: Option<Vec<u8>>) -> Outcome<Self> {
-        let channel = channel(&address, root).await?;
+    /// Connects to a server.
+    pub(crate) async fn open(address: Address, login: Login, certificates: Certificates) -> Outcome<Self> {
+        let channel = channel(&address, certificates).await?;
         let service = FlightServiceClient::new(channel).max_decoding_message_size(usize::MAX);
         let mut client = Client::new_from_inner(service);
         match login {
@@ -110,7 +118,7 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Outcome<T> {
         .map_err(|error| Status::internal(format!("cannot read the server's answer: {error}")).into())
 }
 
-async fn channel(address: &Address, root: Option<Vec<u8>>) -> Outcome<Channel> {
+async fn channel(address: &Address, certificates: Certificates) -> Outcome<Channel> {
     let cannot = |error: tonic::transport::Error| Failure::unreachable(&address.to_string(), &error);
     let mut endpoint = Endpoint::new(address.uri())
         .map_err(cannot)?
@@ -121,10 +129,13 @@ async fn channel(address: &Address, root: Option<Vec<u8>>) -> Outcome<Channel> {
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
     if address.has_tls {
-        let tls = match root {
+        let mut tls = match certificates.root {
             Some(root) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)),
             None => ClientTlsConfig::new().with_native_roots(),
         };
+        if let Some(identity) = certificates.identity {
+            tls = tls.identity(identity);
+        }
         endpoint = endpoint.tls_config(tls).map_err(cannot)?;
     }
     endpoint.connect().await.map_err(cannot)

@@ -10,20 +10,22 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Schema};
 use prost::bytes::Bytes;
 
-use super::connection::{Remote, fetch};
+use super::connection::{Remote, fetch, read};
 use crate::cli::catalog::{listing, matches};
 use crate::cli::complete::{TableWords, Vocabulary};
 use crate::cli::dispatch::version;
 use crate::cli::error::{Failure, Outcome};
 use crate::cli::place::{Place, Statement};
-use crate::flight::shell::ESTIMATE;
+use crate::flight::shell::{CHANGES, ESTIMATE, FORECAST};
+use crate::forecast::Forecast;
 
 const FUNCTIONS: &str = "SELECT DISTINCT routine_name, lower(function_type), syntax_example, description \
     FROM information_schema.routines ORDER BY routine_name";
 
-/// Functions, and prompts, which are called as functions are.
-const CALLED: &str = "SELECT routine_name FROM information_schema.routines \
-    UNION SELECT name FROM ai_prompts() WHERE is_current ORDER BY 1";
+/// Names of functions.
+const CALLED: &str = "SELECT DISTINCT routine_name FROM information_schema.routines ORDER BY 1";
+
+const PROMPTS: &str = "SELECT name FROM ai_prompts() WHERE is_current ORDER BY 1";
 
 const SETTINGS: &str = "SELECT name, value, description FROM information_schema.df_settings ORDER BY name";
 
@@ -33,6 +35,7 @@ const MODELS: &str = "SELECT name, type, location, state, device, max_context, c
 #[derive(Clone)]
 pub(super) struct Names {
     functions: Vec<String>,
+    prompts: Vec<String>,
     models: Vec<String>,
     settings: Vec<String>,
 }
@@ -99,6 +102,7 @@ impl Remote {
         let first = |rows: Vec<[String; 1]>| rows.into_iter().map(|[name]| name).collect();
         let names = Names {
             functions: first(self.texts(CALLED).await?),
+            prompts: first(self.texts(PROMPTS).await?),
             models: first(self.texts("SELECT name FROM ai_models() ORDER BY 1").await?),
             settings: first(self.texts("SELECT name FROM information_schema.df_settings ORDER BY 1").await?),
         };
@@ -144,6 +148,14 @@ impl Place for Remote {
     async fn estimate(&self, sql: &str) -> Outcome<String> {
         let text = self.act(ESTIMATE, sql.to_owned()).await?;
         Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    async fn forecast(&self, sql: &str) -> Outcome<Option<Forecast>> {
+        read(&self.act(FORECAST, sql.to_owned()).await?)
+    }
+
+    async fn changes_something(&self, sql: &str) -> Outcome<bool> {
+        read(&self.act(CHANGES, sql.to_owned()).await?)
     }
 
     async fn tables(&self) -> Outcome<RecordBatch> {
@@ -197,9 +209,9 @@ impl Place for Remote {
         let (Ok(tables), Ok(names)) = (self.all_tables().await, self.known_names().await) else {
             return Vocabulary::default();
         };
-        let Names { functions, models, settings } = names;
+        let Names { functions, prompts, models, settings } = names;
         let tables = tables.into_iter().map(|table| TableWords { name: table.name, columns: table.columns }).collect();
-        Vocabulary { tables, functions, models, settings }
+        Vocabulary { tables, functions, prompts, models, settings }
     }
 
     async fn leave(&self) {

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use console::Term;
+use tonic::transport::Identity;
 
 use super::address::Address;
-use super::connection::Remote;
+use super::connection::{Certificates, Remote};
 use crate::cli::error::{Failure, Outcome};
 
 /// Options that name a server.
@@ -26,6 +27,14 @@ pub(crate) struct ServerArgs {
     /// Root of the server's certificate in PEM; by default one of those that the system trusts
     #[arg(long, value_name = "FILE", env = "REFRAIN_TLS_CA")]
     pub(crate) tls_ca: Option<PathBuf>,
+
+    /// Certificate to show to servers that demand one, in PEM
+    #[arg(long, value_name = "FILE", env = "REFRAIN_TLS_CERT", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", env = "REFRAIN_TLS_KEY", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
 }
 
 /// Who the user is.
@@ -73,7 +82,11 @@ impl ServerArgs {
 
     async fn open_as(&self, address: Address, login: Login) -> Outcome<Remote> {
         let root = self.tls_ca.as_deref().map(read).transpose()?;
-        Remote::open(address, login, root).await
+        let identity = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Some(Identity::from_pem(read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        Remote::open(address, login, Certificates { root, identity }).await
     }
 }
 
