@@ -9,7 +9,7 @@
 //! | [`limit`] | the time that arithmetic and memory alone would take |
 //! | [`api_cost`] | what prompts would cost at a provider |
 //! | [`quality`] | how good answers are, where the data knows |
-//! | [`results`], [`report`] | what was measured, as lines of JSON and as pages |
+//! | [`results`], [`report`], [`plots`] | what was measured, as lines of JSON and as pages |
 //! | [`prompts`], [`export`] | the prompts of a query as files, for other engines |
 
 mod api_cost;
@@ -17,6 +17,7 @@ mod arms;
 mod export;
 mod limit;
 mod measure;
+mod plots;
 mod prompts;
 mod quality;
 mod report;

@@ -41,6 +41,9 @@ pub(super) struct RunLine {
     pub(super) model: String,
     /// At most so many rows of each table.
     pub(super) rows: Option<usize>,
+    /// What tables are besides as stored, if they are.
+    #[serde(default)]
+    pub(super) tables: Option<String>,
     /// Seconds since 1970.
     pub(super) started_at: u64,
 }
@@ -272,6 +275,7 @@ mod tests {
             device: text("cpu"),
             model: text(model),
             rows: None,
+            tables: None,
             started_at,
         }
     }

@@ -180,9 +180,10 @@ pub(super) async fn run(session: &mut Session, benchmark: &Benchmark, args: &Sui
         device: device.clone(),
         model: if is_plain { "SQL".to_owned() } else { model.clone() },
         rows: tables.rows,
+        tables: tables.about(),
         started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     })?;
-    session.notice(&format!("model {model}, {device}; results in {}", args.report.display()));
+    session.notice(&format!("{}, {device}; results in {}", if is_plain { "SQL" } else { &model }, args.report.display()));
     for query in wanted {
         let prepared = tables.prepare(session, query).await?;
         if prepared.origin == Origin::Generated && !benchmark.may_generate {
