@@ -71,7 +71,8 @@ pub(super) fn plot(
     // Series that no group has take no place.
     let used: Vec<usize> = (0..series.len()).filter(|at| groups.iter().any(|(_, points)| points[*at].is_some())).collect();
     let points = groups.iter().flat_map(|(_, points)| points.iter().flatten());
-    let longest = points.map(|point| point.spread.map_or(point.value, |[_, high]| high.max(point.value))).fold(0.0, f64::max);
+    let longest =
+        points.map(|point| point.spread.map_or(point.value, |[_, high]| high.max(point.value))).fold(0.0, f64::max);
     if used.is_empty() || longest <= 0.0 {
         return None;
     }
@@ -120,7 +121,8 @@ mod tests {
             ("two".to_owned(), vec![None, None, Some(Point::exact(3.0))]),
         ];
         let plot = plot("t", &series, groups, |value| format!("{value} x")).unwrap();
-        let bars: Vec<(usize, f64, &str)> = plot.bars.iter().map(|bar| (bar.series, bar.length, bar.text.as_str())).collect();
+        let bars: Vec<(usize, f64, &str)> =
+            plot.bars.iter().map(|bar| (bar.series, bar.length, bar.text.as_str())).collect();
         assert_eq!(bars, [(0, LENGTH / 4.0, "1 x"), (2, LENGTH / 2.0, "2 x"), (2, 0.75 * LENGTH, "3 x")]);
         assert_eq!(plot.bars[1].spread, Some([LEFT + LENGTH / 4.0, LEFT + LENGTH]));
         assert_eq!(plot.groups.iter().map(|mark| mark.text.as_str()).collect::<Vec<_>>(), ["one", "two"]);

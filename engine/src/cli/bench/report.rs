@@ -129,7 +129,7 @@ pub(super) fn rewrite(session: &mut Session, folder: &Path) -> Outcome<()> {
     write(session, folder, &results.lines)
 }
 
-fn render(name: &str, template: &str, report: &Report) -> Outcome<String> {
+pub(super) fn render(name: &str, template: &str, report: &Report) -> Outcome<String> {
     let mut environment = Environment::new();
     let escape = if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None };
     environment.set_auto_escape_callback(move |_| escape);
@@ -170,8 +170,7 @@ impl Report {
 impl RunReport {
     fn of(run: RunLine, peers: Vec<RunLine>, lines: &[Line]) -> Self {
         let (queries, costs) = (queries_of(lines), costs_of(lines));
-        let title =
-            if run.device == NO_DEVICE { run.model.clone() } else { format!("{} on {}", run.model, run.device) };
+        let title = if run.device == NO_DEVICE { run.model.clone() } else { format!("{} on {}", run.model, run.device) };
         let has = |name: &str| queries.iter().any(|query| query.arms.iter().any(|arm| arm.name == name));
         let peer_arms = PEER_ARMS.iter().filter(|arm| has(arm.0)).map(|arm| arm.0.to_owned()).collect();
         let plots = [speedups(&queries), hits(&queries), bills(&costs)].into_iter().flatten().collect();
@@ -409,7 +408,10 @@ mod tests {
         let query = &part.queries[0];
         assert_eq!((query.arms.len(), query.over_peer, query.speedup), (4, Some(1.5), Some(4.0)));
         assert_eq!(query.arms[3].over_whole, Some(1.5));
-        assert_eq!((part.peers[0].version.as_str(), &part.peer_arms[..]), ("0.25.1", &["vllm", "vllm-ggr"].map(str::to_owned)[..]));
+        assert_eq!(
+            (part.peers[0].version.as_str(), &part.peer_arms[..]),
+            ("0.25.1", &["vllm", "vllm-ggr"].map(str::to_owned)[..])
+        );
         assert!(report.arms.iter().any(|(name, _)| *name == "vllm-ggr"));
         let markdown = render("report.md", include_str!("report.md.jinja"), &report).unwrap();
         assert!(markdown.contains("vllm 0.25.1") && markdown.contains("| beer-filter | vllm-ggr | 3.00 |"), "{markdown}");
@@ -438,7 +440,9 @@ mod tests {
         assert_eq!((report.runs[0].costs[0].saved, report.runs[0].costs[0].formula), (0.5, Some([0.5, 0.4])));
         let markdown = render("report.md", include_str!("report.md.jinja"), &report).unwrap();
         assert!(!markdown.contains("| query | arm |") && markdown.contains("\n\nArms:\n\n- `cache`"), "{markdown}");
-        assert!(markdown.contains("| 2000 (hit 50.0 %) | 1000 (hit 50.0 %) | 2000 (hit 50.0 %) | 50.0 % | 50.0 % | 40.0 % |"));
+        assert!(
+            markdown.contains("| 2000 (hit 50.0 %) | 1000 (hit 50.0 %) | 2000 (hit 50.0 %) | 50.0 % | 50.0 % | 40.0 % |")
+        );
         let html = render("report.html", include_str!("report.html.jinja"), &report).unwrap();
         assert!(!html.contains("<th>cache s</th>") && html.contains("<svg"), "{html}");
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::error::{Failure, Outcome};
 
 /// A file of these lies in the folder of a report.
-const FILE: &str = "results.jsonl";
+pub(super) const FILE: &str = "results.jsonl";
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -185,7 +185,7 @@ impl Results {
 }
 
 /// Reads a file of results, and cuts off a last line that was not written whole.
-fn read(path: &Path) -> Outcome<Vec<Line>> {
+pub(super) fn read(path: &Path) -> Outcome<Vec<Line>> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, error))?;
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
     if whole < text.len() {

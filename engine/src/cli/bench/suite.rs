@@ -98,14 +98,8 @@ pub(super) const QUICK: Benchmark = Benchmark {
 };
 
 /// The sixteen queries of the paper.
-pub(super) const LLM_SQL: Benchmark = Benchmark {
-    suite: Suite::LlmSql,
-    queries: &[],
-    rows: None,
-    arms: ALL_ARMS,
-    does: Does::RunAndBill,
-    may_generate: true,
-};
+pub(super) const LLM_SQL: Benchmark =
+    Benchmark { suite: Suite::LlmSql, queries: &[], rows: None, arms: ALL_ARMS, does: Does::RunAndBill, may_generate: true };
 
 /// The ten queries of SemBench's Movie scenario.
 pub(super) const SEMBENCH_MOVIE: Benchmark = Benchmark {
@@ -304,7 +298,7 @@ async fn bill(
         if results.cost(query.name, arm.name).is_some() {
             continue;
         }
-        let prompts = record(session, model, sql, arm.settings).await?;
+        let prompts = record(session, model, sql, arm.settings).await?.tokens;
         let tokens: usize = prompts.iter().map(Vec::len).sum();
         let shared: usize = shared_with_earlier(&prompts).iter().sum();
         let hit = shared as f64 / tokens.max(1) as f64;
