@@ -36,12 +36,15 @@ enum Part {
 use Part::{Count, Flag, Measure, Name, OneOf, Path, Title};
 
 const LICENCES: Skew = Skew(&[(1, 61.0), (2, 90.0), (3, 96.0), (5, 100.0)]);
-const ARTISTS: Skew = Skew(&[(1, 38.0), (2, 40.0), (8, 46.0), (64, 62.0), (512, 82.0), (2_500, 100.0)]);
+const ARTISTS: Skew = Skew(&[(1, 55.0), (2, 57.0), (8, 63.0), (64, 76.0), (512, 90.0), (2_500, 100.0)]);
 const GENRES: Skew = Skew(&[(1, 72.0), (2, 82.0), (4, 89.0), (8, 95.0), (30, 100.0)]);
-const TAGS: Skew = Skew(&[(1, 55.0), (2, 57.0), (16, 66.0), (128, 80.0), (1_500, 100.0)]);
+const TAGS: Skew = Skew(&[(1, 75.0), (2, 77.0), (16, 84.0), (128, 91.0), (1_500, 100.0)]);
 const TRACKS: Skew = Skew(&[(1, 52.0), (2, 64.0), (4, 74.0), (16, 87.0), (400, 100.0)]);
 const NAME_CHARACTERS: Quantiles = Quantiles([2.0, 7.0, 10.0, 14.0, 20.0, 29.0, 55.0, 120.0]);
 const TITLE_CHARACTERS: Quantiles = Quantiles([1.0, 8.0, 13.0, 20.0, 32.0, 46.0, 80.0, 180.0]);
+/// Pieces of which a better version is known, and where that is.
+const ELSEWHERE: Skew = Skew(&[(1, 92.0), (700, 100.0)]);
+const PATH_CHARACTERS: Quantiles = Quantiles([63.0; 8]);
 const FEW: Quantiles = Quantiles([1.0, 1.0, 1.0, 2.0, 4.0, 9.0, 60.0, 900.0]);
 const MANY: Quantiles = Quantiles([3.0, 40.0, 90.0, 240.0, 800.0, 3_000.0, 40_000.0, 900_000.0]);
 const BARS: Quantiles = Quantiles([1.0, 9.0, 17.0, 35.0, 72.0, 128.0, 330.0, 2_000.0]);
@@ -85,11 +88,11 @@ const PARTS: [(&str, &str, Part); 57] = [
     ),
     ("licenseconflict", "conflict", Flag(12)),
     ("genres", "genres", Name(NAME_CHARACTERS, GENRES)),
-    ("groups", "groups", Name(NAME_CHARACTERS, Skew(&[(1, 80.0), (8, 85.0), (600, 100.0)]))),
+    ("groups", "groups", Name(NAME_CHARACTERS, Skew(&[(1, 92.0), (8, 94.0), (600, 100.0)]))),
     ("tags", "tags", Name(TITLE_CHARACTERS, TAGS)),
     ("songname", "row", Title(TITLE_CHARACTERS)),
     ("title", "row", Title(TITLE_CHARACTERS)),
-    ("subtitle", "subtitle", Name(TITLE_CHARACTERS, Skew(&[(1, 64.0), (6_000, 100.0)]))),
+    ("subtitle", "subtitle", Name(TITLE_CHARACTERS, Skew(&[(1, 80.0), (6_000, 100.0)]))),
     ("artistname", "artist", Name(NAME_CHARACTERS, ARTISTS)),
     ("composername", "artist", Name(NAME_CHARACTERS, ARTISTS)),
     ("publisher", "house", Name(NAME_CHARACTERS, Skew(&[(1, 96.0), (60, 100.0)]))),
@@ -101,20 +104,20 @@ const PARTS: [(&str, &str, Part); 57] = [
     ("songlengthbars", "row", Measure(BARS, 1)),
     ("songlengthbeats", "row", Measure(MANY, 1)),
     ("nnotes", "row", Count(1, MANY)),
-    ("notesperbar", "row", Measure(Quantiles([1.0, 3.0, 5.0, 8.0, 14.0, 25.0, 70.0, 400.0]), 6)),
+    ("notesperbar", "row", Measure(Quantiles([1.0, 3.0, 5.0, 8.0, 14.0, 25.0, 70.0, 400.0]), 2)),
     ("nannotations", "row", Count(10, FEW)),
     ("hasannotations", "annotations", Flag(97)),
     ("nlyrics", "row", Count(80, MANY)),
     ("haslyrics", "lyrics", Flag(20)),
     ("ntokens", "row", Count(1, MANY)),
-    ("pitchclassentropy", "row", Measure(Quantiles([0.0, 2.1, 2.5, 2.7, 2.9, 3.1, 3.4, 3.6]), 9)),
-    ("scaleconsistency", "row", Measure(SHARE, 9)),
-    ("grooveconsistency", "row", Measure(SHARE, 9)),
-    ("bestpath", "row", Path("./data/")),
+    ("pitchclassentropy", "row", Measure(Quantiles([0.0, 2.1, 2.5, 2.7, 2.9, 3.1, 3.4, 3.6]), 4)),
+    ("scaleconsistency", "row", Measure(SHARE, 4)),
+    ("grooveconsistency", "row", Measure(SHARE, 4)),
+    ("bestpath", "other", Name(PATH_CHARACTERS, ELSEWHERE)),
     ("isbestpath", "best", Flag(92)),
-    ("bestarrangement", "row", Path("./data/")),
+    ("bestarrangement", "other", Name(PATH_CHARACTERS, ELSEWHERE)),
     ("isbestarrangement", "arrangement", Flag(95)),
-    ("bestuniquearrangement", "row", Path("./data/")),
+    ("bestuniquearrangement", "other", Name(PATH_CHARACTERS, ELSEWHERE)),
     ("isbestuniquearrangement", "arrangement", Flag(95)),
     ("subsetall", "metadata", Flag(99)),
     ("subsetrated", "rated", Flag(6)),
@@ -155,7 +158,6 @@ pub(super) fn pdmx(dataset: &Dataset, rows: usize, random: SplitMix64) -> Result
         match part {
             Flag(_) => columns.text(&codes, |is_true, _| ["False", "True"][is_true as usize]),
             OneOf(texts, _) => columns.text(&codes, |at, _| texts[at as usize]),
-            // The best arrangement of a piece is mostly its own: the path is that of the piece in all columns.
             Path(folder) => columns.text(&codes, |row, _| path(folder, &mut random.part(folder, u64::from(row)))),
             Name(characters, _) => columns.nullable_text(&codes, |name, random| {
                 (name > 0).then(|| words.title(characters.length(random).max(1), 40, random))

@@ -122,6 +122,13 @@ mod tests {
     }
 
     #[test]
+    fn any_seed_gives_a_table() {
+        for dataset in datasets() {
+            (2..8).for_each(|seed| assert_eq!(generate(dataset, 3, seed).unwrap().num_rows(), 3, "{} {seed}", dataset.name));
+        }
+    }
+
+    #[test]
     fn a_seed_gives_one_table_whose_beginning_does_not_depend_on_its_length() {
         for dataset in datasets() {
             let table = generate(dataset, 200, 1).unwrap();
