@@ -19,6 +19,10 @@ async fn a_random_model_answers_at_full_length() {
     // Yes or no is one token or two.
     assert!((3 * 7 + 3..=3 * 7 + 6).contains(&usage.output_tokens), "{usage:?}");
     assert!(db.models().iter().any(|model| model.name == "noise" && model.state == "loaded"));
+    // One of a few texts in JSON is known by its beginning.
+    let query = r#"select ai_complete('Judge', value, model => 'noise', return_type => '{"type": "string", "enum": ["YES", "NO"]}') in ('YES', 'NO')
+        from (select 'row ' || value as value from generate_series(1, 2))"#;
+    assert_eq!(rows(&db, query).await.unwrap(), ["true", "true"]);
 }
 
 #[tokio::test]

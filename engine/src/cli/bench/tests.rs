@@ -29,7 +29,7 @@ impl Place {
     /// Runs `refrain bench LINE`, and returns what it printed, and the session.
     async fn bench(&self, line: &str) -> Outcome<(String, Session)> {
         let out = self.path("out");
-        let program = ["refrain", "--quiet", "--model", "random:mini", "--output", &out, "bench"];
+        let program = ["refrain", "--quiet", "--model", "random:mini", "--output", out.as_str(), "bench"];
         let args = Args::try_parse_from(program.into_iter().chain(line.split(' '))).unwrap();
         let Some(Command::Bench(bench)) = &args.command else { panic!("{line} is no benchmark") };
         let (_interrupt, interrupts) = Interrupts::manual();
