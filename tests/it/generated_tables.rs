@@ -34,8 +34,11 @@ const RATES: [(&str, [f64; 6], [f64; 6]); 8] = [
     ("fever_rag", [2.7, 2.7, 24.4, 28.3, 24.6, 28.3], [2.4, 2.4, 23.2, 27.1, 22.5, 27.1]),
 ];
 
-/// Of columns of real tables: distinct texts, and the median and the 90th percentile of their lengths in bytes.
-const TEXTS: [(&str, &[(&str, [usize; 3])]); 9] = [
+/// A column: distinct texts, and the median and the 90th percentile of their lengths in bytes.
+type Texts = (&'static str, [usize; 3]);
+
+/// Columns of real tables.
+const TEXTS: [(&str, &[Texts]); 9] = [
     ("movies", &[("reviewcontent", [4_874, 126, 206]), ("movieinfo", [118, 410, 492]), ("productioncompany", [88, 16, 24])]),
     (
         "movies_15k",
@@ -134,7 +137,7 @@ fn texts(batches: &[RecordBatch], column: &str) -> [usize; 3] {
 
 /// Checks the texts of a generated table that has so many times the rows of the real one.
 #[track_caller]
-fn check_texts(name: &str, table: &RecordBatch, columns: &[(&str, [usize; 3])], times: f64) {
+fn check_texts(name: &str, table: &RecordBatch, columns: &[Texts], times: f64) {
     for (column, [distinct, median, long]) in columns {
         let found = texts(std::slice::from_ref(table), column).map(|number| number as f64);
         let expected = [*distinct as f64 * times, *median as f64, *long as f64];

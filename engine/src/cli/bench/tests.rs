@@ -112,7 +112,7 @@ async fn quick_runs_each_query_in_each_arm_bills_it_and_goes_on_where_it_was() {
 }
 
 fn numbers<const BYTES: usize>(path: &str) -> Vec<u64> {
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     fs::read(path).unwrap().chunks_exact(BYTES).map(number).collect()
 }
 
