@@ -96,15 +96,15 @@ pub fn dataset(name: &str) -> Option<&'static Dataset> {
     DATASETS.iter().find(|dataset| dataset.name == name)
 }
 
-const fn text(name: &'static str) -> Column {
+pub(crate) const fn text(name: &'static str) -> Column {
     Column { name, kind: Kind::Text }
 }
 
-const fn integer(name: &'static str) -> Column {
+pub(crate) const fn integer(name: &'static str) -> Column {
     Column { name, kind: Kind::Integer }
 }
 
-const fn number(name: &'static str) -> Column {
+pub(crate) const fn number(name: &'static str) -> Column {
     Column { name, kind: Kind::Number }
 }
 

@@ -29,7 +29,8 @@ pub enum Suite {
     SemBenchMovie,
     /// Prompts that are long enough for the caches of providers.
     ApiCost,
-    /// Questions whose answers the data knows: each gives `answer` beside `label`, or beside a `reference` in other words.
+    /// Questions whose answers the data knows: each gives `answer` beside `label`, or beside a `reference` in other words, and says in
+    /// `key` what was asked, so that answers of two runs can be compared one by one.
     Quality,
     /// The 22 queries of TPC-H with their validation parameters: what the engine around the model takes.
     TpcH,
@@ -241,6 +242,14 @@ mod tests {
             assert!(query.sql.starts_with("-- ") && query.sql.trim_end().ends_with(';'), "{}", query.name);
             let is_known = |table: &&str| dataset(table).is_some() || query.suite == Suite::TpcH;
             assert!(query.tables.iter().all(is_known), "{}", query.name);
+        }
+    }
+
+    #[test]
+    fn answers_that_are_judged_say_to_what_they_are() {
+        for query in queries().iter().filter(|query| query.suite == Suite::Quality) {
+            let names = [" AS key,", " AS answer", "label", "reference"].map(|name| query.sql.contains(name));
+            assert!(names[0] && names[1] && (names[2] || names[3]), "{}", query.name);
         }
     }
 

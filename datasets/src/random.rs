@@ -56,6 +56,13 @@ impl SplitMix64 {
     }
 }
 
+/// Returns the numbers below `count` in an order that the seed decides.
+pub fn permutation(count: usize, seed: u64) -> Vec<u32> {
+    let mut numbers: Vec<u32> = (0..count as u32).collect();
+    SplitMix64::new(seed).part("permutation", count as u64).shuffle(&mut numbers);
+    numbers
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +90,10 @@ mod tests {
         assert!(!items.is_sorted());
         items.sort_unstable();
         assert!(items.into_iter().eq(0..50));
+        let (one, other) = (permutation(50, 1), permutation(50, 2));
+        assert!(one != other && !one.is_sorted() && one == permutation(50, 1));
+        let mut sorted = one;
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..50));
     }
 }

@@ -23,6 +23,10 @@ async fn a_random_model_answers_at_full_length() {
     assert!(db.models().iter().any(|model| model.name == "noise" && model.state == "loaded"));
     let known = "select dtype is not null, held_bytes > 0 from ai_models() where name = 'noise'";
     assert_eq!(rows(&db, known).await.unwrap(), ["true|true"]);
+    // One of a few texts in JSON is known by its beginning.
+    let query = r#"select ai_complete('Judge', value, model => 'noise', return_type => '{"type": "string", "enum": ["YES", "NO"]}') in ('YES', 'NO')
+        from (select 'row ' || value as value from generate_series(1, 2))"#;
+    assert_eq!(rows(&db, query).await.unwrap(), ["true", "true"]);
 }
 
 #[tokio::test]

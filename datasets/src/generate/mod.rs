@@ -8,6 +8,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `movies`, `products`, `bird`, `beer`, `music`, `squad`, `fever` | the tables |
+//! | `sheet_music` | the paper's own PDMX, by its make-up alone |
 //! | `columns` | a table in the making |
 //! | `distribution` | quantiles and skews, as they were measured |
 //! | `retrieval` | passages that a search finds |
@@ -22,8 +23,10 @@ mod movies;
 mod music;
 mod products;
 mod retrieval;
+mod sheet_music;
 mod squad;
 mod table;
 mod text;
 
-pub use self::table::generate;
+pub use self::table::{generate, generate_as_in_the_paper};
+pub use crate::random::permutation;

@@ -144,11 +144,20 @@ impl Films {
     }
 }
 
-pub(super) fn movies(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Result<RecordBatch, ArrowError> {
-    let (films, words) = (Films::new(&MOVIES, &mut random), Words::new());
-    let critics: Vec<u32> = (0..MOVIES.rows).map(|_| u32::from(random.percent(MOVIES.top_critics_percent))).collect();
+pub(super) fn movies(dataset: &Dataset, rows: usize, random: SplitMix64) -> Result<RecordBatch, ArrowError> {
+    reviews(&MOVIES, dataset, rows, random)
+}
+
+/// As many reviews of as many films as `movies_15k` has, in the columns of `movies`, which are the paper's.
+pub(super) fn movies_as_in_the_paper(dataset: &Dataset, rows: usize, random: SplitMix64) -> Result<RecordBatch, ArrowError> {
+    reviews(&MOVIES_15K, dataset, rows, random)
+}
+
+fn reviews(shape: &Shape, dataset: &Dataset, rows: usize, mut random: SplitMix64) -> Result<RecordBatch, ArrowError> {
+    let (films, words) = (Films::new(shape, &mut random), Words::new());
+    let critics: Vec<u32> = (0..shape.rows).map(|_| u32::from(random.percent(shape.top_critics_percent))).collect();
     let mut columns = Columns::new(dataset, random, rows);
-    review_columns(&mut columns, &MOVIES, &films, &critics, &words);
+    review_columns(&mut columns, shape, &films, &critics, &words);
     columns.text(&films.of_row, |film, random| {
         let name = [invent(random), "_".to_owned(), invent(random)].concat();
         match random.percent(25) {
@@ -157,9 +166,9 @@ pub(super) fn movies(dataset: &Dataset, rows: usize, mut random: SplitMix64) -> 
         }
     });
     columns.text(&films.of_row, |_, random| words.title(TITLE_CHARACTERS.length(random), 25, random));
-    columns.text(&films.of_row, |film, random| films.info(film, &MOVIES, &words, random));
+    columns.text(&films.of_row, |film, random| films.info(film, shape, &words, random));
     columns.text(&of_units(&films.of_row, &films.genres), |_, random| genres(random));
-    company_column(&mut columns, &MOVIES, &films, &words);
+    company_column(&mut columns, shape, &films, &words);
     columns.finish()
 }
 

@@ -97,7 +97,7 @@ pub(super) fn products(dataset: &Dataset, rows: usize, mut random: SplitMix64) -
     let ratings = RATINGS.assign(count(&product), &mut random);
     let categories = CATEGORIES.assign(count(&list), &mut random);
     // The list that a product shares with others: what its title and its description begin with.
-    let mut family = vec![0; count(&product)];
+    let mut family = vec![0; listings.len()];
     listings.iter().for_each(|listing| family[listing.product as usize] = listing.reviews);
     let begin = |name: &str, product: u32| random.part(name, u64::from(family[product as usize]));
 

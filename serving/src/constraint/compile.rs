@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use serde_json::Value;
+
 use super::choice::{Choice, LabelTrie};
 use super::grammar::{GrammarCompiler, GrammarLanes};
 use super::number::{Number, NumberRange};
-use super::{Constraint, Next};
+use super::{Constraint, Next, schema};
 use crate::error::{Error, Result};
 use crate::request::{OutputShape, TokenId};
 use crate::tokenizer::Tokenizer;
@@ -49,13 +51,25 @@ impl ConstraintCompiler {
                     None => Compiled::Number(Number::new(range, tokenizer)?),
                 }
             }
-            OutputShape::Json(schema) => Compiled::Grammar(self.grammars()?.json(schema)?),
+            OutputShape::Json(schema) => self.json(schema)?,
             OutputShape::Regex(expression) => Compiled::Grammar(self.grammars()?.regex(expression)?),
             OutputShape::Embedding { .. } => {
                 return Err(Error::Invalid("a vector was asked of a model that writes text".to_string()));
             }
         };
         Ok(ConstraintFactory { compiled })
+    }
+
+    /// Compiles a JSON schema. One of a few texts is a choice among them in quotes, which needs no end token: no text in quotes begins
+    /// another.
+    fn json(&self, schema: &Value) -> Result<Compiled> {
+        if let Some(texts) = schema::quoted_texts(schema) {
+            schema::check(schema)?;
+            if let Ok(trie) = LabelTrie::new(&texts, self.tokenizer.as_ref()) {
+                return Ok(Compiled::Choice(trie));
+            }
+        }
+        Ok(Compiled::Grammar(self.grammars()?.json(schema)?))
     }
 
     fn grammars(&self) -> Result<&GrammarCompiler> {
@@ -213,6 +227,30 @@ pub(super) mod tests {
             let first = factory.state().next().unwrap();
             assert!(write(&mut *factory.state(), 100, |allowed| allowed[0]).is_some(), "{shape:?}");
             assert_eq!(factory.state().next().unwrap(), first, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn a_schema_of_texts_alone_is_a_choice_that_needs_no_end_token() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/mini/tokenizer.json");
+        let json = std::fs::read(path).unwrap();
+        let endless: Arc<dyn Tokenizer> = Arc::new(HfTokenizer::from_bytes(&json, ChatTemplate::plain(), vec![]).unwrap());
+        let texts = ["YES", "YES, IF", "say \"no\""];
+        let schema = serde_json::json!({"type": "string", "enum": texts});
+        for tokenizer in [&endless, &*MINI] {
+            let factory = ConstraintFactory::new(&OutputShape::Json(schema.clone()), tokenizer).unwrap();
+            assert!(matches!(factory.compiled, Compiled::Choice(_)));
+            for text in texts {
+                let mut state = factory.state();
+                MINI.encode(&serde_json::json!(text).to_string()).iter().for_each(|token| state.accept(*token).unwrap());
+                assert!(state.is_complete() && state.next().unwrap() == Next::Finish(vec![]), "{text}");
+            }
+            let written = write(&mut *factory.state(), 100, |allowed| allowed[allowed.len() - 1]).unwrap();
+            assert!(texts.contains(&serde_json::from_str::<String>(&written).unwrap().as_str()), "{written}");
+        }
+        for other in [serde_json::json!({"enum": ["a", 1]}), serde_json::json!({"enum": ["ab"], "maxLength": 3})] {
+            let error = ConstraintFactory::new(&OutputShape::Json(other), &endless).unwrap_err();
+            assert!(error.to_string().contains("end token"), "{error}");
         }
     }
 

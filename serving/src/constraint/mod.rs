@@ -6,7 +6,7 @@
 //! | choice | a trie of the labels' tokens (`choice.rs`) |
 //! | number | the decimal numbers of a range (`number.rs`); few whole numbers are a choice |
 //! | vector | nothing is decoded (`hidden.rs`) |
-//! | JSON, regular expression | token masks of llguidance (`grammar.rs`); a schema is looked at first (`schema.rs`) |
+//! | JSON, regular expression | token masks of llguidance (`grammar.rs`); a schema is looked at first (`schema.rs`), and one of a few texts is a choice |
 
 mod choice;
 pub mod compile;

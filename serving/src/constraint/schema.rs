@@ -48,6 +48,18 @@ pub(super) fn check(schema: &Value) -> Result<()> {
     )))
 }
 
+/// Returns the texts that a schema allows, in quotes as JSON has them, if it says nothing but that the answer is one of them.
+pub(super) fn quoted_texts(schema: &Value) -> Option<Vec<String>> {
+    let fields = schema.as_object()?;
+    let says_nothing_else = fields.iter().all(|(key, value)| match key.as_str() {
+        "type" => value == "string",
+        "enum" | "title" | "description" | "$schema" => true,
+        _ => false,
+    });
+    let values = fields.get("enum").filter(|_| says_nothing_else)?.as_array()?;
+    values.iter().map(|value| value.is_string().then(|| value.to_string())).collect()
+}
+
 /// The whole numbers of up to 18 digits: the compiler cannot negate every bound beyond them.
 const WHOLE_MAX: i64 = 999_999_999_999_999_999;
 /// The largest number where a schema names no bound. Between bounds the compiler writes no exponent, so there is no 1e999.

@@ -46,6 +46,12 @@ pub(super) const ARMS: &[Arm] = &[
     Arm { name: "no-layout", about: "all but the choice of what a prompt begins with", settings: &[INSTRUCTION_FIRST] },
 ];
 
+/// Arms of another engine over the prompts that `refrain bench export` wrote, which `serving/scripts/vllm_queries.py` adds to results.
+pub(super) const PEER_ARMS: [(&str, &str); 2] = [
+    ("vllm", "vLLM with a prefix cache, a prompt a row in stored order"),
+    ("vllm-ggr", "vLLM with a prefix cache, distinct prompts in the order of GGR"),
+];
+
 /// Returns the arms of these names, in the order of [`ARMS`]. Fails if there is no arm of a name.
 pub(super) fn named<S: AsRef<str>>(names: &[S]) -> Outcome<Vec<&'static Arm>> {
     if let Some(name) = names.iter().map(AsRef::as_ref).find(|name| ARMS.iter().all(|arm| arm.name != *name)) {

@@ -26,7 +26,7 @@ pub(super) struct ExportArgs {
     #[arg(long, value_delimiter = ',', default_value = "none,search,ggr,auto", value_name = "ORDER,…")]
     orders: Vec<String>,
 
-    /// The folder for ORDER.tokens and ORDER.offsets
+    /// The folder for ORDER.tokens, ORDER.offsets and ORDER.outputs
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 
@@ -63,6 +63,7 @@ pub(super) async fn run(session: &mut Session, args: &ExportArgs) -> Outcome<()>
         let dedup = if args.dedup { "auto" } else { "off" };
         let prompts = record(session, &model, &prepared.sql, &[("reorder", order), ("dedup", dedup)]).await?;
         write(&args.out.join(order), &prompts)?;
+        let prompts = prompts.tokens;
         let tokens: usize = prompts.iter().map(Vec::len).sum();
         let shared: usize = shared_with_earlier(&prompts).iter().sum();
         let hit = shared as f64 / tokens.max(1) as f64;

@@ -150,6 +150,11 @@ impl Subject {
         let peaks = Peaks::of(&backend.capabilities().device, tflops, gbs);
         Ok(Subject { backend, cost: config.map(|config| config.token_cost()), peaks })
     }
+
+    /// Says what serves the model. Why there is no GPU is for whoever runs it to know, and not for the pages.
+    pub(super) fn device(&self) -> String {
+        self.backend.capabilities().device.split(" (").next().unwrap_or_default().to_owned()
+    }
 }
 
 /// Runs the arms one after the other and prints a Markdown table, a line as soon as its arm has run.

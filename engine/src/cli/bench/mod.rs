@@ -9,24 +9,34 @@
 //! | [`limit`] | the time that arithmetic and memory alone would take |
 //! | [`api_cost`] | what prompts would cost at a provider |
 //! | [`quality`] | how good answers are, where the data knows |
-//! | [`results`], [`report`] | what was measured, as lines of JSON and as pages |
+//! | [`results`], [`report`], [`plots`] | what was measured, as lines of JSON and as pages |
+//! | [`into`] | tables of results inside of other pages |
 //! | [`prompts`], [`export`] | the prompts of a query as files, for other engines |
+//! | `fetch` | tables from public addresses; feature `fetch` |
 
 mod api_cost;
 mod arms;
 mod export;
+#[cfg(feature = "fetch")]
+mod fetch;
+mod into;
 mod limit;
 mod measure;
+mod plots;
 mod prompts;
 mod quality;
 mod report;
 mod results;
 mod suite;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
 use self::export::ExportArgs;
+#[cfg(feature = "fetch")]
+use self::fetch::FetchArgs;
 use self::measure::MeasureArgs;
 use self::suite::SuiteArgs;
 use super::error::{Failure, Outcome};
@@ -61,10 +71,18 @@ enum What {
     Tpch(SuiteArgs),
     /// Write the prompts of a query as tokens, for another engine
     Export(ExportArgs),
-    /// Make the report of a folder of results again
+    /// Bring tables of the paper from their public addresses
+    #[cfg(feature = "fetch")]
+    Fetch(FetchArgs),
+    /// Make the report of a folder of results again, or the tables of results in another page
     Report {
         /// The folder
-        folder: PathBuf,
+        #[arg(required_unless_present = "into")]
+        folder: Option<PathBuf>,
+
+        /// Make the tables of results in this page anew: what stands between `<!-- FOLDER: WHAT -->` and `<!-- end -->`
+        #[arg(long, value_name = "FILE")]
+        into: Option<PathBuf>,
     },
 }
 
@@ -78,7 +96,12 @@ pub(crate) async fn run(session: &mut Session, args: &BenchArgs) -> Outcome<()> 
         (Some(What::Quality(args)), _) => suite::run(session, &suite::QUALITY, args).await,
         (Some(What::Tpch(args)), _) => suite::run(session, &suite::TPC_H, args).await,
         (Some(What::Export(args)), _) => export::run(session, args).await,
-        (Some(What::Report { folder }), _) => report::rewrite(session, folder),
+        #[cfg(feature = "fetch")]
+        (Some(What::Fetch(args)), _) => fetch::run(session, args).await,
+        (Some(What::Report { folder, into }), _) => {
+            into.iter().try_for_each(|page| into::run(session, page))?;
+            folder.iter().try_for_each(|folder| report::rewrite(session, folder))
+        }
         (None, Some(one)) => measure::run(session, one).await,
         (None, None) => Err(Failure::usage("name a benchmark (`refrain bench quick`) or a table (--table FILE)")),
     }

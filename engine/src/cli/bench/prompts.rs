@@ -1,7 +1,8 @@
 //! The prompts of a query as files of tokens, so that another engine can be given the same work.
 //!
 //! `NAME.tokens` holds all prompts end to end, little-endian u32; `NAME.offsets` where each begins and the last ends, little-endian
-//! u64.
+//! u64; `NAME.outputs` how many tokens each is answered with, little-endian u32: all that it may have where the answer is free text, as
+//! random models write it, and else one, since a label or a number is known after a token or two.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -9,7 +10,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use refrain_serving::mock::MockBackend;
-use refrain_serving::{Backend, Batch, BatchId, Capabilities, CompletionStream, ModelKind, Stats, Tokenizer};
+use refrain_serving::{
+    Backend, Batch, BatchId, Capabilities, CompletionStream, ModelKind, OutputShape, Request, Stats, Tokenizer,
+};
 
 use super::super::error::{Failure, Outcome};
 use super::super::session::Session;
@@ -21,14 +24,17 @@ const RECORDER: &str = "prompts";
 /// The context that the recorder has at least: prompts are taken down whole, also those that are too long for the model.
 const CONTEXT_MIN: usize = 1 << 17;
 
-/// Returns the tokens of the prompts that a query has for `model` with these settings, in the order in which they are submitted.
+/// Prompts that were taken down.
+#[derive(Debug, Default)]
+pub(super) struct Prompts {
+    pub(super) tokens: Vec<Vec<u32>>,
+    /// Tokens of the answer to each.
+    pub(super) outputs: Vec<u32>,
+}
+
+/// Returns the prompts that a query has for `model` with these settings, in the order in which they are submitted.
 /// No model is asked or loaded: answers are made up.
-pub(super) async fn record(
-    session: &mut Session,
-    model: &str,
-    query: &str,
-    settings: &[(&str, &str)],
-) -> Outcome<Vec<Vec<u32>>> {
+pub(super) async fn record(session: &mut Session, model: &str, query: &str, settings: &[(&str, &str)]) -> Outcome<Prompts> {
     let catalog = Arc::clone(session.db.model_catalog());
     let Some(config) = catalog.config(model).map_err(crate::Error::from)? else {
         return Err(Failure::usage(format!("prompts are written for a model of this machine, and {model} is none")));
@@ -45,25 +51,29 @@ pub(super) async fn record(
     collected.map(|_| recorder.take())
 }
 
-/// Writes `PATH.tokens` and `PATH.offsets`.
-pub(super) fn write(path: &Path, prompts: &[Vec<u32>]) -> Outcome<()> {
+/// Writes `PATH.tokens`, `PATH.offsets` and `PATH.outputs`.
+pub(super) fn write(path: &Path, prompts: &Prompts) -> Outcome<()> {
     write_files(path, prompts).map_err(|error| Failure::file("write", path, error))
 }
 
-fn write_files(path: &Path, prompts: &[Vec<u32>]) -> io::Result<()> {
+fn write_files(path: &Path, prompts: &Prompts) -> io::Result<()> {
     let create = |end: &str| File::create(path.with_extension(end)).map(BufWriter::new);
-    let (mut tokens, mut offsets) = (create("tokens")?, create("offsets")?);
+    let (mut tokens, mut offsets, mut outputs) = (create("tokens")?, create("offsets")?, create("outputs")?);
     let mut offset = 0_u64;
     offsets.write_all(&offset.to_le_bytes())?;
-    for prompt in prompts {
+    for prompt in &prompts.tokens {
         for token in prompt {
             tokens.write_all(&token.to_le_bytes())?;
             offset += 1;
         }
         offsets.write_all(&offset.to_le_bytes())?;
     }
+    for count in &prompts.outputs {
+        outputs.write_all(&count.to_le_bytes())?;
+    }
     tokens.flush()?;
-    offsets.flush()
+    offsets.flush()?;
+    outputs.flush()
 }
 
 /// A backend that takes prompts down in the order in which they come, and makes up an answer to each at once.
@@ -71,7 +81,7 @@ fn write_files(path: &Path, prompts: &[Vec<u32>]) -> io::Result<()> {
 struct Recorder {
     max_context: usize,
     tokenizer: Arc<dyn Tokenizer>,
-    prompts: Mutex<Vec<Vec<u32>>>,
+    prompts: Mutex<Prompts>,
     answers: MockBackend,
 }
 
@@ -81,7 +91,7 @@ impl Recorder {
         Recorder { max_context, tokenizer, prompts: Mutex::default(), answers }
     }
 
-    fn take(&self) -> Vec<Vec<u32>> {
+    fn take(&self) -> Prompts {
         std::mem::take(&mut *self.prompts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -106,8 +116,10 @@ impl Backend for Recorder {
     }
 
     fn submit(&self, batch: Batch) -> CompletionStream {
-        let prompts = batch.requests.iter().map(|request| request.prompt.concat());
-        self.prompts.lock().unwrap_or_else(PoisonError::into_inner).extend(prompts);
+        let mut prompts = self.prompts.lock().unwrap_or_else(PoisonError::into_inner);
+        prompts.tokens.extend(batch.requests.iter().map(|request| request.prompt.concat()));
+        prompts.outputs.extend(batch.requests.iter().map(output_tokens));
+        drop(prompts);
         self.answers.submit(batch)
     }
 
@@ -118,4 +130,9 @@ impl Backend for Recorder {
     fn stats(&self) -> Stats {
         self.answers.stats()
     }
+}
+
+/// Returns how many tokens a request is answered with.
+fn output_tokens(request: &Request) -> u32 {
+    if *request.shape == OutputShape::Text { request.max_tokens } else { 1 }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::error::{Failure, Outcome};
 
 /// A file of these lies in the folder of a report.
-const FILE: &str = "results.jsonl";
+pub(super) const FILE: &str = "results.jsonl";
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub(super) struct RunLine {
     pub(super) model: String,
     /// At most so many rows of each table.
     pub(super) rows: Option<usize>,
+    /// What tables are besides as stored, if they are.
+    #[serde(default)]
+    pub(super) tables: Option<String>,
     /// Seconds since 1970.
     pub(super) started_at: u64,
 }
@@ -67,7 +70,7 @@ pub(super) struct QueryLine {
     pub(super) failed_rows: u64,
     /// The least time for what was computed, where the model and the device are known.
     pub(super) ideal_s: Option<f64>,
-    /// Share of the answers that are those of the arm that ran first.
+    /// Share of the rows of the result that the arm that ran first gave as well.
     pub(super) agreement: Option<f64>,
     /// How good the answers are, where the data knows.
     pub(super) quality: Option<Quality>,
@@ -182,7 +185,7 @@ impl Results {
 }
 
 /// Reads a file of results, and cuts off a last line that was not written whole.
-fn read(path: &Path) -> Outcome<Vec<Line>> {
+pub(super) fn read(path: &Path) -> Outcome<Vec<Line>> {
     let text = std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, error))?;
     let whole = text.rfind('\n').map_or(0, |end| end + 1);
     if whole < text.len() {
@@ -198,7 +201,8 @@ fn read(path: &Path) -> Outcome<Vec<Line>> {
     lines.collect()
 }
 
-/// Returns a digest of each row of a result, sorted.
+/// Returns a digest of each row of a result, sorted. Rows are compared by their digests, whatever their order: an answer is compared
+/// with the other one to the same question only where rows name what was asked, as those of `quality-*` do in the column `key`.
 pub(super) fn digests(rows: &RecordBatch) -> Outcome<Vec<u64>> {
     let options = FormatOptions::new().with_null("NULL");
     let columns: Result<Vec<_>, _> = rows.columns().iter().map(|column| ArrayFormatter::try_new(column, &options)).collect();
@@ -213,7 +217,8 @@ pub(super) fn digests(rows: &RecordBatch) -> Outcome<Vec<u64>> {
     Ok(digests)
 }
 
-/// Returns the share of rows that two results have in common; of the larger one.
+/// Returns the share of rows that two results have in common, of the larger one. With keys in the rows that is the share of questions
+/// that were given the same answer; of a filter only the rows that it keeps are seen, and of an aggregate the one that it gives.
 pub(super) fn agreement(a: &[u64], b: &[u64]) -> f64 {
     let (mut i, mut j, mut same) = (0, 0, 0);
     while i < a.len() && j < b.len() {
@@ -270,6 +275,7 @@ mod tests {
             device: text("cpu"),
             model: text(model),
             rows: None,
+            tables: None,
             started_at,
         }
     }
@@ -329,6 +335,15 @@ mod tests {
         assert_eq!(agreement(&batch(&["a", "b", "b"]), &batch(&["b", "a", "b"])), 1.0);
         assert_eq!(agreement(&batch(&["a", "b"]), &batch(&["a", "c", "d", "e"])), 0.25);
         assert_eq!(agreement(&[], &[]), 1.0);
+        // Two answers that changed places are the same rows, unless each says to what it is the answer.
+        let keyed = |answers: [&str; 2]| {
+            let column = |texts: [&str; 2]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+            let columns = [("key", column(["first", "second"])), ("answer", column(answers)), ("label", column(["a", "a"]))];
+            digests(&RecordBatch::try_from_iter(columns).unwrap()).unwrap()
+        };
+        assert_eq!(agreement(&batch(&["a", "b"]), &batch(&["b", "a"])), 1.0);
+        assert_eq!(agreement(&keyed(["a", "b"]), &keyed(["b", "a"])), 0.0);
+        assert_eq!(agreement(&keyed(["a", "b"]), &keyed(["a", "c"])), 0.5);
         let folder = tempfile::tempdir().unwrap();
         let results = Results::open(folder.path()).unwrap();
         assert_eq!(results.first_answers("q", &[1, 2]).unwrap(), [1, 2]);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use refrain_datasets::queries::{Query, Suite, queries};
+use refrain_datasets::queries::{Query, QueryKind, Suite, queries};
 
 use super::super::error::{Failure, Outcome};
 use super::super::session::Session;
@@ -15,7 +15,8 @@ use super::prompts::record;
 use super::quality::quality;
 use super::report;
 use super::results::{self, CostLine, Line, QueryLine, Results, RunLine};
-use super::tables::{Origin, TableArgs};
+use super::tables::{Origin, Prepared, TableArgs};
+use crate::Error;
 
 /// Options of the benchmarks of several queries.
 #[derive(Debug, clap::Args)]
@@ -31,13 +32,17 @@ pub(crate) struct SuiteArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     arms: Vec<String>,
 
-    /// Run each query so often in each arm; the median counts
+    /// Run each query so often in each arm, after a run that does not count; the median is shown
     #[arg(long, value_name = "N")]
     repetitions: Option<usize>,
 
     /// Put results and the report in this folder; what it already has is not measured again
     #[arg(long, value_name = "DIR", default_value = "refrain-bench")]
     report: PathBuf,
+
+    /// The state of the sources, for the report; what git says of them if they are still there
+    #[arg(long, value_name = "ID", env = "REFRAIN_COMMIT")]
+    commit: Option<String>,
 
     #[command(flatten)]
     device: DeviceArgs,
@@ -51,17 +56,28 @@ pub(super) struct Benchmark {
     pub(super) queries: &'static [&'static str],
     pub(super) rows: Option<usize>,
     pub(super) arms: &'static [&'static str],
-    /// The arms whose prompts are billed.
-    pub(super) billed: &'static [&'static str],
+    pub(super) does: Does,
     /// Whether tables that are not on this machine may be generated.
     pub(super) may_generate: bool,
+}
+
+/// What stands for the device where no model is asked.
+pub(super) const NO_DEVICE: &str = "no device";
+
+/// What is done with a query in each arm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Does {
+    /// It is run.
+    Run,
+    /// It is run, and its prompts are billed.
+    RunAndBill,
+    /// Its prompts are billed, and no model is asked.
+    Bill,
 }
 
 /// Every arm that is compared for each feature.
 const ALL_ARMS: &[&str] =
     &["naive", "cache", "rows", "ggr", "refrain", "no-order", "no-dedup", "no-cache", "no-rewrites", "no-layout"];
-
-const BILLED: &[&str] = &["cache", "ggr", "refrain"];
 
 /// A look at everything in minutes.
 pub(super) const QUICK: Benchmark = Benchmark {
@@ -77,13 +93,13 @@ pub(super) const QUICK: Benchmark = Benchmark {
     ],
     rows: Some(120),
     arms: &["naive", "cache", "ggr", "refrain", "no-order", "no-dedup"],
-    billed: BILLED,
+    does: Does::RunAndBill,
     may_generate: true,
 };
 
 /// The sixteen queries of the paper.
 pub(super) const LLM_SQL: Benchmark =
-    Benchmark { suite: Suite::LlmSql, queries: &[], rows: None, arms: ALL_ARMS, billed: BILLED, may_generate: true };
+    Benchmark { suite: Suite::LlmSql, queries: &[], rows: None, arms: ALL_ARMS, does: Does::RunAndBill, may_generate: true };
 
 /// The ten queries of SemBench's Movie scenario.
 pub(super) const SEMBENCH_MOVIE: Benchmark = Benchmark {
@@ -91,17 +107,23 @@ pub(super) const SEMBENCH_MOVIE: Benchmark = Benchmark {
     queries: &[],
     rows: Some(2000),
     arms: &["cache", "refrain", "no-order", "no-rewrites"],
-    billed: &[],
+    does: Does::Run,
     may_generate: true,
 };
 
 /// The 22 queries of TPC-H, to watch plain SQL.
 pub(super) const TPC_H: Benchmark =
-    Benchmark { suite: Suite::TpcH, queries: &[], rows: None, arms: &["refrain"], billed: &[], may_generate: true };
+    Benchmark { suite: Suite::TpcH, queries: &[], rows: None, arms: &["refrain"], does: Does::Run, may_generate: true };
 
 /// What prompts would cost at providers.
-pub(super) const API_COST: Benchmark =
-    Benchmark { suite: Suite::ApiCost, queries: &[], rows: Some(1000), arms: &[], billed: BILLED, may_generate: true };
+pub(super) const API_COST: Benchmark = Benchmark {
+    suite: Suite::ApiCost,
+    queries: &[],
+    rows: Some(1000),
+    arms: &["cache", "ggr", "refrain"],
+    does: Does::Bill,
+    may_generate: true,
+};
 
 /// Answers beside labels.
 pub(super) const QUALITY: Benchmark = Benchmark {
@@ -109,7 +131,7 @@ pub(super) const QUALITY: Benchmark = Benchmark {
     queries: &[],
     rows: Some(1000),
     arms: &["cache", "rows", "ggr", "refrain"],
-    billed: &[],
+    does: Does::Run,
     may_generate: false,
 };
 
@@ -130,76 +152,94 @@ impl Benchmark {
     }
 }
 
-/// Runs a benchmark and writes its report.
+/// Runs a benchmark and writes its report. A model is loaded only if one is asked.
 pub(super) async fn run(session: &mut Session, benchmark: &Benchmark, args: &SuiteArgs) -> Outcome<()> {
     let wanted = benchmark.wanted(&args.queries)?;
     let arms = if args.arms.is_empty() { arms::named(benchmark.arms)? } else { arms::named(&args.arms)? };
     let mut tables = args.tables.clone();
     tables.rows = tables.rows.or(benchmark.rows);
     let model = prepare(session).await?;
-    let subject = Subject::load(session, &model, &args.device).await?;
-    // Why there is no GPU is for whoever runs it to know, and not for the pages.
-    let device = subject.backend.capabilities().device.split(" (").next().unwrap_or_default().to_owned();
+    let is_plain = wanted.iter().all(|query| query.kind == QueryKind::Plain);
+    let asks = benchmark.does != Does::Bill && !is_plain;
+    let subject = if asks { Some(Subject::load(session, &model, &args.device).await?) } else { None };
+    let device = subject.as_ref().map_or_else(|| NO_DEVICE.to_owned(), Subject::device);
 
     let mut results = Results::open(&args.report)?;
     results.begin(RunLine {
         engine: "refrain".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        commit: results::commit(),
+        commit: args.commit.clone().or_else(results::commit),
         command: std::env::args().collect::<Vec<_>>().join(" "),
         machine: results::machine(),
         device: device.clone(),
-        model: model.clone(),
+        model: if is_plain { "SQL".to_owned() } else { model.clone() },
         rows: tables.rows,
+        tables: tables.about(),
         started_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     })?;
-    session.notice(&format!("model {model}, {device}; results in {}", args.report.display()));
+    session.notice(&format!("{}, {device}; results in {}", if is_plain { "SQL" } else { &model }, args.report.display()));
     for query in wanted {
         let prepared = tables.prepare(session, query).await?;
         if prepared.origin == Origin::Generated && !benchmark.may_generate {
             session.notice(&format!("{}: left out, since its tables are not on this machine (--data)", query.name));
             continue;
         }
-        for repetition in 0..args.repetitions.unwrap_or(1).max(1) {
-            for arm in &arms {
-                if results.has(query.name, arm.name, repetition) {
-                    continue;
-                }
-                let one =
-                    One { query, sql: &prepared.sql, arm, repetition, table_rows: prepared.rows, origin: prepared.origin };
-                let line = one.measure(session, &subject, &results).await?;
-                session.notice(&told(&line));
-                results.add(Line::Query(Box::new(line)))?;
-            }
+        if benchmark.does != Does::Bill {
+            let one = One { query, prepared: &prepared, subject: subject.as_ref() };
+            one.repeat(session, &arms, args.repetitions.unwrap_or(1).max(1), &mut results).await?;
         }
         // The prompts of an external model are its own affair.
-        if subject.cost.is_some() {
-            bill(session, &model, query, &prepared.sql, arms::named(benchmark.billed)?, &mut results).await?;
+        let is_local = session.db.model_catalog().config(&model).map_err(Error::from)?.is_some();
+        if benchmark.does != Does::Run && is_local {
+            bill(session, &model, query, &prepared.sql, &arms, &mut results).await?;
         }
     }
     report::write(session, &args.report, &results.lines)
 }
 
-/// One run of a query.
+/// A query that is run.
 struct One<'a> {
     query: &'static Query,
-    sql: &'a str,
-    arm: &'static Arm,
-    repetition: usize,
-    table_rows: usize,
-    origin: Origin,
+    prepared: &'a Prepared,
+    subject: Option<&'a Subject>,
 }
 
 impl One<'_> {
-    /// Runs the query. One that fails is a result as well; only an interrupt ends the benchmark.
-    async fn measure(&self, session: &mut Session, subject: &Subject, results: &Results) -> Outcome<QueryLine> {
-        self.arm.apply(session).await?;
+    /// Runs the query in each arm so often, arms in turns. Where it is run several times, a first run in each arm is not counted: what is
+    /// done once, such as to compile a kernel, is no part of the spread.
+    async fn repeat(
+        &self,
+        session: &mut Session,
+        arms: &[&'static Arm],
+        repetitions: usize,
+        results: &mut Results,
+    ) -> Outcome<()> {
+        let mut is_warm = vec![repetitions == 1; arms.len()];
+        for repetition in 0..repetitions {
+            for (arm, is_warm) in arms.iter().zip(&mut is_warm) {
+                if results.has(self.query.name, arm.name, repetition) {
+                    continue;
+                }
+                if !std::mem::replace(is_warm, true) {
+                    self.measure(session, arm, repetition, results).await?;
+                }
+                let line = self.measure(session, arm, repetition, results).await?;
+                session.notice(&told(&line));
+                results.add(Line::Query(Box::new(line)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the query once. One that fails is a result as well; only an interrupt ends the benchmark.
+    async fn measure(&self, session: &mut Session, arm: &Arm, repetition: usize, results: &Results) -> Outcome<QueryLine> {
+        arm.apply(session).await?;
         let mut line = QueryLine {
             query: self.query.name.to_owned(),
-            arm: self.arm.name.to_owned(),
-            repetition: self.repetition,
-            generated: self.origin == Origin::Generated,
-            table_rows: self.table_rows,
+            arm: arm.name.to_owned(),
+            repetition,
+            generated: self.prepared.origin == Origin::Generated,
+            table_rows: self.prepared.rows,
             rows_out: 0,
             wall_s: 0.0,
             planning_s: 0.0,
@@ -213,7 +253,7 @@ impl One<'_> {
             quality: None,
             error: None,
         };
-        let cost = match session.collect(self.sql).await {
+        let cost = match session.collect(&self.prepared.sql).await {
             Ok(cost) => cost,
             Err(error) if error.stops_any_script() => return Err(error),
             Err(error) => {
@@ -224,7 +264,7 @@ impl One<'_> {
         let digests = results::digests(&cost.rows)?;
         let first = results.first_answers(self.query.name, &digests)?;
         let usage = &cost.usage;
-        let limits = subject.cost.as_ref().zip(subject.peaks);
+        let limits = self.subject.and_then(|subject| subject.cost.as_ref().zip(subject.peaks));
         let is_free = self.query.sql.contains("max_tokens");
         Ok(QueryLine {
             rows_out: cost.rows.num_rows(),
@@ -249,7 +289,7 @@ async fn bill(
     model: &str,
     query: &Query,
     sql: &str,
-    arms: Vec<&'static Arm>,
+    arms: &[&'static Arm],
     results: &mut Results,
 ) -> Outcome<()> {
     let first = arms.first().map(|arm| arm.name);
@@ -258,7 +298,7 @@ async fn bill(
         if results.cost(query.name, arm.name).is_some() {
             continue;
         }
-        let prompts = record(session, model, sql, arm.settings).await?;
+        let prompts = record(session, model, sql, arm.settings).await?.tokens;
         let tokens: usize = prompts.iter().map(Vec::len).sum();
         let shared: usize = shared_with_earlier(&prompts).iter().sum();
         let hit = shared as f64 / tokens.max(1) as f64;

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use datafusion::arrow::compute::concat_batches;
+use datafusion::arrow::array::UInt32Array;
+use datafusion::arrow::compute::{concat_batches, take_record_batch};
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::datasource::MemTable;
 use datafusion::scalar::ScalarValue;
-use refrain_datasets::catalogue::dataset;
-use refrain_datasets::generate::generate;
+use refrain_datasets::catalogue::{Dataset, dataset};
+use refrain_datasets::generate::{generate, generate_as_in_the_paper, permutation};
 use refrain_datasets::local;
 use refrain_datasets::queries::Query;
 use refrain_datasets::tpch::{self, Table};
@@ -36,9 +37,24 @@ pub(super) struct TableArgs {
     #[arg(long, default_value_t = 0.1, value_parser = super::positive)]
     pub(super) scale: f64,
 
-    /// Seed of generated tables
+    /// Seed of generated tables, and of the order of shuffled ones
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,
+
+    /// Shuffle the rows of a query's first table
+    #[arg(long)]
+    pub(super) shuffled: bool,
+
+    /// How large tables are: as the local copies, or generated with the rows and columns of the paper's
+    #[arg(long, value_enum, default_value_t = TableSize::Local)]
+    pub(super) size: TableSize,
+}
+
+/// How large tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum TableSize {
+    Local,
+    Paper,
 }
 
 /// Where a table came from.
@@ -49,6 +65,29 @@ pub(super) enum Origin {
 }
 
 impl TableArgs {
+    /// Says what tables are besides as stored.
+    pub(super) fn about(&self) -> Option<String> {
+        let shuffled = self.shuffled.then(|| format!("shuffled with seed {}", self.seed));
+        let size = (self.size == TableSize::Paper).then(|| "of the paper's size".to_owned());
+        let parts: Vec<String> = shuffled.into_iter().chain(size).collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+
+    /// Returns where the local copy of a table is, if it is to be read.
+    fn local_copy(&self, table: &Dataset, folders: &[PathBuf]) -> Option<PathBuf> {
+        let fits = self.size == TableSize::Local || table.paper.is_some_and(|paper| paper.is_same);
+        table.local(folders).filter(|_| fits && !self.generated)
+    }
+
+    /// Generates the first rows of a table, or all of them.
+    fn generate(&self, table: &Dataset, limit: Option<usize>) -> Outcome<RecordBatch> {
+        let rows = limit.unwrap_or(usize::MAX);
+        Ok(match self.size {
+            TableSize::Local => generate(table, rows, self.seed)?,
+            TableSize::Paper => generate_as_in_the_paper(table, rows, self.seed)?,
+        })
+    }
+
     /// Puts the tables of a query into the session, runs what the query wants to have run before, and returns its statement with its
     /// parameters in place, the rows of its first table, and where its tables came from.
     pub(super) async fn prepare(&self, session: &mut Session, query: &Query) -> Outcome<Prepared> {
@@ -67,13 +106,16 @@ impl TableArgs {
                 continue;
             }
             let table = dataset(name).ok_or_else(|| Failure::usage(format!("the catalogue has no table {name}")))?;
-            let batch = match table.local(&folders).filter(|_| !self.generated) {
+            let mut batch = match self.local_copy(table, &folders) {
                 Some(file) => read(session, &file, limit).await?,
                 None => {
                     origin = Origin::Generated;
-                    generate(table, limit.unwrap_or(table.rows), self.seed)?
+                    self.generate(table, limit)?
                 }
             };
+            if self.shuffled && at == 0 {
+                batch = take_record_batch(&batch, &UInt32Array::from(permutation(batch.num_rows(), self.seed)))?;
+            }
             rows.get_or_insert(batch.num_rows());
             session.db.context().register_batch(*name, batch).map_err(Error::from)?;
         }
