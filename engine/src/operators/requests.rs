@@ -75,7 +75,7 @@ impl<'a> Requests<'a> {
         let Some(first) = members.first().filter(|_| !batch.is_empty()) else { return false };
         self.n_running += batch.len();
         let keep_prefix = match first.asker.keeps_rows {
-            true => batch.iter().map(|request| row_len(request)).max().unwrap_or(0),
+            true => batch.iter().map(row_len).max().unwrap_or(0),
             false => self.head_len,
         };
         let completions = first.asker.backend.submit(Batch {
