@@ -98,10 +98,10 @@ async fn an_answer_serves_its_own_layout_only() {
 async fn on_the_engine(settings: &[(&str, &str)], query: &str) -> (Vec<String>, u64, u64) {
     let db = Refrain::builder().build().await.unwrap();
     rows(&db, "create model noise from 'random:mini' with (max_context = 2048)").await.unwrap();
-    for (name, value) in [("model", "noise"), ("max_tokens", "2")].iter().chain(settings) {
+    for (name, value) in [("model", "noise"), ("max_tokens", "2"), ("kv_cache_bytes", "2GB")].iter().chain(settings) {
         rows(&db, &format!("set refrain.{name} = '{value}'")).await.unwrap();
     }
-    let text = "lorem ipsum ".repeat(12);
+    let text = "lorem ipsum ".repeat(60);
     let create = format!("create table t as select value as i, value || ' {text}' as s from generate_series(1, 50)");
     rows(&db, &create).await.unwrap();
     let mut run = db.sql(query).await.unwrap().execute().await.unwrap();

@@ -128,7 +128,7 @@ shapes! {
         "select i from t left anti join u on t.i = u.j and ai_filter('ab', t.s, u.w)", &["1", "3", "4", "5"], 2);
     right_semi_join_both_sides: check("select j from t right semi join u on ai_filter('ab', t.s, u.w)", &["2"], 9);
     join_both_sides_in_stages: check(
-        "select t.i, u.j from t join u on ai_filter('ab', t.s, u.w) and ai_filter('c', u.w, t.s)", &["5|2"], 16);
+        "select t.i, u.j from t join u on ai_filter('ab', t.s, u.w) and ai_filter('c', u.w, t.s)", &["5|2"], 19);
     join_both_sides_prunes_columns: check("select count(*) from t join u on ai_filter('ab', t.s, u.w)", &["5"], 12);
     join_both_sides_nested: check(
         "select t.i, u.j, v.i from t join u on t.i = u.j and ai_filter('ab', t.s, u.w) join t v on ai_filter('bab', u.w, v.s)",

@@ -159,6 +159,12 @@ pub(crate) fn estimate_calls(
             same_model.map(|other| common(other.layout.head(), this[0].layout.head())).max().unwrap_or(0);
     }
     let groups = if until.is_some() { vec![] } else { over_the_same_rows(calls, &[]) };
+    if shared.layout == LayoutChoice::DataFirst {
+        let alone = |call: &usize| !groups.iter().any(|group| group.own.contains(call));
+        for call in (0..calls.len()).filter(alone) {
+            planned[call].put_data_first()?;
+        }
+    }
     for RowReaders { own: group, .. } in groups {
         let (first, members) = (group[0], group.iter().map(|call| Arc::clone(&calls[*call])).collect::<Vec<_>>());
         let shares = vec![1.0; members.len()];

@@ -43,7 +43,7 @@ const ERROR_RATIO_ROWS_MIN: u64 = 10;
 /// what runs needs room as well.
 const KEPT_SHARE: f64 = 0.25;
 /// Where the cache keeps fewer rows than these, windows would be too small to be worth it.
-const KEPT_ROWS_MIN: usize = 64;
+const KEPT_ROWS_MIN: usize = 32;
 
 /// One execution of the operator.
 pub(crate) struct Job {
