@@ -109,6 +109,7 @@ def test_completion_knows_the_options_of_a_call(program):
         shell.type("select ai_filter('q', x, passa\t")
         shell.expect(r"passages => ")
         shell.type("\x03")
+        shell.expect(PROMPT)
         shell.run("select 'ab' || 'cd' as word;")
         shell.expect(r"abcd")
         shell.expect(PROMPT)
@@ -140,6 +141,9 @@ def test_an_editor(program):
         shell.expect(PROMPT)
         # Nothing was saved, so nothing is run.
         shell.run("\\e")
+        # The line as typed shows a prompt too; the next one is that of the line after it.
+        shell.expect(r"\\e\r\r\n")
+        assert "abcd" not in shell.expect(PROMPT)
         shell.run("select 'ef' || 'gh' as word;")
         assert "abcd" not in shell.expect(r"efgh")
         shell.expect(PROMPT)

@@ -94,15 +94,15 @@ async fn an_answer_serves_its_own_layout_only() {
     assert_eq!(calls("auto").await, 0);
 }
 
-/// Runs a query over fifty long texts on the CPU engine. Returns its rows, the calls, and the prompt tokens computed.
+/// Runs a query over thirty texts on the CPU engine. Returns its rows, the calls, and the prompt tokens computed.
 async fn on_the_engine(settings: &[(&str, &str)], query: &str) -> (Vec<String>, u64, u64) {
     let db = Refrain::builder().build().await.unwrap();
     rows(&db, "create model noise from 'random:mini' with (max_context = 2048)").await.unwrap();
     for (name, value) in [("model", "noise"), ("max_tokens", "2"), ("kv_cache_bytes", "2GB")].iter().chain(settings) {
         rows(&db, &format!("set refrain.{name} = '{value}'")).await.unwrap();
     }
-    let text = "lorem ipsum ".repeat(60);
-    let create = format!("create table t as select value as i, value || ' {text}' as s from generate_series(1, 50)");
+    let text = "lorem ipsum ".repeat(12);
+    let create = format!("create table t as select value as i, value || ' {text}' as s from generate_series(1, 30)");
     rows(&db, &create).await.unwrap();
     let mut run = db.sql(query).await.unwrap().execute().await.unwrap();
     let batches = run.fetch_all().await.unwrap();
@@ -119,9 +119,9 @@ async fn operators_share_rows() {
     let queries = [
         // A filter and what is asked about the rows that it leaves.
         format!("select i, ai_complete('go on', s) from t where ai_filter('one', s) {PASSES} order by i"),
-        // Under another name, behind a limit.
+        // Behind a limit.
         format!(
-            "select i, ai_complete('go on', x) from (select i, s as x from t where ai_filter('one', s) {PASSES} limit 40) order by i"
+            "select i, ai_complete('go on', s) from (select i, s from t where ai_filter('one', s) {PASSES} limit 24) order by i"
         ),
         // Two predicates.
         format!("select i from t where ai_filter('one', s) {PASSES} and ai_filter('two', s) {PASSES} order by i"),
