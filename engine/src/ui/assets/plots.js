@@ -39,7 +39,7 @@ const PLOTS = [
     series: [["done", "--accent", (a, b) => b.progress]],
   },
   {
-    title: "dollars per minute", show: money, smoothed: SMOOTHED, least: 1e-6,
+    title: "dollars per minute", show: money, smoothed: SMOOTHED, least: 0.01,
     series: [["spent", "--written", (a, b) => perMinute(cost(rate(a, b, "prompt_tokens"), rate(a, b, "output_tokens")))]],
   },
 ];
