@@ -183,7 +183,7 @@ def test_a_pager_for_what_is_higher_than_the_terminal(program):
 
 
 def test_statements_that_run_again(program):
-    with Shell(program) as shell:
+    with Shell(program, size=(24, 120)) as shell:
         shell.expect(PROMPT)
         shell.run("select 'tick' || 'tock' as sound \\watch 0.1")
         for _ in range(3):

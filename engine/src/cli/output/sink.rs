@@ -59,9 +59,9 @@ impl Sink {
         &mut self.writer
     }
 
-    /// Columns of the terminal written to, if it is one.
+    /// Columns of the terminal written to, if it is one and knows them: some tell 0.
     pub(crate) fn width(&self) -> Option<u16> {
-        self.is_terminal.then(|| comfy_table::Table::new().width()).flatten()
+        self.is_terminal.then(|| comfy_table::Table::new().width()).flatten().filter(|width| *width > 0)
     }
 
     /// Lines of the terminal written to, if it is one and knows them.
