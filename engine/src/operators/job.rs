@@ -180,10 +180,13 @@ impl Job {
     /// Returns the predicates over the answers, if their order is ours to choose, with what the session knows of them.
     fn conjunction(&self) -> Option<Conjunction> {
         let (conjuncts, report) = (self.conjuncts.clone()?, Arc::clone(&self.order));
-        let known =
-            |call: usize| self.shared.statistics.get(&self.statistics_key(call)).and_then(|known| known.selectivity());
-        let guesses: Vec<Option<f64>> = conjuncts.iter().map(|conjunct| known(conjunct.call)).collect();
+        let guesses: Vec<Option<f64>> = conjuncts.iter().map(|conjunct| self.known_selectivity(conjunct.call)).collect();
         Some(Conjunction::new(conjuncts, &guesses, report))
+    }
+
+    /// Returns the share of rows that passed the predicate over a call in earlier queries of the session, if there were any.
+    fn known_selectivity(&self, call: usize) -> Option<f64> {
+        self.shared.statistics.get(&self.statistics_key(call)).and_then(|known| known.selectivity())
     }
 
     fn statistics_key(&self, call: usize) -> StatisticsKey {
@@ -495,10 +498,7 @@ impl Job {
 
     /// Returns the share of rows that each of the readers is asked about: predicates leave fewer to those after them.
     fn shares(&self, readers: &RowReaders) -> Vec<f64> {
-        let passes = |call: usize| {
-            let known = self.shared.statistics.get(&self.statistics_key(call));
-            known.and_then(|known| known.selectivity()).unwrap_or(UNKNOWN_SELECTIVITY)
-        };
+        let passes = |call: usize| self.known_selectivity(call).unwrap_or(UNKNOWN_SELECTIVITY);
         let mut left = 1.0;
         let mut shares = vec![];
         for call in &readers.own {
