@@ -19,8 +19,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ConnectionId(u64);
 
-/// Hears of the end of connections.
+/// Hears of connections.
 pub(super) trait Listener: Send + Sync + 'static {
+    /// The connection has begun; no request has come on it yet.
+    fn connection_began(&self, id: ConnectionId);
+
     /// The connection has ended, whoever ended it.
     fn connection_ended(&self, id: ConnectionId);
 }
@@ -53,7 +56,10 @@ pub(super) fn accept<L: Listener>(
         };
         let id = ConnectionId(last.fetch_add(1, Ordering::Relaxed));
         // Answers are short messages that somebody waits for.
-        let stream = stream.set_nodelay(true).map(|()| Connection { stream, id, listener: Arc::clone(&listener) });
+        let stream = stream.set_nodelay(true).map(|()| {
+            listener.connection_began(id);
+            Connection { stream, id, listener: Arc::clone(&listener) }
+        });
         Some((stream, (socket, listener, last)))
     })
 }

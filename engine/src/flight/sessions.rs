@@ -85,7 +85,7 @@ pub(crate) struct Sessions {
 struct Open {
     /// By secret.
     sessions: HashMap<String, Arc<Session>>,
-    /// Secrets of the sessions of connections, one for each user.
+    /// Secrets of the sessions of connections that have not ended, one for each user.
     by_connection: HashMap<ConnectionId, Vec<String>>,
     /// One log for each user with open sessions, so that users see their own queries, from whichever session.
     logs: HashMap<Arc<str>, Arc<QueryLog>>,
@@ -123,11 +123,15 @@ impl Sessions {
         found.inspect(|session| session.stays.store(true, Ordering::Relaxed))
     }
 
-    /// Returns the session of a user on a connection, and opens it if there is none.
+    /// Returns the session of a user on a connection, and opens it if there is none. Fails if the connection has ended: a request may
+    /// outlive it, and a session of its own would then outlive both.
     pub(super) fn of_connection(&self, connection: ConnectionId, user: &Arc<str>) -> Result<Arc<Session>, Status> {
         let mut open = self.lock();
-        let secrets = open.by_connection.get(&connection).into_iter().flatten();
-        let found = secrets.filter_map(|secret| open.sessions.get(secret)).find(|session| session.user == *user).cloned();
+        let Some(secrets) = open.by_connection.get(&connection) else {
+            return Err(Status::cancelled("the connection has ended"));
+        };
+        let found =
+            secrets.iter().filter_map(|secret| open.sessions.get(secret)).find(|session| session.user == *user).cloned();
         if let Some(session) = found {
             session.touch();
             return Ok(session);
@@ -169,7 +173,7 @@ impl Sessions {
     pub(super) fn end_all(&self) {
         let all: Vec<_> = {
             let mut open = self.lock();
-            open.by_connection.clear();
+            open.by_connection.values_mut().for_each(Vec::clear);
             open.logs.clear();
             open.sessions.drain().map(|(_, session)| session).collect()
         };
@@ -227,6 +231,10 @@ impl Open {
 }
 
 impl Listener for Sessions {
+    fn connection_began(&self, id: ConnectionId) {
+        self.lock().by_connection.insert(id, vec![]);
+    }
+
     fn connection_ended(&self, id: ConnectionId) {
         let ended: Vec<_> = {
             let mut open = self.lock();
